@@ -1,0 +1,46 @@
+"""Free page hinting in user space: a page allocator that tells the host what it does not need.
+
+`PageAllocator` manages page frames, of a modelled machine or of an `Arena` of real memory; hinting reports large free
+blocks to a host, in small batches that nobody else can touch meanwhile.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from pagehint._core import BLOCK_DTYPE, PageAllocator, PageHintingCallbacks, Zone
+from pagehint.arena import Arena
+from pagehint.errors import (
+    BadPageError,
+    HintingActiveError,
+    HintingInactiveError,
+    OutOfMemoryError,
+    PageHintError,
+)
+from pagehint.explain import Explanation
+from pagehint.layout import Watermarks, ZoneSpec
+from pagehint.stats import Stats
+
+__version__ = version("pagehint")
+
+__all__ = [
+    "BLOCK_DTYPE",
+    "Arena",
+    "BadPageError",
+    "Explanation",
+    "HintingActiveError",
+    "HintingInactiveError",
+    "OutOfMemoryError",
+    "PageAllocator",
+    "PageHintError",
+    "PageHintingCallbacks",
+    "Stats",
+    "Watermarks",
+    "Zone",
+    "ZoneSpec",
+    "get_include",
+]
+
+
+def get_include() -> str:
+    """Return the directory of ``pagehint.h``, for compiled callbacks."""
+    return str(Path(__file__).parent)

@@ -1,0 +1,51 @@
+"""Atomic operations and assertions, as the compiler offers them on every architecture."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <stdio.h>
+    #include <stdlib.h>
+    #if defined(__x86_64__) || defined(__i386__)
+    #define PH_CPU_RELAX() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define PH_CPU_RELAX() __asm__ __volatile__("yield" ::: "memory")
+    #else
+    #define PH_CPU_RELAX() __asm__ __volatile__("" ::: "memory")
+    #endif
+    #ifdef PAGEHINT_DEBUG
+    #define PH_DEBUG 1
+    #define PH_ASSERT(c) \\
+        do { if (!(c)) { fprintf(stderr, "pagehint: assertion failed: %s (%s:%d)\\n", #c, __FILE__, __LINE__); abort(); } } while (0)
+    #else
+    #define PH_DEBUG 0
+    #define PH_ASSERT(c) ((void)0)
+    #endif
+    #define PH_RELAXED __ATOMIC_RELAXED
+    #define PH_ACQUIRE __ATOMIC_ACQUIRE
+    #define PH_RELEASE __ATOMIC_RELEASE
+    #define PH_ACQ_REL __ATOMIC_ACQ_REL
+    """
+    bint PH_DEBUG
+    void PH_ASSERT(bint condition) noexcept nogil
+    void cpu_relax "PH_CPU_RELAX" () noexcept nogil
+    int RELAXED "PH_RELAXED"
+    int ACQUIRE "PH_ACQUIRE"
+    int RELEASE "PH_RELEASE"
+    int ACQ_REL "PH_ACQ_REL"
+    bint likely "__builtin_expect" (bint condition, bint expected) noexcept nogil
+
+    uint64_t load64 "__atomic_load_n" (const uint64_t *p, int order) noexcept nogil
+    void store64 "__atomic_store_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
+    uint64_t fetch_or64 "__atomic_fetch_or" (uint64_t *p, uint64_t mask, int order) noexcept nogil
+    uint64_t fetch_and64 "__atomic_fetch_and" (uint64_t *p, uint64_t mask, int order) noexcept nogil
+    int64_t load_i64 "__atomic_load_n" (const int64_t *p, int order) noexcept nogil
+    void store_i64 "__atomic_store_n" (int64_t *p, int64_t value, int order) noexcept nogil
+    int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
+    void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
+    uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil
+    void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil
+
+    int ctz64 "__builtin_ctzll" (uint64_t x) noexcept nogil
+    int clz64 "__builtin_clzll" (uint64_t x) noexcept nogil
+    int popcount64 "__builtin_popcountll" (uint64_t x) noexcept nogil
+    void prefetch "__builtin_prefetch" (const void *p) noexcept nogil

@@ -1,0 +1,239 @@
+"""The buddy system: a free merges to the largest block at once, an allocation splits. Zone lock held throughout.
+
+Blocks under 64 pages live in a leaf's two words; larger ones are buddies of whole leaves, known by the kind
+byte of their first leaf. Every function keeps three things together: free lists, `nr_free`, `free_pages`.
+A free block is listed under the migratetype of its first pageblock.
+"""
+from libc.stdint cimport uint8_t, uint64_t
+from pagehint._atomic cimport ACQ_REL, PH_ASSERT, RELEASE, ctz64, fetch_and64, fetch_or64, store8, store64
+from pagehint._leaf cimport (block_starts, largest_order, leaf_avail, maximal_order, order_ones)
+from pagehint._lock cimport assert_held
+from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE,
+                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
+
+cdef enum:
+    NOT_FREE = -1
+
+
+cdef inline void set_kind(PageZone *z, uint64_t i, int kind) noexcept nogil:
+    store8(&z.kinds[i], <uint8_t>kind, RELEASE)
+
+
+cdef inline void set_head(PageZone *z, uint64_t i, uint64_t word) noexcept nogil:
+    store64(&z.leaves[i].head, word, RELEASE)
+
+
+cdef inline void change_free(PageZone *z, uint64_t i, uint64_t clear, uint64_t set) noexcept nogil:
+    """Change bits of a leaf's `free` word; atomically where per-CPU page sets flip others at the same time."""
+    if z.atomic_words:
+        if clear:
+            fetch_and64(&z.leaves[i].free, ~clear, ACQ_REL)
+        if set:
+            fetch_or64(&z.leaves[i].free, set, ACQ_REL)
+    else:
+        z.leaves[i].free = (z.leaves[i].free & ~clear) | set
+
+
+cdef inline void relist(PageZone *z, uint64_t i, int kind) noexcept nogil:
+    """Give a split leaf its new kind, and its place in the list that goes with it."""
+    cdef int old = z.kinds[i], mt
+    if old == kind:
+        return
+    mt = type_of(z, i)
+    if old < FULL:
+        list_del(z, i, mt, old - SPLIT)
+    set_kind(z, i, kind)
+    if kind < FULL:
+        list_add(z, i, mt, kind - SPLIT)
+
+
+cdef inline int leaf_top(const PageZone *z) noexcept nogil:
+    """Largest order of a free block within a split leaf."""
+    return min(z.max_order, LEAF_SHIFT - 1)
+
+
+# ---- free ---------------------------------------------------------------------------------------------------
+
+cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
+    """Free whole leaves, merging with free buddies; return the order of the block they became."""
+    cdef uint64_t buddy
+    cdef int mt = type_of(z, i), buddy_mt
+    while order < z.max_order:
+        buddy = i ^ (<uint64_t>1 << (order - LEAF_SHIFT))
+        if buddy >= z.nr_leaves or z.kinds[buddy] != (FREE | order):
+            break
+        buddy_mt = type_of(z, buddy)
+        if (buddy_mt == MT_ISOLATE) != (mt == MT_ISOLATE):
+            break
+        list_del(z, buddy, buddy_mt, order)
+        z.areas[buddy_mt].nr_free[order] -= 1
+        if buddy < i:
+            set_kind(z, i, TAIL)
+            i = buddy
+            mt = buddy_mt
+        else:
+            set_kind(z, buddy, TAIL)
+        order += 1
+    set_kind(z, i, FREE | order)
+    list_add(z, i, mt, order)
+    z.areas[mt].nr_free[order] += 1
+    return order
+
+
+cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Put a block that is nobody's on the free lists; return the order of the free block it is now part of.
+
+    A block of 64 pages or more must have the kind TAIL in all leaves but the first.
+    """
+    cdef uint64_t i = page >> LEAF_SHIFT, mask, avail
+    cdef int at = page & 63, merged = order, old
+    cdef FreeArea *area
+    assert_held(&z.lock)
+    z.free_pages += <uint64_t>1 << order
+    if order >= LEAF_SHIFT:
+        return merge_leaves(z, i, order)
+    area = &z.areas[type_of(z, i)]
+    avail = leaf_avail(&z.leaves[i])
+    mask = order_ones[order] << at
+    while merged < z.leaf_top and (avail >> (at ^ (1 << merged))) & order_ones[merged] == order_ones[merged]:
+        area.nr_free[merged] -= 1
+        at &= ~(1 << merged)
+        merged += 1
+    # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
+    change_free(z, i, 0, mask)
+    set_head(z, i, z.leaves[i].head & ~mask)
+    old = z.kinds[i]
+    if merged == LEAF_SHIFT:
+        if old < FULL:
+            list_del(z, i, type_of(z, i), old - SPLIT)
+        return merge_leaves(z, i, LEAF_SHIFT)
+    area.nr_free[merged] += 1
+    if old == FULL or old < SPLIT + merged:
+        relist(z, i, SPLIT + merged)
+    return merged
+
+
+# ---- allocate -----------------------------------------------------------------------------------------------
+
+cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int source, int state) noexcept nogil:
+    """Take a block from the maximal free block of order `source` around it, in a split leaf.
+
+    `source` is LEAF_SHIFT when the leaf was whole a moment ago; the counts then know nothing of it yet.
+    """
+    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef uint64_t first = <uint64_t>1 << at, mask = order_ones[order] << at
+    cdef int o, old = z.kinds[i], largest
+    if source < LEAF_SHIFT:
+        area.nr_free[source] -= 1
+    for o in range(order, source):
+        area.nr_free[o] += 1
+    set_head(z, i, z.leaves[i].head | first)
+    change_free(z, i, mask if state == USED else mask & ~first, 0)
+    z.free_pages -= <uint64_t>1 << order
+    if old == FULL or old - SPLIT <= source:
+        largest = largest_order(leaf_avail(&z.leaves[i]), leaf_top(z))
+        relist(z, i, FULL if largest < 0 else SPLIT + largest)
+
+
+cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t page, int order, int state) noexcept nogil:
+    """Take a block out of the free block of order `source` >= 6 that begins at leaf `head`."""
+    cdef uint64_t target = page >> LEAF_SHIFT, half, other
+    cdef int o = source, mt = type_of(z, head)
+    list_del(z, head, mt, source)
+    z.areas[mt].nr_free[source] -= 1
+    while o > order and o > LEAF_SHIFT:
+        o -= 1
+        half = <uint64_t>1 << (o - LEAF_SHIFT)
+        if target & half:
+            other = head
+            head += half
+        else:
+            other = head + half
+        mt = type_of(z, other)
+        set_kind(z, other, FREE | o)
+        list_add(z, other, mt, o)
+        z.areas[mt].nr_free[o] += 1
+    if order >= LEAF_SHIFT:
+        set_kind(z, head, state | order)
+        z.free_pages -= <uint64_t>1 << order
+    else:
+        store64(&z.leaves[head].free, <uint64_t>-1, RELEASE)
+        set_head(z, head, 0)
+        set_kind(z, head, FULL)
+        leaf_take(z, head, page & 63, order, LEAF_SHIFT, state)
+
+
+cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
+    """Take the best-fitting free block of a migratetype; return the order of the block it came from, or NOT_FREE.
+
+    `state` is USED for a caller's block, HELD for one that goes to a per-CPU page set.
+    """
+    cdef FreeArea *area = &z.areas[mt]
+    cdef uint64_t lists = area.nonempty >> order, i, avail, starts, wider
+    cdef int largest, source
+    assert_held(&z.lock)
+    if lists == 0:
+        return NOT_FREE
+    largest = order + ctz64(lists)
+    i = area.first[largest]
+    if largest >= LEAF_SHIFT:
+        page[0] = i << LEAF_SHIFT
+        split_leaves(z, i, largest, page[0], order, state)
+        return largest
+    # The leaf is listed by its largest block, but a smaller one in it may fit better.
+    avail = leaf_avail(&z.leaves[i])
+    source = order
+    starts = block_starts(avail, order)
+    while source < largest:
+        wider = block_starts(avail, source + 1)
+        if starts & ~(wider | wider << (1 << source)):
+            starts &= ~(wider | wider << (1 << source))
+            break
+        starts = wider
+        source += 1
+    page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
+    leaf_take(z, i, ctz64(starts), order, source, state)
+    return source
+
+
+cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, uint64_t *head) noexcept nogil:
+    """Order of the maximal free block that holds the given block, its first page in `head`; NOT_FREE if none does."""
+    cdef uint64_t i = page >> LEAF_SHIFT, h, avail
+    cdef int kind = z.kinds[i], o
+    if is_split(kind):
+        if order >= LEAF_SHIFT:
+            return NOT_FREE
+        avail = leaf_avail(&z.leaves[i])
+        if (avail >> (page & 63)) & order_ones[order] != order_ones[order]:
+            return NOT_FREE
+        o = maximal_order(avail, page & 63, order, leaf_top(z))
+        head[0] = page >> o << o
+        return o
+    for o in range(LEAF_SHIFT, z.max_order + 1):
+        h = i >> (o - LEAF_SHIFT) << (o - LEAF_SHIFT)
+        kind = z.kinds[h]
+        if kind != TAIL:
+            break
+    else:
+        return NOT_FREE
+    if kind & KIND_STATE != FREE:
+        return NOT_FREE
+    o = kind & KIND_ORDER
+    if order > o or i - h >= <uint64_t>1 << (o - LEAF_SHIFT):
+        return NOT_FREE
+    head[0] = h << LEAF_SHIFT
+    return o
+
+
+cdef inline int buddy_take(PageZone *z, uint64_t page, int order, int state) noexcept nogil:
+    """Take exactly this block if all of it is free; return the order of the block it came from, or NOT_FREE."""
+    cdef uint64_t head = 0
+    cdef int source = free_block_around(z, page, order, &head)
+    assert_held(&z.lock)
+    if source == NOT_FREE:
+        return NOT_FREE
+    if is_split(z.kinds[page >> LEAF_SHIFT]):
+        leaf_take(z, page >> LEAF_SHIFT, page & 63, order, source, state)
+    else:
+        split_leaves(z, head >> LEAF_SHIFT, source, page, order, state)
+    return source

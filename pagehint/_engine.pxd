@@ -1,0 +1,193 @@
+"""The work queue of the hinting engine: what is asked for, since when, and who waits. Knows nothing of zones.
+
+The engine's mutex is a leaf: nothing else is ever taken while it is held. A zone tells the engine of work just
+after it has released its own lock.
+"""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from pagehint._atomic cimport RELAXED, store_i32
+from pagehint._lock cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_cond_init(pthread_cond_t *, const pthread_condattr_t *)
+    int pthread_cond_destroy(pthread_cond_t *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
+
+cdef enum:
+    NEVER = -1
+    BACKOFF_FIRST_MS = 100
+    BACKOFF_LAST_MS = 30000
+
+cdef struct Engine:
+    pthread_mutex_t mutex
+    pthread_cond_t wake         # the worker waits here for work, a deadline, or the end
+    pthread_cond_t settled      # everybody else: for a batch to be back, a flush to be done, a run to end
+    # Read by the hook without the mutex: the delay runs already, or there is none, so no need to tell anybody.
+    int32_t delay_armed
+    bint enabled
+    bint stopping               # ends a run at the next batch
+    bint manual                 # work runs on callers, in run_pending and flush
+    bint injected_clock         # deadlines are stamped by Python code, which can call the clock
+    bint needs_stamp            # the delay began, but nobody has asked the injected clock yet
+    bint work                   # a zone has reached its threshold
+    int64_t delay               # nanoseconds, or NEVER
+    int64_t deadline            # when what is left is reported, or NEVER
+    int64_t not_before          # back-off: no run before, unless it is a flush; 0 when the host answers
+    int failures                # runs in a row that had one
+    uint64_t flush_wanted       # tickets: a flush is done when flush_done reaches its own
+    uint64_t flush_done
+    bint running                # a run is on; `runner` does it
+    pthread_t runner
+    bint out                    # a batch is, or may be about to be, isolated
+    int waiters                 # allocations waiting for the batch; while there are any, no other is isolated
+    # Settings, changed under the mutex.
+    uint64_t max_pages
+    uint64_t threshold          # 0: as max_pages
+    int max_report_order
+    # Counts, written under the mutex.
+    uint64_t work_runs
+    uint64_t reports
+    uint64_t report_errors
+    uint64_t prepare_errors
+
+
+cdef inline void engine_init(Engine *e) noexcept nogil:
+    cdef pthread_condattr_t attr
+    pthread_mutex_init(&e.mutex, NULL)
+    pthread_condattr_init(&attr)
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+    pthread_cond_init(&e.wake, &attr)
+    pthread_cond_init(&e.settled, &attr)
+
+
+cdef inline int64_t monotonic_ns() noexcept nogil:
+    cdef timespec ts
+    clock_gettime(CLOCK_MONOTONIC, &ts)
+    return ts.tv_sec * 1000000000 + ts.tv_nsec
+
+
+cdef inline void engine_lock(Engine *e) noexcept nogil:
+    pthread_mutex_lock(&e.mutex)
+
+
+cdef inline void engine_unlock(Engine *e) noexcept nogil:
+    pthread_mutex_unlock(&e.mutex)
+
+
+cdef inline void engine_wait(Engine *e, pthread_cond_t *cond, int64_t until) noexcept nogil:
+    """Sleep until signalled or, unless `until` is NEVER, until then. Engine mutex held."""
+    cdef timespec ts
+    if until == NEVER:
+        pthread_cond_wait(cond, &e.mutex)
+    else:
+        ts.tv_sec = until // 1000000000
+        ts.tv_nsec = until % 1000000000
+        pthread_cond_timedwait(cond, &e.mutex, &ts)
+
+
+cdef inline void engine_disarm(Engine *e) noexcept nogil:
+    """The delay does not run. Engine mutex held."""
+    e.deadline = NEVER
+    e.needs_stamp = False
+    store_i32(&e.delay_armed, e.delay == NEVER, RELAXED)
+
+
+cdef inline void engine_arm(Engine *e) noexcept nogil:
+    """Let the delay run, if there is one and it does not yet. Engine mutex held."""
+    if e.delay == NEVER or e.delay_armed:
+        return
+    store_i32(&e.delay_armed, True, RELAXED)
+    if e.injected_clock:
+        e.needs_stamp = True
+    else:
+        e.deadline = monotonic_ns() + e.delay
+
+
+cdef inline void engine_notify(Engine *e, bint queued) noexcept nogil:
+    """A zone has hints: at its threshold (`queued`) or fewer. No zone lock held."""
+    engine_lock(e)
+    if queued:
+        e.work = True
+    engine_arm(e)
+    pthread_cond_signal(&e.wake)
+    engine_unlock(e)
+
+
+cdef inline bint engine_due(const Engine *e, int64_t now) noexcept nogil:
+    """Whether a run should begin now. Engine mutex held."""
+    return now >= e.not_before and (e.work or (e.deadline != NEVER and now >= e.deadline))
+
+
+cdef inline int64_t engine_next(const Engine *e) noexcept nogil:
+    """When to look again if nobody signals. Engine mutex held."""
+    if e.work:
+        return e.not_before
+    if e.deadline != NEVER:
+        return max(e.deadline, e.not_before)
+    return NEVER
+
+
+cdef inline uint64_t engine_batch_begin(Engine *e) noexcept nogil:
+    """Announce a batch, and return how many blocks it may have; allocations that wait for memory go first."""
+    cdef uint64_t most
+    engine_lock(e)
+    while e.waiters and not e.stopping:
+        engine_wait(e, &e.settled, NEVER)
+    e.out = True
+    most = e.max_pages
+    engine_unlock(e)
+    return most
+
+
+cdef inline void engine_batch_end(Engine *e) noexcept nogil:
+    """The batch is back; whoever waits for memory may try again."""
+    engine_lock(e)
+    e.out = False
+    pthread_cond_broadcast(&e.settled)
+    engine_unlock(e)
+
+
+cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noexcept nogil:
+    """Wait until no batch is out, and keep it so until `engine_resume`. False, and nothing kept, if time ran out first.
+
+    The reporting thread itself does not wait on itself.
+    """
+    cdef bint done
+    engine_lock(e)
+    e.waiters += 1
+    while e.out and not (e.running and e.runner == self) and (until == NEVER or monotonic_ns() < until):
+        engine_wait(e, &e.settled, until)
+    done = not e.out or (e.running and e.runner == self)
+    if not done:
+        e.waiters -= 1
+        pthread_cond_broadcast(&e.settled)
+    engine_unlock(e)
+    return done
+
+
+cdef inline void engine_resume(Engine *e) noexcept nogil:
+    engine_lock(e)
+    e.waiters -= 1
+    pthread_cond_broadcast(&e.settled)
+    engine_unlock(e)
+
+
+cdef inline void engine_backoff(Engine *e, bint failed, int64_t now) noexcept nogil:
+    """After a run: try again later and later while it fails. Engine mutex held."""
+    if not failed:
+        e.failures = 0
+        e.not_before = 0
+        return
+    e.not_before = now + min(<int64_t>BACKOFF_FIRST_MS << min(e.failures, 20), <int64_t>BACKOFF_LAST_MS) * 1000000
+    e.failures += 1
+    # What failed is hinted again, and no free need follow: the run asks for its own successor.
+    e.work = True

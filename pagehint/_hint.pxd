@@ -1,0 +1,108 @@
+"""The hint bitmap and its hook: which granules are free, in the buddy, and unreported since they were last in use.
+
+The bits are written under the zone lock only, and the count changes with them, so it is exact. The worker
+looks for the next bit without the lock, hence the relaxed atomic accesses.
+"""
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, store64
+from pagehint._leaf cimport low_ones
+from pagehint._lock cimport assert_held
+from pagehint._zone cimport NO_HINTS, PageZone, usable_free_pages
+
+
+cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint value) noexcept nogil:
+    """Set or clear `n` bits from `granule` on; return how many changed. Zone lock held."""
+    cdef uint64_t changed = 0, end = granule + n, mask, old
+    cdef int bit, width
+    assert_held(&z.lock)
+    PH_ASSERT(end <= z.nr_granules)
+    while granule < end:
+        bit = granule & 63
+        width = <int>min(<uint64_t>(64 - bit), end - granule)
+        mask = low_ones(width) << bit
+        old = z.hints[granule >> 6]
+        if value:
+            changed += popcount64(mask & ~old)
+            store64(&z.hints[granule >> 6], old | mask, RELAXED)
+        else:
+            changed += popcount64(mask & old)
+            store64(&z.hints[granule >> 6], old & ~mask, RELAXED)
+        granule += width
+    if value:
+        z.hint_count += changed
+    else:
+        z.hint_count -= changed
+    return changed
+
+
+cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
+    """Granules that a block of `order` overlaps."""
+    return <uint64_t>1 << (order - z.min_order) if order > z.min_order else 1
+
+
+cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
+    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released."""
+    if z.hint_order == NO_HINTS or z.hint_count == 0:
+        return
+    if z.hint_count >= z.threshold:
+        if not z.queued:
+            z.queued = True
+            z.counters.work_queued += 1
+            z.wake_at = 0
+    elif not load_i32(z.delay_armed, RELAXED):
+        z.wake_at = 0
+
+
+cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Set the bits of the granules in a free block. Zone lock held."""
+    z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
+
+
+cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
+    """The hook: a block was freed and has become part of a free block of order `merged`. Zone lock held.
+
+    Only the granules of the freed block itself are new; the rest of the merged block was free before and keeps
+    its bits, so that one freed page does not report four mebibytes again.
+    """
+    if merged >= z.hint_order:
+        hint_mark(z, page, order)
+        hint_evaluate(z)
+
+
+cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
+    """A block is being taken for use from a free block of order `source`. Zone lock held."""
+    if source >= z.hint_order:
+        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+
+
+cdef inline bint hint_ready(const PageZone *z) noexcept nogil:
+    """Whether the engine must be told, to be asked just before the lock is released."""
+    return z.wake_at != INT64_MAX and <int64_t>usable_free_pages(z) >= z.wake_at
+
+
+cdef inline uint64_t hint_find(const PageZone *z, uint64_t granule, uint64_t end) noexcept nogil:
+    """First granule at or after `granule` whose bit is set, or `end`. Needs no lock: a bit may be set or cleared at once."""
+    cdef uint64_t i, last, word
+    if granule >= end:
+        return end
+    i = granule >> 6
+    last = (end - 1) >> 6
+    word = load64(&z.hints[i], RELAXED) & (<uint64_t>-1 << (granule & 63))
+    while word == 0:
+        if i == last:
+            return end
+        i += 1
+        word = load64(&z.hints[i], RELAXED)
+    return min((i << 6) + ctz64(word), end)
+
+
+cdef inline bint hints_all_set(const PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:
+    """Whether `n` bits, a power of two and aligned, are all set. Zone lock held."""
+    cdef uint64_t mask, i
+    if n < 64:
+        mask = low_ones(<int>n) << (granule & 63)
+        return z.hints[granule >> 6] & mask == mask
+    for i in range(granule >> 6, (granule + n) >> 6):
+        if z.hints[i] != <uint64_t>-1:
+            return False
+    return True

@@ -1,0 +1,73 @@
+"""A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
+from pagehint._hint cimport granules_of, hint_assign, hint_find, hint_mark, hints_all_set
+from pagehint._lock cimport assert_held
+from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, type_of
+
+cdef extern from "pagehint.h":
+    ctypedef struct pagehint_block:
+        uint64_t pfn
+        uint32_t order
+        uint32_t zone
+
+cdef enum:
+    SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
+
+
+cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order,
+                                   pagehint_block *blocks) noexcept nogil:
+    """Isolate up to `max_blocks` blocks from granule `cursor` on, and move it past them; return how many.
+
+    Each is as large as the set bits, the free block around them and `max_order` allow. What is left of the free
+    block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
+    """
+    cdef uint64_t n = 0, granule, page, head = 0, end
+    cdef int order, source
+    assert_held(&z.lock)
+    end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
+    while n < max_blocks:
+        granule = hint_find(z, cursor[0], end)
+        cursor[0] = granule
+        if granule == end:
+            break
+        page = granule << z.min_order
+        source = free_block_around(z, page, z.min_order, &head)
+        if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+            # Its bit stays for the day the pageblock is given back.
+            cursor[0] = max(granule + 1, ((page >> PAGEBLOCK_ORDER) + 1) << PAGEBLOCK_ORDER >> z.min_order)
+            continue
+        order = z.min_order
+        while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
+               and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
+            order += 1
+        hint_assign(z, granule, granules_of(z, order), False)
+        buddy_take(z, page, order, HELD)
+        blocks[n].pfn = z.base_pfn + page
+        blocks[n].order = order
+        blocks[n].zone = z.index
+        cursor[0] = granule + granules_of(z, order)
+        n += 1
+        z.isolated_pages += <uint64_t>1 << order
+        z.counters.blocks_isolated += 1
+    return n
+
+
+cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
+    """Return a batch by the ordinary merge path, hook off; what failed is hinted again. O(n * max_page_order)."""
+    cdef uint64_t i, page
+    cdef int order
+    assert_held(&z.lock)
+    for i in range(n):
+        page = blocks[i].pfn - z.base_pfn
+        order = blocks[i].order
+        buddy_free(z, page, order)
+        z.isolated_pages -= <uint64_t>1 << order
+        z.counters.blocks_returned += 1
+        if failed[i]:
+            z.counters.blocks_failed += 1
+            if z.hint_order == z.min_order:
+                hint_mark(z, page, order)
+        else:
+            z.counters.blocks_reported += 1
+            z.counters.pages_reported += <uint64_t>1 << order

@@ -1,0 +1,73 @@
+"""A leaf: 64 pages whose whole state is two words, so that splitting and merging is bit arithmetic.
+
+Page state, as (free, head):
+    (1, 0) free, in the buddy
+    (0, 1) first page of an allocated block
+    (0, 0) a later page of an allocated or withheld block
+    (1, 1) withheld: first page of a block in a per-CPU page set or out for reporting, or an absent page
+
+A wrong free is thereby detected exactly: the first page must be (0, 1), the rest (0, 0), and the page after
+the block must not be (0, 0). Sixty-four pages to a word because a search for a block then never leaves it
+(the "leaf 64" layout measured in RESEARCH.md section 8).
+"""
+from libc.stdint cimport uint64_t
+
+cdef extern from *:
+    """
+    /* Bit i is set when page i of a leaf may start a block of the order. */
+    static const uint64_t ph_aligned[7] = {
+        0xffffffffffffffffULL, 0x5555555555555555ULL, 0x1111111111111111ULL, 0x0101010101010101ULL,
+        0x0001000100010001ULL, 0x0000000100000001ULL, 0x0000000000000001ULL};
+    /* As many ones as a block of the order has pages. */
+    static const uint64_t ph_ones[7] = {
+        0x1ULL, 0x3ULL, 0xfULL, 0xffULL, 0xffffULL, 0xffffffffULL, 0xffffffffffffffffULL};
+    """
+    const uint64_t[7] aligned_starts "ph_aligned"
+    const uint64_t[7] order_ones "ph_ones"
+
+cdef struct Leaf:           # 16 bytes, never across a cache line
+    uint64_t free
+    uint64_t head
+
+
+cdef inline uint64_t leaf_avail(const Leaf *leaf) noexcept nogil:
+    """Pages that are free in the buddy."""
+    return leaf.free & ~leaf.head
+
+
+cdef inline uint64_t low_ones(int n) noexcept nogil:
+    """The `n` lowest bits, 0 <= n <= 64."""
+    return <uint64_t>-1 >> (64 - n) if n else 0
+
+
+cdef inline uint64_t block_starts(uint64_t avail, int order) noexcept nogil:
+    """First pages of every free, aligned run of ``2**order`` pages, part of a larger one or not."""
+    cdef int o
+    for o in range(order):
+        avail &= (avail >> (1 << o)) & aligned_starts[o + 1]
+    return avail
+
+
+cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:
+    """Order of the largest free block, at most `top`, or -1 where nothing is free."""
+    cdef int o = 0
+    cdef uint64_t wider
+    if avail == 0:
+        return -1
+    while o < top:
+        wider = avail & (avail >> (1 << o)) & aligned_starts[o + 1]
+        if wider == 0:
+            break
+        avail = wider
+        o += 1
+    return o
+
+
+cdef inline int maximal_order(uint64_t avail, int page, int order, int top) noexcept nogil:
+    """Order of the maximal free block around the free block at `page`."""
+    while order < top:
+        page &= ~((1 << (order + 1)) - 1)
+        if (avail >> page) & order_ones[order + 1] != order_ones[order + 1]:
+            break
+        order += 1
+    return order

@@ -1,0 +1,180 @@
+"""All zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
+
+Every operation returns OK or an `E_` code from `_check.pxd`, and has changed nothing unless it returns OK. With
+`may_block` false it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases
+and asks again.
+"""
+from libc.stdint cimport uint64_t
+from pagehint._atomic cimport clz64
+from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
+                              check_used)
+from pagehint._engine cimport Engine
+from pagehint._hint cimport hint_broken, hint_freed
+from pagehint._lock cimport lock_acquire
+from pagehint._migratetype cimport zone_take
+from pagehint._pcp cimport PCP_ORDERS, Pcp, pcp_alloc, pcp_drain_all, pcp_free, pcp_here
+from pagehint._range cimport exact_free, exact_mark, find_run, range_take
+from pagehint._wake cimport zone_unlock
+from pagehint._watermark cimport may_take
+from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+
+cdef struct ZoneTry:            # one step of a zonelist
+    int zone
+    uint64_t reserve            # pages kept there from requests that prefer another zone
+
+cdef struct Machine:
+    int nr_zones
+    int nr_cpus
+    PageZone **zones
+    ZoneTry *zonelists          # [preferred][nr_zones]
+    int *zonelist_length
+    int default_zone
+    Engine engine
+
+
+cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
+    """The zone of a PFN, or NULL. O(zones), of which a machine has few."""
+    cdef PageZone *z
+    cdef int i
+    for i in range(m.nr_zones):
+        z = m.zones[i]
+        if z.start_pfn <= pfn < z.end_pfn:
+            return z
+    return NULL
+
+
+cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, bint may_block,
+                           uint64_t *page) noexcept nogil:
+    cdef int source
+    if z.pcp != NULL and order < PCP_ORDERS:
+        return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, may_block, page)
+    if not lock_acquire(&z.lock, may_block):
+        return E_AGAIN
+    source = zone_take(z, mt, order, USED, page) if may_take(z, <uint64_t>1 << order, reserve) else NOT_FREE
+    if source != NOT_FREE:
+        hint_broken(z, page[0], order, source)
+    zone_unlock(z)
+    return OK if source != NOT_FREE else E_NOMEM
+
+
+cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, bint may_block, uint64_t *pfn) noexcept nogil:
+    """A block from the preferred zone or one it falls back to."""
+    cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
+    cdef uint64_t page = 0
+    cdef int i, rc
+    for i in range(m.zonelist_length[preferred]):
+        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, step[i].reserve, may_block, &page)
+        if rc != E_NOMEM:
+            pfn[0] = m.zones[step[i].zone].base_pfn + page
+            return rc
+    return E_NOMEM
+
+
+cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
+    """A run of `n` pages, not a power of two: the front of a block, or a run across blocks."""
+    cdef int order = 64 - clz64(n - 1), rc = E_NOMEM
+    lock_acquire(&z.lock, True)
+    if may_take(z, n, reserve):
+        if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
+            # Only found so, not used: back it goes, hook off, and just the run is taken; the rest keeps its hints.
+            buddy_free(z, page[0], order)
+            rc = OK
+        else:
+            page[0] = find_run(z, n)
+            if page[0] != <uint64_t>-1:
+                rc = OK
+        if rc == OK:
+            range_take(z, page[0], page[0] + n)
+            exact_mark(z, page[0], n)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_alloc_exact(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
+    cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
+    cdef uint64_t page = 0
+    cdef int i
+    for i in range(m.zonelist_length[preferred]):
+        if zone_alloc_exact(m.zones[step[i].zone], n, mt, step[i].reserve, &page) == OK:
+            pfn[0] = m.zones[step[i].zone].base_pfn + page
+            return OK
+    return E_NOMEM
+
+
+cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) noexcept nogil:
+    """The zone that holds all of `n` pages."""
+    zone[0] = find_zone(m, pfn)
+    if zone[0] == NULL:
+        return E_NO_ZONE
+    return OK if n <= zone[0].end_pfn - pfn else E_ABSENT
+
+
+cdef inline int machine_free(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, 1, &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if z.pcp != NULL and order < PCP_ORDERS:
+        rc = pcp_free(z, pcp_here(z, m.nr_cpus), page, order, may_block)
+        if rc == OK or rc == E_AGAIN:
+            return rc
+    if not lock_acquire(&z.lock, may_block):
+        return E_AGAIN
+    rc = check_used(z, page, order)
+    if rc == OK:
+        hint_freed(z, page, order, buddy_free(z, page, order))
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, 1, &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    lock_acquire(&z.lock, True)
+    rc = check_exact(z, page, n)
+    if rc == OK:
+        exact_free(z, page, n)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
+    """Exactly this block. Asked for by place, so neither migratetype nor watermark is asked; isolate ones are not to be had."""
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if not lock_acquire(&z.lock, may_block):
+        return E_AGAIN
+    rc = E_BUSY
+    if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+        rc = E_ISOLATE
+    else:
+        source = buddy_take(z, page, order, USED)
+        if source != NOT_FREE:
+            hint_broken(z, page, order, source)
+            rc = OK
+    zone_unlock(z)
+    return rc
+
+
+cdef inline void machine_drain(Machine *m) noexcept nogil:
+    """Empty every per-CPU page set of every zone."""
+    cdef int i, cpu
+    for i in range(m.nr_zones):
+        if m.zones[i].pcp != NULL:
+            for cpu in range(m.nr_cpus):
+                pcp_drain_all(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)

@@ -1,0 +1,110 @@
+"""A zone's metadata in memory: one reservation, opened as far as the zone reaches. No lock; nobody else knows it yet."""
+from libc.stdint cimport INT64_MAX, uint8_t, uint64_t
+from libc.stdlib cimport free
+from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
+                         mprotect, munmap)
+from posix.unistd cimport _SC_PAGESIZE, sysconf
+from pagehint._leaf cimport Leaf
+from pagehint._lock cimport lock_destroy, lock_init
+from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, Links, MT_MOVABLE, NO_HINTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
+                             PageZone)
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "<string.h>" nogil:
+    void *memset(void *p, int value, size_t n)
+
+cdef enum:
+    # Page offsets in page sets have 32 bits, so a zone spans at most 2**32 pages: 16 TiB of 4 KiB pages.
+    LIMIT_LEAVES = 1 << 26
+
+
+cdef inline uint64_t whole_pages(uint64_t nr_bytes) noexcept nogil:
+    cdef uint64_t page = sysconf(_SC_PAGESIZE)
+    return (nr_bytes + page - 1) // page * page
+
+
+cdef inline int open_array(void *array, uint64_t nr_bytes) noexcept nogil:
+    return mprotect(array, whole_pages(nr_bytes), PROT_READ | PROT_WRITE)
+
+
+cdef inline uint64_t leaves_for(const PageZone *z, uint64_t end_pfn) noexcept nogil:
+    return (end_pfn - z.base_pfn + LEAF_PAGES - 1) >> LEAF_SHIFT
+
+
+cdef inline uint64_t granules_for(const PageZone *z, uint64_t nr_leaves) noexcept nogil:
+    """Granules in so many leaves, the last one perhaps in part; by the granule's size, not the largest block's."""
+    return ((nr_leaves << LEAF_SHIFT) + (<uint64_t>1 << z.min_order) - 1) >> z.min_order
+
+
+cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
+    """Make the metadata of the first `nr_leaves` leaves usable; -1 and errno where the kernel refuses."""
+    if (open_array(z.leaves, nr_leaves * sizeof(Leaf)) or open_array(z.links, nr_leaves * sizeof(Links))
+            or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
+            or open_array(z.hints, (granules_for(z, nr_leaves) // 64 + 1) * 8)):
+        return -1
+    return 0
+
+
+cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
+    """Let the zone reach to `end_pfn`, the new part absent. Its metadata is open; zone lock held if the zone is known."""
+    cdef uint64_t known = (z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES
+    cdef uint64_t nr_leaves = leaves_for(z, end_pfn)
+    memset(z.types + known, MT_MOVABLE, (nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES - known)
+    z.nr_leaves = nr_leaves
+    z.nr_granules = granules_for(z, nr_leaves)
+    z.end_pfn = end_pfn
+
+
+cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
+    return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
+            + (z.nr_granules // 64 + 1) * 8 + sizeof(PageZone))
+
+
+cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
+    """A zone without present pages; NULL and errno where memory lacks."""
+    cdef PageZone *z = <PageZone *> aligned_alloc(64, (sizeof(PageZone) + 63) // 64 * 64)
+    cdef uint64_t leaves, links, kinds, types, hints
+    cdef uint8_t *at
+    if z == NULL:
+        return NULL
+    memset(z, 0, sizeof(PageZone))
+    z.max_order = max_order
+    z.leaf_top = min(max_order, LEAF_SHIFT)
+    z.min_order = min_order
+    z.hint_order = NO_HINTS
+    z.wake_at = INT64_MAX
+    z.start_pfn = start_pfn
+    z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
+    z.limit_leaves = LIMIT_LEAVES
+    leaves = whole_pages(LIMIT_LEAVES * sizeof(Leaf))
+    links = whole_pages(LIMIT_LEAVES * sizeof(Links))
+    kinds = whole_pages(LIMIT_LEAVES)
+    types = whole_pages(LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1)
+    hints = whole_pages((granules_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
+    z.mapping_bytes = leaves + links + kinds + types + hints
+    z.mapping = mmap(NULL, z.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if z.mapping == MAP_FAILED:
+        free(z)
+        return NULL
+    at = <uint8_t *> z.mapping
+    z.leaves = <Leaf *> at
+    z.links = <Links *> (at + leaves)
+    z.kinds = at + leaves + links
+    z.types = at + leaves + links + kinds
+    z.hints = <uint64_t *> (at + leaves + links + kinds + types)
+    if leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn)):
+        munmap(z.mapping, z.mapping_bytes)
+        free(z)
+        return NULL
+    zone_extend(z, end_pfn)
+    lock_init(&z.lock)
+    return z
+
+
+cdef inline void zone_destroy(PageZone *z) noexcept nogil:
+    munmap(z.mapping, z.mapping_bytes)
+    lock_destroy(&z.lock)
+    free(z.pcp)
+    free(z)

@@ -1,0 +1,156 @@
+"""Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+from pagehint._atomic cimport PH_ASSERT, ctz64, store64, RELEASE
+from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, set_head, set_kind
+from pagehint._hint cimport hint_broken, hint_freed
+from pagehint._leaf cimport leaf_avail, low_ones
+from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
+                             PageZone, TAIL, USED, is_split, type_of)
+
+
+cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
+    """Order of the largest aligned block that begins at `page` and ends by `end`."""
+    cdef int order = ctz64(page) if page else 63
+    order = min(order, max_order)
+    while page + (<uint64_t>1 << order) > end:
+        order -= 1
+    return order
+
+
+cdef inline int block_order_before(uint64_t start, uint64_t page, int max_order) noexcept nogil:
+    """Order of the largest aligned block that ends at `page` and begins at or after `start`."""
+    cdef int order = min(ctz64(page), max_order)
+    while page - start < <uint64_t>1 << order:
+        order -= 1
+    return order
+
+
+cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+    """First page of a run that is not in the buddy, or `end`. O(blocks)."""
+    cdef uint64_t head = 0
+    cdef int order
+    while page < end:
+        order = free_block_around(z, page, 0, &head)
+        if order == NOT_FREE:
+            return page
+        page = head + (<uint64_t>1 << order)
+    return end
+
+
+cdef inline void range_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+    """Take a run, all of it free, out of the buddy, as blocks. O(blocks)."""
+    cdef int order, source
+    while page < end:
+        order = block_order_at(page, end, z.max_order)
+        source = buddy_take(z, page, order, USED)
+        if source == NOT_FREE:
+            # The block spans several free ones (of isolate and other pageblocks, which do not merge).
+            order = free_block_around(z, page, 0, &page)
+            PH_ASSERT(order != NOT_FREE)
+            source = buddy_take(z, page, order, USED)
+        hint_broken(z, page, order, source)
+        page += <uint64_t>1 << order
+
+
+cdef inline void range_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
+    """Give a run back to the buddy, hook on. From its end, so that the lists hand out low addresses first."""
+    cdef int order
+    while page > start:
+        order = block_order_before(start, page, z.max_order)
+        page -= <uint64_t>1 << order
+        hint_freed(z, page, order, buddy_free(z, page, order))
+
+
+cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+    """Absent pages become present and free."""
+    cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
+    # In a leaf of which a part is absent, or where no block can be a whole leaf, pages are known by their bits.
+    if z.leaf_top < LEAF_SHIFT:
+        whole = last = (end + LEAF_PAGES - 1) >> LEAF_SHIFT
+    while i < min(whole, (end + LEAF_PAGES - 1) >> LEAF_SHIFT):
+        leaf_expose(z, i)
+        i += 1
+    if whole < last:
+        memset(&z.kinds[whole], TAIL, last - whole)
+    if last >= whole and (end & (LEAF_PAGES - 1)) and z.leaf_top == LEAF_SHIFT:
+        leaf_expose(z, last)
+    z.managed_pages += end - start
+    range_free(z, start, end)
+
+
+cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
+    """Make an absent leaf one whose pages are known by their bits, all absent."""
+    if z.kinds[i] == ABSENT:
+        store64(&z.leaves[i].free, <uint64_t>-1, RELEASE)
+        set_head(z, i, <uint64_t>-1)
+        set_kind(z, i, FULL)
+
+
+cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+    """Pages, all of them free, become absent."""
+    cdef uint64_t i, mask
+    range_take(z, start, end)
+    z.managed_pages -= end - start
+    while start < end:
+        i = start >> LEAF_SHIFT
+        if start & 63 or end - start < LEAF_PAGES or is_split(z.kinds[i]):
+            mask = low_ones(<int>min(end - start, <uint64_t>(LEAF_PAGES - (start & 63)))) << (start & 63)
+            set_head(z, i, z.leaves[i].head | mask)
+            change_free(z, i, 0, mask)
+        else:
+            set_kind(z, i, ABSENT)
+        start = (i + 1) << LEAF_SHIFT
+
+
+cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Make one allocation of the blocks that a run was taken as."""
+    cdef uint64_t i = page >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT, mask
+    if (page & 63) + n <= LEAF_PAGES and is_split(z.kinds[i]):
+        mask = low_ones(<int>n) << (page & 63)
+        set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
+        return
+    memset(&z.kinds[i], TAIL, last - i)
+    set_kind(z, i, EXACT)
+    if (page + n) & 63:
+        set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
+
+
+cdef inline void exact_free(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Give a run that `exact_mark` made one allocation back to the buddy."""
+    cdef uint64_t i
+    if z.kinds[page >> LEAF_SHIFT] == EXACT and z.leaf_top < LEAF_SHIFT:
+        for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
+            change_free(z, i, <uint64_t>-1, 0)
+            set_head(z, i, 0)
+            set_kind(z, i, FULL)
+    range_free(z, page, page + n)
+
+
+cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
+    """First page of a free run of `n` pages that begins at a leaf, across buddies; -1 if there is none. O(leaves)."""
+    cdef uint64_t i = 0, start = 0, run = 0, avail, pages
+    cdef int kind
+    while i < z.nr_leaves:
+        kind = z.kinds[i]
+        pages = 0
+        if run == 0:
+            start = i
+        if kind & KIND_STATE == FREE:
+            if type_of(z, i) != MT_ISOLATE:
+                pages = <uint64_t>1 << (kind & KIND_ORDER)
+            i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT)
+            run = run + pages if pages else 0
+        elif is_split(kind):
+            avail = leaf_avail(&z.leaves[i]) if type_of(z, i) != MT_ISOLATE else 0
+            pages = LEAF_PAGES if avail == <uint64_t>-1 else ctz64(~avail)
+            if run + pages >= n:
+                return start << LEAF_SHIFT
+            run = run + pages if pages == LEAF_PAGES else 0
+            i += 1
+        else:
+            run = 0
+            i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
+        if run >= n:
+            return start << LEAF_SHIFT
+    return <uint64_t>-1

@@ -1,0 +1,214 @@
+"""The consistency check: every invariant of the metadata, from scratch. Zone lock and page set locks held.
+
+Written so as to share as little as it can with the code it checks.
+"""
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+from pagehint._atomic cimport popcount64
+from pagehint._leaf cimport leaf_avail, low_ones
+from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
+from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
+                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PageZone, SPLIT, TAIL, USED, is_split, type_of)
+
+cdef struct Finding:
+    const char *what            # NULL: all is well
+    uint64_t page
+
+cdef struct Count:
+    uint64_t blocks[NR_TYPES][NR_ORDERS]
+    uint64_t listed[NR_TYPES][NR_ORDERS]
+    uint64_t free_pages
+    uint64_t withheld           # pages in split leaves with both bits set
+    uint64_t held_pages         # in leaves held as a whole
+
+
+cdef inline bint found(Finding *f, const char *what, uint64_t page) noexcept nogil:
+    f.what = what
+    f.page = page
+    return True
+
+
+cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f) noexcept nogil:
+    """A leaf whose pages are known by their bits."""
+    cdef uint64_t avail = leaf_avail(&z.leaves[i])
+    cdef int mt = type_of(z, i), at = 0, order, largest = -1
+    while at < LEAF_PAGES:
+        if not (avail >> at) & 1:
+            at += 1
+            continue
+        order = 0
+        while (order < z.max_order and order < LEAF_SHIFT and at & (1 << order) == 0
+               and (avail >> at) & low_ones(2 << order) == low_ones(2 << order)):
+            order += 1
+        if order == LEAF_SHIFT:
+            return found(f, "a wholly free leaf is not merged", i << LEAF_SHIFT)
+        c.blocks[mt][order] += 1
+        largest = max(largest, order)
+        at += 1 << order
+    c.free_pages += popcount64(avail)
+    c.withheld += popcount64(z.leaves[i].free & z.leaves[i].head)
+    if z.kinds[i] != (FULL if largest < 0 else SPLIT + largest):
+        return found(f, "a leaf's kind is not its largest free order", i << LEAF_SHIFT)
+    if largest >= 0:
+        c.listed[mt][largest] += 1
+    return False
+
+
+cdef inline bint verify_leaves(const PageZone *z, Count *c, Finding *f) noexcept nogil:
+    cdef uint64_t i = 0, j, n, buddy
+    cdef int kind, order
+    while i < z.nr_leaves:
+        kind = z.kinds[i]
+        n = 1
+        if is_split(kind):
+            if verify_leaf(z, i, c, f):
+                return True
+        elif kind == TAIL:
+            return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
+        elif kind == EXACT:
+            while i + n < z.nr_leaves and z.kinds[i + n] == TAIL:
+                n += 1
+        elif kind & KIND_STATE:
+            order = kind & KIND_ORDER
+            if order < LEAF_SHIFT or order > z.max_order:
+                return found(f, "a block's order is out of range", i << LEAF_SHIFT)
+            n = <uint64_t>1 << (order - LEAF_SHIFT)
+            if i & (n - 1) or i + n > z.nr_leaves:
+                return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
+            for j in range(i + 1, i + n):
+                if z.kinds[j] != TAIL:
+                    return found(f, "a block begins inside another", j << LEAF_SHIFT)
+            if kind & KIND_STATE == FREE:
+                buddy = i ^ n
+                if (order < z.max_order and buddy < z.nr_leaves and z.kinds[buddy] == kind
+                        and (type_of(z, buddy) == MT_ISOLATE) == (type_of(z, i) == MT_ISOLATE)):
+                    return found(f, "two free buddies are not merged", i << LEAF_SHIFT)
+                c.blocks[type_of(z, i)][order] += 1
+                c.listed[type_of(z, i)][order] += 1
+                c.free_pages += <uint64_t>1 << order
+            elif kind & KIND_STATE == HELD:
+                c.held_pages += <uint64_t>1 << order
+        elif kind != ABSENT:
+            return found(f, "an unknown kind of leaf", i << LEAF_SHIFT)
+        i += n
+    return False
+
+
+cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noexcept nogil:
+    cdef const FreeArea *area
+    cdef uint64_t n
+    cdef uint64_t i, prev
+    cdef int mt, order, kind
+    for mt in range(NR_TYPES):
+        area = &z.areas[mt]
+        for order in range(NR_ORDERS):
+            if area.nr_free[order] != c.blocks[mt][order]:
+                return found(f, "nr_free is not the number of free blocks", 0)
+            n = 0
+            if (area.nonempty >> order) & 1:
+                i = prev = area.first[order]
+                while True:
+                    n += 1
+                    kind = z.kinds[i]
+                    if kind != (SPLIT + order if order < LEAF_SHIFT else FREE | order) or type_of(z, i) != mt:
+                        return found(f, "a leaf is on the wrong free list", i << LEAF_SHIFT)
+                    if z.links[i].prev != prev or n > c.listed[mt][order]:
+                        return found(f, "a free list is not linked both ways", i << LEAF_SHIFT)
+                    if z.links[i].next == i:
+                        break
+                    prev = i
+                    i = z.links[i].next
+            if n != c.listed[mt][order]:
+                return found(f, "a free block is on no list", 0)
+    return False
+
+
+cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
+    """Every bit set stands for a granule inside one free block; the count is that of the bits."""
+    cdef uint64_t granule, count = 0
+
+    for granule in range(z.nr_granules):
+        if granule & 63 == 0 and z.hints[granule >> 6] == 0:
+            continue
+        if not (z.hints[granule >> 6] >> (granule & 63)) & 1:
+            continue
+        count += 1
+        if not granule_is_free(z, granule << z.min_order):
+            return found(f, "a hint for a granule that is not free", granule << z.min_order)
+    if count != z.hint_count:
+        return found(f, "the hint count is not the number of bits", 0)
+    if z.hint_order == NO_HINTS and count:
+        return found(f, "hints while hinting is off", 0)
+    return False
+
+
+cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogil:
+    cdef uint64_t i = page >> LEAF_SHIFT, h, avail
+    cdef int order
+    if is_split(z.kinds[i]):
+        avail = leaf_avail(&z.leaves[i])
+        return z.min_order < LEAF_SHIFT and (avail >> (page & 63)) & low_ones(1 << z.min_order) == low_ones(1 << z.min_order)
+    for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
+        h = page >> order << order >> LEAF_SHIFT
+        if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
+            return (z.kinds[i] == TAIL or h == i)
+    return False
+
+
+cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64_t n, Count *c, Finding *f) noexcept nogil:
+    """`n` pairs (start, end) are what is absent; nothing else is withheld than that, page sets and one batch."""
+    cdef uint64_t page, absent = 0, k
+    for k in range(n):
+        absent += ranges[2 * k + 1] - ranges[2 * k]
+        page = ranges[2 * k]
+        while page < ranges[2 * k + 1]:
+            if is_split(z.kinds[page >> LEAF_SHIFT]):
+                if not (z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
+                    return found(f, "an absent page is in use", page)
+                c.withheld -= 1
+                page += 1
+            elif z.kinds[page >> LEAF_SHIFT] != ABSENT:
+                return found(f, "an absent leaf is in use", page)
+            else:
+                page = ((page >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+    if z.managed_pages != (z.nr_leaves << LEAF_SHIFT) - absent:
+        return found(f, "managed pages are not what is left of the leaves when the absent are taken off", 0)
+    return False
+
+
+cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *f) noexcept nogil:
+    cdef Pcp *pcp
+    cdef uint64_t page, bit
+    cdef int cpu, mt, order, k
+    if z.pcp == NULL:
+        return False
+    for cpu in range(nr_cpus):
+        pcp = <Pcp *> z.pcp + cpu
+        for mt in range(PCP_TYPES):
+            for order in range(PCP_ORDERS):
+                for k in range(pcp.count[mt][order]):
+                    page = pcp_stack(pcp, mt, order)[k]
+                    bit = <uint64_t>1 << (page & 63)
+                    if (not is_split(z.kinds[page >> LEAF_SHIFT])
+                            or not z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head & bit):
+                        return found(f, "a block in a per-CPU page set is not withheld", page)
+                    c.withheld -= 1
+    return False
+
+
+cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent,
+                             Finding *f) noexcept nogil:
+    """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks)."""
+    cdef Count c
+    memset(&c, 0, sizeof(c))
+    f.what = NULL
+    if (verify_leaves(z, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
+            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
+        return True
+    if c.free_pages != z.free_pages:
+        return found(f, "free_pages is not the number of free pages", 0)
+    if z.isolated_pages == 0 and (c.withheld or c.held_pages):
+        return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
+    if z.isolated_pages and z.isolated_pages < c.held_pages:
+        return found(f, "more pages are held than are out for reporting", 0)
+    return False

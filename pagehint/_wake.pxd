@@ -1,0 +1,21 @@
+"""Releasing a zone's lock, and telling the engine what happened under it. Lock order: set, zone; engine alone."""
+from libc.stdint cimport INT64_MAX
+from pagehint._engine cimport Engine, engine_notify
+from pagehint._hint cimport hint_ready
+from pagehint._lock cimport lock_release
+from pagehint._zone cimport PageZone
+
+
+cdef inline void zone_unlock(PageZone *z) noexcept nogil:
+    """Release the zone lock; if the hook asked for it, or free memory has reached the gate, wake the engine."""
+    cdef bint queued
+    if not hint_ready(z):
+        lock_release(&z.lock)
+        return
+    z.wake_at = INT64_MAX
+    if z.hint_count >= z.threshold and not z.queued:
+        z.queued = True
+        z.counters.work_queued += 1
+    queued = z.queued
+    lock_release(&z.lock)
+    engine_notify(<Engine *> z.engine, queued)

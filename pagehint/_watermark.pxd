@@ -1,0 +1,18 @@
+"""How far requests may go, and how much must be free before any of it goes out for reporting."""
+from libc.stdint cimport uint64_t
+from pagehint._zone cimport PageZone, usable_free_pages
+
+cdef enum:
+    WMARK_MIN = 0
+    WMARK_LOW = 1
+    WMARK_HIGH = 2
+
+
+cdef inline bint may_take(const PageZone *z, uint64_t pages, uint64_t reserve) noexcept nogil:
+    """Whether `pages` may be taken and min, with the lowmem reserve, still be kept. Zone lock held."""
+    return usable_free_pages(z) >= pages + z.watermark[WMARK_MIN] + reserve
+
+
+cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
+    """Free pages below which nothing is reported: a full batch must be able to leave without anybody noticing."""
+    return z.watermark[WMARK_LOW] + (max_pages << z.min_order)

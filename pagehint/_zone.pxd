@@ -1,0 +1,159 @@
+"""The zone: its metadata, its free lists, and how much is in it.
+
+All indices are relative to `base_pfn`, the zone's start rounded down to a block of the largest order (or a
+pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
+
+Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
+of 2 MiB): 0.393 in all. The five arrays stand in one reserved mapping whose pages the kernel provides on first
+touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
+"""
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from pagehint._atomic cimport PH_ASSERT, ctz64
+from pagehint._leaf cimport Leaf
+from pagehint._lock cimport Lock, assert_held
+
+cdef enum:
+    LEAF_SHIFT = 6
+    LEAF_PAGES = 64
+    PAGEBLOCK_ORDER = 9
+    PAGEBLOCK_LEAVES = 8
+    MAX_ORDER_LIMIT = 32
+    NR_ORDERS = 33
+    NO_HINTS = 127              # a hint order that no block reaches: hinting is off
+
+cdef enum:                      # migratetypes; the first three are what callers may ask for
+    MT_UNMOVABLE = 0
+    MT_MOVABLE = 1
+    MT_RECLAIMABLE = 2
+    MT_ISOLATE = 3
+    NR_TYPES = 4
+
+# What a leaf is, one byte each. ABSENT is zero, so that a hole costs no memory.
+cdef enum:
+    ABSENT = 0
+    SPLIT = 1                   # SPLIT + o: holds blocks under 64 pages, the largest free one of order o (0 to 5)
+    FULL = 7                    # as SPLIT, with nothing free
+    TAIL = 8                    # inside a block that begins in an earlier leaf
+    EXACT = 9                   # first leaf of an allocation that is not a power of two
+    HELD = 0x40                 # HELD | order: first leaf of a block out for reporting, or on its way to the free lists
+    FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
+    USED = 0xC0                 # USED | order: first leaf of an allocated block
+    KIND_STATE = 0xC0
+    KIND_ORDER = 0x3F
+
+cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf index
+    uint32_t next
+    uint32_t prev
+
+cdef struct FreeArea:
+    uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
+    uint32_t first[NR_ORDERS]       # a leaf is listed once, by the largest order free in it
+    uint64_t nonempty               # bit o: list o has a member
+
+cdef struct ZoneCounters:           # written under the zone lock only
+    uint64_t hints_set
+    uint64_t hints_cleared_by_alloc
+    uint64_t work_queued
+    uint64_t scans
+    uint64_t blocks_isolated
+    uint64_t isolation_refused
+    uint64_t blocks_returned
+    uint64_t blocks_reported
+    uint64_t pages_reported
+    uint64_t blocks_failed
+
+cdef struct PageZone:
+    # First lines: read on every operation, written only when the zone is built or grows.
+    Leaf *leaves
+    Links *links
+    uint8_t *kinds
+    uint8_t *types                  # migratetype of each pageblock
+    uint64_t *hints                 # one bit a granule
+    uint64_t base_pfn
+    uint64_t start_pfn
+    uint64_t end_pfn
+    uint64_t nr_leaves
+    uint64_t nr_granules
+    int max_order
+    int leaf_top                    # largest order inside a leaf's word: min(6, max_order)
+    int min_order                   # a granule is 2**min_order pages
+    bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
+    # Everything below is protected by the lock.
+    Lock lock
+    uint64_t free_pages
+    int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
+    int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
+    bint queued                     # a run is queued and has not begun with this zone
+    uint64_t hint_count             # bits set in `hints`
+    uint64_t threshold
+    const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
+    FreeArea areas[NR_TYPES]
+    uint64_t isolated_pages         # out for reporting
+    uint64_t isolate_pageblocks     # pageblocks of type isolate
+    uint64_t managed_pages          # present and online
+    uint64_t watermark[3]           # min, low, high
+    ZoneCounters counters
+    # Outside the lock.
+    void *pcp                       # Pcp[nr_cpus], or NULL
+    void *engine                    # Engine
+    int index
+    void *mapping
+    uint64_t mapping_bytes
+    uint64_t limit_leaves           # how far the reservation lets the zone grow
+
+
+cdef inline int type_of(const PageZone *z, uint64_t leaf) noexcept nogil:
+    return z.types[leaf >> 3]
+
+
+cdef inline bint is_split(int kind) noexcept nogil:
+    """Whether the leaf's words say what its pages are."""
+    return SPLIT <= kind <= FULL
+
+
+cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
+    """Put a leaf first in the list of its largest order. Zone lock held."""
+    cdef FreeArea *area = &z.areas[mt]
+    cdef uint32_t i = <uint32_t>leaf, old = area.first[order]
+    assert_held(&z.lock)
+    if (area.nonempty >> order) & 1:
+        z.links[i].next = old
+        z.links[old].prev = i
+    else:
+        z.links[i].next = i         # the last one points to itself
+        area.nonempty |= <uint64_t>1 << order
+    z.links[i].prev = i             # and so does the first
+    area.first[order] = i
+
+
+cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
+    """Take a leaf off the list it is on. Zone lock held."""
+    cdef FreeArea *area = &z.areas[mt]
+    cdef uint32_t i = <uint32_t>leaf
+    cdef uint32_t next = z.links[i].next, prev = z.links[i].prev
+    assert_held(&z.lock)
+    PH_ASSERT((area.nonempty >> order) & 1)
+    if prev != i:
+        z.links[prev].next = next if next != i else prev
+        if next != i:
+            z.links[next].prev = prev
+    elif next != i:
+        area.first[order] = next
+        z.links[next].prev = next
+    else:
+        area.nonempty &= ~(<uint64_t>1 << order)
+
+
+cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
+    """Free pages in pageblocks of type isolate, which nobody may have. Zone lock held."""
+    cdef uint64_t pages = 0
+    cdef int o
+    if z.isolate_pageblocks == 0:
+        return 0
+    for o in range(z.max_order + 1):
+        pages += z.areas[MT_ISOLATE].nr_free[o] << o
+    return pages
+
+
+cdef inline uint64_t usable_free_pages(const PageZone *z) noexcept nogil:
+    return z.free_pages - isolate_free_pages(z)

@@ -1,0 +1,104 @@
+"""Where the free memory is, and why it is not with the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from pagehint.sizes import format_size
+
+_ISOLATE = 3
+
+_REASONS = {
+    "reported": "with the host: reported, and not touched since",
+    "not tracked": "hinting is off, so nobody tells the host",
+    "reporting": "out for reporting at this moment",
+    "pending": "hinted, its zone has reached the threshold; goes out with the next run",
+    "below threshold": "hinted, too few for the threshold; goes out after the delay, or on flush_hinting()",
+    "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",
+    "fragmented": "free pages in granules that are partly used",
+    "in pcp": "free, in per-CPU page sets; drain_pcp() or flush_hinting() gives it back",
+    "isolate": "free, in pageblocks of migratetype isolate",
+    "offline": "offline sections, not managed",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One line of an `Explanation`: so many pages are in this state."""
+
+    name: str
+    pages: int
+    bytes: int
+    why: str
+
+
+class Explanation(Sequence[Reason]):
+    """The states that free memory is in, with pages and bytes; a table in a terminal and in a notebook."""
+
+    def __init__(self, pages: Mapping[str, int], page_size: int) -> None:
+        self._reasons = [Reason(name, pages.get(name, 0), pages.get(name, 0) * page_size, _REASONS[name]) for name in _REASONS]
+        self._shown = [reason for reason in self._reasons if reason.pages or reason.name in pages]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a reason by its name or its place."""
+        if isinstance(key, str):
+            return next(reason for reason in self._reasons if reason.name == key)
+        return self._reasons[key]
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the pages in each state."""
+        return {reason.name: reason.pages for reason in self._reasons}
+
+    def __repr__(self) -> str:
+        lines = [f"{'free memory':<26}{'pages':>14}{'':>12}  why it is there"]
+        lines += [f"{r.name:<26}{r.pages:>14,}{format_size(r.bytes):>12}  {r.why}" for r in self._shown]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(r.name)}</th><td>{r.pages:,}</td><td>{format_size(r.bytes)}</td>"
+            f"<td style='text-align:left'>{escape(r.why)}</td></tr>"
+            for r in self._shown
+        )
+        return f"<table><tr><th>free memory</th><th>pages</th><th>size</th><th>why it is there</th></tr>{rows}</table>"
+
+
+def explain_zones(zones: Sequence[Mapping[str, Any]], *, page_size: int, min_order: int, hinting: bool) -> Explanation:
+    """Sort every free page of the zones into one state. O(zones * max_page_order).
+
+    With ``mark_free=False`` what was free before hinting began counts as reported, since no hint says otherwise.
+    """
+    pages = dict.fromkeys(
+        ["reported", "pending", "below threshold", "fragmented", "in pcp"] if hinting else ["not tracked", "in pcp"], 0
+    )
+
+    def add(state: str, count: int) -> None:
+        if count:
+            pages[state] = pages.get(state, 0) + count
+
+    for zone in zones:
+        usable = [sum(counts) for counts in zip(*zone["nr_free"][:_ISOLATE], strict=True)]
+        whole = sum(count << order for order, count in enumerate(usable) if order >= min_order)
+        free = sum(count << order for order, count in enumerate(usable))
+        hints = zone["hints_pending"] - zone["hints_in_isolation"]
+        hinted = hints << min_order
+        add("isolate", zone["free_pages"] - free)
+        add("in pcp", sum(count for count, _, _ in zone["page_sets"]))
+        add("offline", zone["offline_pages"])
+        add("reporting", zone["isolated_pages"])
+        if not hinting:
+            add("not tracked", free)
+            continue
+        add("fragmented", free - whole)
+        add("reported", max(whole - hinted, 0))
+        if free < zone["gate"]:
+            add("under the watermark gate", hinted)
+        else:
+            add("pending" if hints >= zone["threshold"] else "below threshold", hinted)
+    return Explanation(pages, page_size)

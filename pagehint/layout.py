@@ -1,0 +1,175 @@
+"""What a machine looks like: its zones, their order of fallback, their watermarks. No allocator in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import NamedTuple
+
+GIB = 1 << 30
+SECTION_BYTES = 128 << 20
+
+
+class Watermarks(NamedTuple):
+    """Free pages at which a zone refuses ordinary requests (min), is short (low), and has enough again (high)."""
+
+    min: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class ZoneSpec:
+    """One zone of a machine to be modelled.
+
+    Parameters
+    ----------
+    name : str
+        As in Linux: DMA, DMA32, Normal, Movable, or your own.
+    start_pfn : int
+        First page frame number; any, also unaligned.
+    spanned_pages : int
+        Pages from the first to the last, holes included.
+    node : int
+        NUMA node the zone belongs to.
+    holes : sequence of (pfn, nr_pages)
+        Page frames inside the span where there is no memory.
+    """
+
+    name: str
+    start_pfn: int
+    spanned_pages: int
+    node: int = 0
+    holes: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        end = self.start_pfn + self.spanned_pages
+        where = f"zone {self.name} [{self.start_pfn:#x}, {end:#x})"
+        if self.start_pfn < 0 or self.spanned_pages <= 0 or end > 1 << 52:
+            raise ValueError(f"{where}: a zone needs at least one page, at PFNs from 0 to 2**52")
+        if self.node < 0:
+            raise ValueError(f"{where}: node {self.node} is negative")
+        merged: list[tuple[int, int]] = []
+        for pfn, nr_pages in sorted((int(pfn), int(nr_pages)) for pfn, nr_pages in self.holes):
+            if nr_pages <= 0 or pfn < self.start_pfn or pfn + nr_pages > end:
+                raise ValueError(f"{where}: hole of {nr_pages} pages at PFN {pfn:#x} is not inside it")
+            if merged and pfn < merged[-1][0] + merged[-1][1]:
+                raise ValueError(f"{where}: holes overlap at PFN {pfn:#x}")
+            if merged and pfn == merged[-1][0] + merged[-1][1]:
+                merged[-1] = (merged[-1][0], merged[-1][1] + nr_pages)
+            else:
+                merged.append((pfn, nr_pages))
+        if sum(nr_pages for _, nr_pages in merged) == self.spanned_pages:
+            raise ValueError(f"{where}: nothing but holes")
+        object.__setattr__(self, "holes", tuple(merged))
+
+    @property
+    def end_pfn(self) -> int:
+        """The PFN after the last."""
+        return self.start_pfn + self.spanned_pages
+
+
+def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
+    """Return the zones by address, or raise ValueError where two overlap."""
+    ordered = sorted(zones, key=lambda zone: zone.start_pfn)
+    if not ordered:
+        raise ValueError("a machine needs at least one zone")
+    for below, above in zip(ordered, ordered[1:], strict=False):
+        if above.start_pfn < below.end_pfn:
+            raise ValueError(
+                f"zones {below.name} (node {below.node}) and {above.name} (node {above.node})"
+                f" overlap at PFN {above.start_pfn:#x}"
+            )
+    if len({(zone.node, zone.name) for zone in ordered}) < len(ordered):
+        raise ValueError("two zones of one node have the same name")
+    return tuple(ordered)
+
+
+def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
+    """Return the zones of a PC: DMA, DMA32, the hole below 4 GiB for devices, Normal; nodes share the memory evenly."""
+    page_size = 4096
+    if nodes < 1:
+        raise ValueError(f"a machine has at least one node, not {nodes}")
+    nr_pages = nr_bytes // page_size
+    low_end, high_start = 3 * GIB // page_size, 4 * GIB // page_size
+    low = min(nr_pages, low_end)
+    end = high_start + nr_pages - low if nr_pages > low else low
+    dma_end = min(4096, low)
+    if low <= 1:
+        raise ValueError("a PC has more than one page")
+    limits = [("DMA", 1, dma_end), ("DMA32", dma_end, low), ("Normal", high_start, end)]
+    # Each node has the same share of the pages, counted through the hole below 4 GiB, in whole sections.
+    section = SECTION_BYTES // page_size
+    borders = [0]
+    for node in range(1, nodes):
+        share = nr_pages * node // nodes // section * section
+        borders.append(share if share < low_end else share - low_end + high_start)
+    borders.append(max(end, high_start))
+    zones = []
+    for node, (first, last) in enumerate(zip(borders, borders[1:], strict=False)):
+        for name, start, stop in limits:
+            start, stop = max(start, first), min(stop, last)
+            if start < stop:
+                zones.append(ZoneSpec(name, start, stop - start, node))
+    if {zone.node for zone in zones} != set(range(nodes)):
+        raise ValueError(f"{nr_bytes} bytes are too few for {nodes} nodes")
+    return zones
+
+
+def zonelists(zones: Sequence[ZoneSpec]) -> list[list[int]]:
+    """Return, for each zone that a request may prefer, the zones to try in turn.
+
+    Lower zones of its own node first, then the next nodes' zones no higher than it, as in Linux's node order.
+    """
+    ranks: dict[str, int] = {}
+    for zone in zones:
+        ranks.setdefault(zone.name, len(ranks))
+    nr_nodes = max(zone.node for zone in zones) + 1
+    lists = []
+    for preferred in zones:
+
+        def turn(i: int, preferred: ZoneSpec = preferred) -> tuple[int, int]:
+            return (zones[i].node - preferred.node) % nr_nodes, -ranks[zones[i].name]
+
+        usable = [i for i, zone in enumerate(zones) if ranks[zone.name] <= ranks[preferred.name]]
+        lists.append(sorted(usable, key=turn))
+    return lists
+
+
+def default_zone(zones: Sequence[ZoneSpec]) -> int:
+    """Return the zone preferred by requests that name none: the highest of the lowest node."""
+    node = min(zone.node for zone in zones)
+    return max(i for i, zone in enumerate(zones) if zone.node == node)
+
+
+def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]:
+    """Return each zone's watermarks in pages by Linux's formulas (``min_free_kbytes``, ``watermark_scale_factor`` 10)."""
+    total = sum(managed)
+    kbytes = total * page_size // 1024
+    min_free_kbytes = min(max(isqrt(kbytes * 16), 128), 262144)
+    pages_min = min_free_kbytes * 1024 // page_size
+    marks = []
+    for pages in managed:
+        least = pages_min * pages // total
+        step = max(least // 4, pages * 10 // 10000)
+        marks.append(Watermarks(least, least + step, least + 2 * step))
+    return marks
+
+
+_RESERVE_RATIO = {"DMA": 256, "DMA32": 256, "Normal": 32}
+
+
+def lowmem_reserve(zones: Sequence[ZoneSpec], managed: Sequence[int], zone: int, preferred: int) -> int:
+    """Return the pages that `zone` keeps from requests that prefer `preferred`, by Linux's ``lowmem_reserve_ratio``."""
+    ratio = _RESERVE_RATIO.get(zones[zone].name)
+    if ratio is None:
+        return 0
+    node = zones[zone].node
+    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(each.name for each in zones))}
+    above = (
+        managed[i]
+        for i, each in enumerate(zones)
+        if each.node == node and ranks[zones[zone].name] < ranks[each.name] <= ranks[zones[preferred].name]
+    )
+    return sum(above) // ratio

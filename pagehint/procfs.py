@@ -1,0 +1,66 @@
+"""The texts of Linux's /proc/buddyinfo, /proc/pagetypeinfo and /proc/zoneinfo, for tools that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+def _by_node(zones: Sequence[Figures]) -> list[Figures]:
+    return sorted(zones, key=lambda zone: zone["node"])
+
+
+def buddyinfo(zones: Sequence[Figures]) -> str:
+    """Free blocks of each order."""
+    lines = []
+    for zone in _by_node(zones):
+        counts = [sum(by_type) for by_type in zip(*zone["nr_free"], strict=True)]
+        lines.append(f"Node {zone['node']}, zone {zone['name']:>8} " + "".join(f"{count:>6} " for count in counts))
+    return "\n".join(lines) + "\n"
+
+
+def pagetypeinfo(zones: Sequence[Figures], pageblock_order: int, types: Sequence[str]) -> str:
+    """Free blocks of each migratetype and order, then pageblocks of each type."""
+    orders = range(len(zones[0]["nr_free"][0]))
+    lines = [f"Page block order: {pageblock_order}", f"Pages per block:  {1 << pageblock_order}", ""]
+    lines.append("Free pages count per migrate type at order " + "".join(f"{order:>6} " for order in orders))
+    for zone in _by_node(zones):
+        for name, counts in zip(types, zone["nr_free"], strict=True):
+            head = f"Node {zone['node']:>4}, zone {zone['name']:>8}, type {name.capitalize():>12} "
+            lines.append(head + "".join(f"{count:>6} " for count in counts))
+    lines += ["", f"{'Number of blocks type ':<23}" + "".join(f"{name.capitalize():>12} " for name in types)]
+    for zone in _by_node(zones):
+        head = f"Node {zone['node']}, zone {zone['name']:>8} "
+        lines.append(head + "".join(f"{count:>12} " for count in zone["pageblocks"]))
+    return "\n".join(lines) + "\n"
+
+
+def zoneinfo(zones: Sequence[Figures]) -> str:
+    """Sizes, watermarks and per-CPU page sets of each zone."""
+    lines = []
+    for zone in _by_node(zones):
+        marks = zone["watermarks"]
+        lines.append(f"Node {zone['node']}, zone {zone['name']:>8}")
+        lines.append(f"  pages free     {zone['free_pages']}")
+        values = [
+            ("boost", 0),
+            ("min", marks.min),
+            ("low", marks.low),
+            ("high", marks.high),
+            ("spanned", zone["spanned_pages"]),
+            ("present", zone["managed_pages"]),
+            ("managed", zone["managed_pages"]),
+            ("cma", 0),
+        ]
+        lines += [f"        {name:<8} {value}" for name, value in values]
+        lines.append(f"        protection: ({', '.join(map(str, zone['protection']))})")
+        lines.append(f"      nr_free_pages {zone['free_pages']}")
+        lines.append("  pagesets")
+        for cpu, (count, high, batch) in enumerate(zone["page_sets"]):
+            lines += [f"    cpu: {cpu}", f"              count: {count}", f"              high:  {high}"]
+            lines.append(f"              batch: {batch}")
+        lines.append("  node_unreclaimable:  0")
+        lines.append(f"  start_pfn:           {zone['start_pfn']}")
+    return "\n".join(lines) + "\n"

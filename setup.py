@@ -1,0 +1,26 @@
+"""Build of the compiled modules; everything else stands in pyproject.toml."""
+
+import os
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# A debug build checks that locks are held where the code says so, and aborts where they are not.
+debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
+
+extensions = [
+    Extension(
+        f"pagehint.{name}",
+        [f"pagehint/{name}.pyx"],
+        include_dirs=["pagehint", numpy.get_include()],
+        define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+        + ([("PAGEHINT_DEBUG", "1")] if debug else []),
+        extra_compile_args=["-std=gnu11", "-O2", "-g1", "-pthread"],
+        extra_link_args=["-pthread"],
+        depends=["pagehint/pagehint.h"],
+    )
+    for name in ("_core",)
+]
+
+setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": 3, "warn.unused": False}))
