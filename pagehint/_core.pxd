@@ -49,6 +49,7 @@ cdef class Memory:
     cdef object __weakref__
 
     cdef bint interrupted
+    cdef bint abandoned
     cdef bint no_prepare
     cdef bint no_cleanup
     cdef int64_t clock_read

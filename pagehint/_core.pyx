@@ -23,7 +23,7 @@ from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uin
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset, strcmp
 
-from pagehint._atomic cimport PH_DEBUG, RELAXED, ctz64, store_i32
+from pagehint._atomic cimport PH_DEBUG, RELAXED, store_i32
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NOMEM, E_NO_ZONE,
                               E_SIZE, OK)
@@ -35,8 +35,8 @@ from pagehint._engine cimport (Engine, NEVER, engine_arm, engine_backoff, engine
 from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_init, lock_release, pthread_self
-from pagehint._machine cimport (ZoneTry, find_zone, machine_alloc, machine_alloc_at, machine_alloc_exact, machine_drain,
-                                machine_free, machine_free_exact)
+from pagehint._machine cimport (ZoneTry, find_zone, machine_alloc, machine_alloc_at, machine_alloc_run, machine_drain,
+                                machine_free, machine_free_run)
 from pagehint._mapping cimport (leaves_for, zone_create, zone_destroy, zone_extend, zone_metadata_bytes, zone_open)
 from pagehint._migratetype cimport retype
 from pagehint._pcp cimport PCP_BATCH, PCP_ORDERS, PCP_TYPES, Pcp, pcp_drain_all
@@ -1042,6 +1042,13 @@ cdef class Memory:
         pthread_cond_broadcast(&e.settled)
         engine_unlock(e)
 
+    def abandon(self):
+        """The allocator is gone: the worker, if there is one, ends by itself and lets go of the callbacks."""
+        self.request_stop()
+        self.abandoned = True
+        if self.thread is None:
+            self.callbacks = None
+
     cdef void unhook_zone(self, PageZone *z) noexcept nogil:
         lock_acquire(&z.lock, True)
         z.hint_order = NO_HINTS
@@ -1132,6 +1139,8 @@ def _work(Memory memory):
     """What the worker's thread runs."""
     with nogil:
         memory.work()
+    if memory.abandoned:
+        memory.callbacks = None
 
 
 _fork_lock = threading.Lock()       # one fork at a time stops the world
@@ -1417,7 +1426,7 @@ cdef class PageAllocator:
     def __dealloc__(self):
         # Not joined: this may be the worker's own thread, letting go of the last reference.
         if self.memory is not None and self.memory.m.engine.enabled:
-            self.memory.request_stop()
+            self.memory.abandon()
 
     @classmethod
     def x86_64(cls, memory, nodes=1, *, watermarks="linux", **options):
@@ -1606,11 +1615,11 @@ cdef class PageAllocator:
         cdef int mt = as_type(migratetype, 2), prefer = self.preferred(zone), rc
         cdef Machine *m = &self.memory.m
         with nogil:
-            rc = alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
+            rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
         if rc == E_NOMEM:
             self.memory.settle()
             with nogil:
-                rc = alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
+                rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
                 engine_resume(&m.engine)
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} contiguous pages, {migratetype}")
@@ -1628,7 +1637,7 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef int rc
         with nogil:
-            rc = free_run(m, at, n, self.memory.max_page_order)
+            rc = machine_free_run(m, at, n, self.memory.max_page_order)
         if rc != OK:
             raise self.memory.refusal(rc, at, f"{n} pages")
         if m.engine.needs_stamp:
@@ -1889,17 +1898,3 @@ class _Hinting:
 
     def __exit__(self, *exc_info):
         self._pages.disable_hinting()
-
-
-cdef int alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, uint64_t *pfn) noexcept nogil:
-    """`n` contiguous pages: as a block where that is what they are."""
-    cdef int rc = E_NOMEM
-    if n & (n - 1) == 0 and ctz64(n) <= max_order:
-        rc = machine_alloc(m, preferred, ctz64(n), mt, True, pfn)
-    return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
-
-
-cdef int free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
-    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), True) == OK:
-        return OK
-    return machine_free_exact(m, pfn, n)

@@ -5,7 +5,7 @@ Every operation returns OK or an `E_` code from `_check.pxd`, and has changed no
 and asks again.
 """
 from libc.stdint cimport uint64_t
-from pagehint._atomic cimport clz64
+from pagehint._atomic cimport clz64, ctz64
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
@@ -92,6 +92,7 @@ cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reser
 
 
 cdef inline int machine_alloc_exact(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
+    """A run from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i
@@ -145,6 +146,22 @@ cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcep
         exact_free(z, page, n)
     zone_unlock(z)
     return rc
+
+
+cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order,
+                                  uint64_t *pfn) noexcept nogil:
+    """`n` contiguous pages: a block, where that is what they are."""
+    cdef int rc = E_NOMEM
+    if n & (n - 1) == 0 and ctz64(n) <= max_order:
+        rc = machine_alloc(m, preferred, ctz64(n), mt, True, pfn)
+    return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
+
+
+cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
+    """Free what `machine_alloc_run` gave."""
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), True) == OK:
+        return OK
+    return machine_free_exact(m, pfn, n)
 
 
 cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:

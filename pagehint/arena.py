@@ -1,2 +1,186 @@
-# stub
-class Arena: pass
+"""Real memory with an allocator over it, whose free blocks can be given back to the operating system."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+import numpy as np
+
+from pagehint._arena import ADVICE, Block, Mapping
+from pagehint._core import PageAllocator, PageHintingCallbacks
+from pagehint.errors import PageHintError
+from pagehint.layout import ZoneSpec
+from pagehint.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import DTypeLike, NDArray
+
+HUGE_PAGE = 2 << 20
+
+
+class Arena:
+    """A mapping of this process, its pages handed out as arrays, and given back to the operating system when free.
+
+    Parameters
+    ----------
+    size : str or int
+        Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used.
+    hugepages : bool, default True
+        Back it with transparent huge pages where the kernel has them: touching memory and giving it back is about
+        twenty times faster, in units of 2 MiB.
+
+    Attributes
+    ----------
+    pages : PageAllocator
+        The allocator over it: one zone "Arena", PFN 0 at the first byte, blocks up to the arena's size, granules
+        of 2 MiB, no per-CPU page sets.
+    hugepages : bool
+        Whether huge pages are in use.
+
+    Raises
+    ------
+    MemoryError
+        If the kernel gives no such mapping.
+    """
+
+    def __init__(self, size: str | SupportsIndex, hugepages: bool = True) -> None:
+        nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
+        self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
+        self.hugepages = self._mapping.hugepages
+        page_size = self._mapping.page_size
+        granule = (HUGE_PAGE // page_size).bit_length() - 1
+        # High enough that one array can fill the arena.
+        top = max((nr_bytes // page_size - 1).bit_length(), granule)
+        self.pages = PageAllocator(
+            [ZoneSpec("Arena", 0, nr_bytes // page_size)], page_size=page_size, max_page_order=top, min_order=granule, pcp=False
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes in all, used or not."""
+        return self._mapping.nr_bytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return not self._mapping.mapped
+
+    @property
+    def live_arrays(self) -> int:
+        """Arrays whose memory is in the arena and in use."""
+        return self._mapping.live_arrays
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
+        self._require_open()
+        return self._mapping.resident_pages() * self._mapping.page_size
+
+    def address(self, pfn: SupportsIndex) -> int:
+        """Return the address of a page's first byte."""
+        self._require_open()
+        number = pfn.__index__()
+        if not 0 <= number * self._mapping.page_size < self.size:
+            raise ValueError(f"PFN {number:#x} is not in the arena of {format_size(self.size)}")
+        return self._mapping.address + number * self._mapping.page_size
+
+    def empty(
+        self, shape: SupportsIndex | tuple[SupportsIndex, ...], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+    ) -> NDArray[Any]:
+        """Return a new array in the arena, its contents undefined; its pages are freed when it is collected.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+            As in `numpy.empty`.
+        dtype : data-type, default float
+            Any but those that hold Python objects.
+        order : {"C", "F"}, default "C"
+            Row-major or column-major.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If no free run of pages is long enough.
+
+        Notes
+        -----
+        O(max_page_order) where a free block is large enough. Whole pages are used: no rounding to powers of two.
+        """
+        self._require_open()
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot live in an arena")
+        dims = shape if isinstance(shape, tuple) else (shape,)
+        lengths = tuple(dim.__index__() for dim in dims)
+        if any(length < 0 for length in lengths):
+            raise ValueError(f"negative dimensions are not allowed: {lengths}")
+        nr_bytes = math.prod(lengths) * kind.itemsize
+        nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
+        pfn = self.pages.alloc_pages_exact(nr_pages)
+        block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
+        return np.ndarray(lengths, kind, buffer=block, order=order)
+
+    def hinting(
+        self, advice: str = "dontneed", *, max_pages: int = 16, **options: Any
+    ) -> AbstractContextManager[PageAllocator]:
+        """Return a context manager in which free blocks are given back to the operating system.
+
+        Parameters
+        ----------
+        advice : {"dontneed", "free"}
+            "dontneed": at once, and pages come back zeroed. "free": when the system is short of memory; cheaper, but
+            the pages count as resident until then.
+        max_pages : int, default 16
+            Most blocks out at once. Neighbours among them go in one system call.
+        **options
+            Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
+        """
+        if advice not in ADVICE:
+            raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
+        self._require_open()
+        callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
+        return self.pages.hinting(callbacks, **options)
+
+    def close(self) -> None:
+        """Stop hinting and give the whole mapping back. Nothing happens the second time.
+
+        Raises
+        ------
+        PageHintError
+            If there are arrays in it; the arena then stays as it is.
+        """
+        if self.closed:
+            return
+        if self.live_arrays:
+            arrays = "1 array" if self.live_arrays == 1 else f"{self.live_arrays} arrays"
+            raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
+        self.pages.disable_hinting()
+        self._mapping.unmap()
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Arena, closed>"
+        free = self.pages.zones[0].free_pages * self._mapping.page_size
+        return (
+            f"<Arena of {format_size(self.size)}: {format_size(free)} free, {format_size(self.resident_bytes)} resident,"
+            f" {self.live_arrays} arrays>"
+        )
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ValueError("the arena is closed")
+
+

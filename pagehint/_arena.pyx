@@ -1,0 +1,148 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Real memory: a mapping of this process, the pages of it that are arrays, and the function that gives pages back."""
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ,
+                         PROT_WRITE, madvise, mmap, munmap)
+
+from pagehint._atomic cimport ctz64
+from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
+from pagehint._machine cimport machine_free_run
+from pagehint._madvise cimport Advice, madvise_blocks
+
+import os
+
+cdef extern from "<sys/mman.h>" nogil:
+    int MADV_FREE
+    int mincore(void *address, size_t length, unsigned char *present)
+
+cdef enum:
+    RESIDENT_CHUNK = 4096       # pages asked about in one call
+
+ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
+
+
+cdef class Mapping:
+    """An anonymous private mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more.
+
+    Parameters
+    ----------
+    nr_bytes : int
+        A multiple of `alignment`.
+    alignment : int
+        Bytes, a power of two.
+    hugepages : bool
+        Ask for transparent huge pages; whether the kernel has them is in the attribute of this name.
+    """
+
+    cdef char *base
+    cdef readonly size_t nr_bytes
+    cdef readonly size_t page_size
+    cdef readonly bint hugepages
+    cdef readonly size_t live_arrays
+    cdef void *reservation
+    cdef size_t reserved
+
+    def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages):
+        cdef size_t over
+        self.page_size = os.sysconf("SC_PAGESIZE")
+        self.reserved = nr_bytes + alignment
+        self.reservation = mmap(NULL, self.reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if self.reservation == MAP_FAILED:
+            self.reservation = NULL
+            raise MemoryError(f"the kernel gives no mapping of {nr_bytes} bytes: {os.strerror(errno)}")
+        over = <size_t>self.reservation % alignment
+        self.base = <char *>self.reservation + (alignment - over if over else 0)
+        self.nr_bytes = nr_bytes
+        self.hugepages = hugepages and madvise(self.base, nr_bytes, MADV_HUGEPAGE) == 0
+
+    def __dealloc__(self):
+        self.unmap()
+
+    def unmap(self):
+        """Give the memory back; nothing may use it any more."""
+        if self.reservation != NULL:
+            munmap(self.reservation, self.reserved)
+            self.reservation = NULL
+            self.base = NULL
+
+    @property
+    def mapped(self):
+        """Whether there is still memory."""
+        return self.base != NULL
+
+    @property
+    def address(self):
+        """Address of the first byte."""
+        return <size_t>self.base
+
+    def resident_pages(self):
+        """Pages that are in memory, as the kernel says (mincore). O(pages)."""
+        cdef unsigned char[RESIDENT_CHUNK] present
+        cdef size_t pages = self.nr_bytes // self.page_size, at = 0, n, i
+        cdef uint64_t count = 0
+        cdef int failed = 0
+        with nogil:
+            while at < pages and not failed:
+                n = min(pages - at, <size_t>RESIDENT_CHUNK)
+                failed = mincore(self.base + at * self.page_size, n * self.page_size, present)
+                for i in range(n):
+                    count += present[i] & 1
+                at += n
+        if failed:
+            raise OSError(errno, os.strerror(errno))
+        return count
+
+    def advise_capsule(self, str advice):
+        """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps it mapped."""
+        cdef Advice *data = <Advice *> malloc(sizeof(Advice))
+        if data == NULL:
+            raise MemoryError("no memory for the advice")
+        data.base = self.base
+        data.page_shift = ctz64(self.page_size)
+        data.advice = ADVICE[advice]
+        data.owner = <void *> self
+        capsule = PyCapsule_New(<void *> <pagehint_hint_fn> madvise_blocks, PAGEHINT_HINT_SIGNATURE, release_advice)
+        PyCapsule_SetContext(capsule, data)
+        Py_INCREF(self)
+        return capsule
+
+
+cdef void release_advice(object capsule) noexcept:
+    cdef Advice *data = <Advice *> PyCapsule_GetContext(capsule)
+    Py_DECREF(<Mapping> data.owner)
+    free(data)
+
+
+@cython.final
+cdef class Block:
+    """Pages of an arena in use as one buffer; freed with the last reference to it, from whichever thread."""
+
+    cdef Mapping mapping
+    cdef Memory memory
+    cdef uint64_t pfn
+    cdef uint64_t nr_pages
+    cdef Py_ssize_t nr_bytes
+
+    def __cinit__(self, Mapping mapping not None, PageAllocator pages not None, uint64_t pfn, uint64_t nr_pages,
+                  Py_ssize_t nr_bytes):
+        self.mapping = mapping
+        self.memory = pages.memory
+        self.pfn = pfn
+        self.nr_pages = nr_pages
+        self.nr_bytes = nr_bytes
+        mapping.live_arrays += 1
+
+    def __dealloc__(self):
+        if self.mapping is not None:
+            self.mapping.live_arrays -= 1
+            with nogil:
+                machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.mapping.base + self.pfn * self.mapping.page_size, self.nr_bytes, 0, flags)
