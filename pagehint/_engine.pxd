@@ -117,7 +117,8 @@ cdef inline void engine_notify(Engine *e, bint queued) noexcept nogil:
     engine_lock(e)
     if queued:
         e.work = True
-    engine_arm(e)
+    else:
+        engine_arm(e)
     pthread_cond_signal(&e.wake)
     engine_unlock(e)
 

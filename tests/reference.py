@@ -1,0 +1,565 @@
+"""The specification in the simplest code that is obviously right: the oracle of the tests.
+
+Same names as `pagehint.PageAllocator`, no cleverness: each zone is arrays of booleans, one a page, and every question is
+answered from them anew. Placement is first fit, so only what does not depend on placement can be compared directly; the
+state machine tells this one where the real one has put a block (`alloc_pages_at`).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+import pagehint as ph
+from pagehint import layout
+from pagehint.sizes import parse_size
+
+PAGEBLOCK = 512
+
+
+class ReferenceZone:
+    def __init__(self, spec, index, top, granule_order, marks):
+        self.name, self.node, self.index = spec.name, spec.node, index
+        self.start_pfn, self.end_pfn = spec.start_pfn, spec.end_pfn
+        self.top, self.granule_order, self.watermarks = top, granule_order, marks
+        self.grain = 1 << max(top, 9)
+        self.base = self.start_pfn // self.grain * self.grain  # pages are counted from here
+        self.absent = np.ones(self._room(), bool)  # outside, hole or offline
+        self.offline = np.zeros(self._room(), bool)
+        self.free = np.zeros(self._room(), bool)
+        self.isolate = np.zeros(self._room(), bool)
+        self.used = {}  # first page -> pages
+        self.hints = set()  # granule numbers, from base
+        self.queued = self.gated = False
+        self.out = 0
+        for start, end in self.runs(spec.start_pfn, spec.end_pfn, spec.holes):
+            self.absent[start - self.base : end - self.base] = False
+        self.free[:] = ~self.absent
+        self.hole = self.absent.copy()
+
+    def _room(self):
+        return -(-(self.end_pfn - self.base) // self.grain) * self.grain
+
+    @staticmethod
+    def runs(start, end, holes):
+        for pfn, nr_pages in holes:
+            if pfn > start:
+                yield start, pfn
+            start = pfn + nr_pages
+        if start < end:
+            yield start, end
+
+    def grow(self, start, end):
+        old = self._room()
+        self.end_pfn = end
+        for name, value in (("absent", True), ("hole", True), ("offline", False), ("free", False), ("isolate", False)):
+            grown = np.full(self._room(), value)
+            grown[:old] = getattr(self, name)
+            setattr(self, name, grown)
+        self.offline[start - self.base : end - self.base] = True
+        self.hole[start - self.base : end - self.base] = False
+
+    # -- what follows from the booleans
+
+    spanned_pages = property(lambda self: self.end_pfn - self.start_pfn)
+    managed_pages = present_pages = property(lambda self: int((~self.absent).sum()))
+    free_pages = property(lambda self: int(self.free.sum()))
+    usable_free = property(lambda self: int((self.free & ~self.isolate).sum()))
+
+    def blocks(self):
+        """The maximal free blocks as (page, order), by address."""
+        left, found = self.free.copy(), []
+        for order in range(self.top, -1, -1):
+            pages, isolate = left.reshape(-1, 1 << order), self.isolate.reshape(-1, 1 << order)
+            whole = pages.all(axis=1) & (isolate.all(axis=1) | ~isolate.any(axis=1))
+            found += [(int(i) << order, order) for i in np.flatnonzero(whole)]
+            pages[whole] = False
+        return sorted(found)
+
+    def free_blocks(self):
+        blocks = [(self.base + page, order) for page, order in self.blocks()]
+        return np.array(blocks, [("pfn", "u8"), ("order", "u4")])
+
+    @property
+    def nr_free(self):
+        counts = [0] * (self.top + 1)
+        for _, order in self.blocks():
+            counts[order] += 1
+        return tuple(counts)
+
+    def granule_is_free(self, granule):
+        pages = slice(granule << self.granule_order, (granule + 1) << self.granule_order)
+        isolate = self.isolate[pages]
+        return bool(self.free[pages].all() and (isolate.all() or not isolate.any()))
+
+    def granules(self, page, nr_pages):
+        return range(page >> self.granule_order, ((page + nr_pages - 1) >> self.granule_order) + 1)
+
+
+class ReferenceAllocator:
+    def __init__(
+        self, memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=False, watermarks=None
+    ):
+        if isinstance(memory, (str, int)):
+            memory = [ph.ZoneSpec("Normal", 0, parse_size(memory) // page_size)]
+        self.page_size, self.max_page_order = page_size, max_page_order
+        self.min_order = max(max_page_order - 1, 0) if min_order is None else min_order
+        specs = layout.check_zones(memory)
+        self.lists, self.default = layout.zonelists(specs), layout.default_zone(specs)
+        sizes = [ReferenceZone(spec, 0, max_page_order, self.min_order, None).managed_pages for spec in specs]
+        linux = watermarks == "linux"
+        marks = layout.linux_watermarks(sizes, page_size) if linux else [layout.Watermarks(*(watermarks or (0, 0, 0)))] * len(specs)
+        self.zones = tuple(
+            ReferenceZone(spec, i, max_page_order, self.min_order, marks[i]) for i, spec in enumerate(specs)
+        )
+        self.reserve = [
+            [layout.lowmem_reserve(specs, sizes, zone, preferred) if linux else 0 for preferred in range(len(specs))]
+            for zone in range(len(specs))
+        ]
+        self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
+        self.hinting_enabled = self.inside = False
+        self.last_error = None
+        self.work, self.deadline, self.not_before, self.failures = False, None, 0.0, 0
+
+    # -- where
+
+    def _zone(self, pfn):
+        for zone in self.zones:
+            if zone.start_pfn <= pfn < zone.end_pfn:
+                return zone
+        raise ph.BadPageError(f"PFN {pfn:#x}: outside every zone")
+
+    def _order(self, order):
+        if not 0 <= order <= self.max_page_order:
+            raise ph.BadPageError(f"order {order} is out of range")
+
+    @staticmethod
+    def _aligned(pfn, order):
+        if pfn % (1 << order):
+            raise ph.BadPageError(f"PFN {pfn:#x}: not aligned to order {order}")
+
+    def _zonelist(self, zone):
+        if zone is None:
+            preferred = self.default
+        else:
+            preferred = next(z.index for z in self.zones if zone is z or zone == z.name)
+        for i in self.lists[preferred]:
+            yield self.zones[i], self.zones[i].watermarks.min + self.reserve[i][preferred]
+
+    # -- allocate
+
+    def _take(self, zone, page, nr_pages):
+        for granule in zone.granules(page, nr_pages):
+            if granule in zone.hints:
+                zone.hints.remove(granule)
+                self.count.hints_cleared_by_alloc += 1
+        zone.free[page : page + nr_pages] = False
+        zone.used[page] = nr_pages
+
+    def can_alloc(self, order, zone=None):
+        """Whether any zone of the list has such a block above its min watermark."""
+        for each, keep in self._zonelist(zone):
+            if each.usable_free - keep >= 1 << order:
+                for page, free in each.blocks():
+                    if free >= order and not each.isolate[page]:
+                        return each, page
+        return None
+
+    def alloc_pages(self, order=0, migratetype="movable", zone=None):
+        self._order(order)
+        place = self.can_alloc(order, zone)
+        if place is None:
+            raise ph.OutOfMemoryError(f"order {order}: no zone has the pages")
+        self._take(*place, 1 << order)
+        self._settle()
+        return place[0].base + place[1]
+
+    def alloc_pages_bulk(self, count, order=0, migratetype="movable", zone=None):
+        self._order(order)
+        if count < 0:
+            raise ph.BadPageError("negative count")
+        room = 0
+        for each, keep in self._zonelist(zone):
+            blocks = sum(1 << (free - order) for page, free in each.blocks() if free >= order and not each.isolate[page])
+            room += min(blocks, max(each.usable_free - keep, 0) >> order)
+        if room < count:
+            raise ph.OutOfMemoryError(f"{count} blocks of order {order}")
+        return np.array([self.alloc_pages(order, migratetype, zone) for _ in range(count)], np.uint64)
+
+    def alloc_pages_at(self, pfn, order=0):
+        self._order(order)
+        self._aligned(pfn, order)
+        self.alloc_run_at(pfn, 1 << order)
+        return pfn
+
+    def alloc_run_at(self, pfn, nr_pages):
+        zone = self._zone(pfn)
+        page = pfn - zone.base
+        run = slice(page, page + nr_pages)
+        if pfn + nr_pages > zone.end_pfn or not zone.free[run].all() or zone.isolate[run].any():
+            raise ph.BadPageError(f"PFN {pfn:#x}, {nr_pages} pages, zone {zone.name}: not all free")
+        self._take(zone, page, nr_pages)
+        self._settle()
+
+    def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
+        if nr_pages <= 0:
+            raise ph.BadPageError("nr_pages must be positive")
+        for each, keep in self._zonelist(zone):
+            if each.usable_free - keep < nr_pages:
+                continue
+            usable = each.free & ~each.isolate
+            for page in range(0, len(usable) - nr_pages + 1, 64 if nr_pages > 32 else 1 << (nr_pages - 1).bit_length()):
+                if usable[page : page + nr_pages].all():
+                    self._take(each, page, nr_pages)
+                    self._settle()
+                    return each.base + page
+        raise ph.OutOfMemoryError(f"{nr_pages} contiguous pages")
+
+    # -- free
+
+    def _give(self, zone, page, nr_pages):
+        zone.free[page : page + nr_pages] = True
+        self._hint(zone, [g for g in zone.granules(page, nr_pages) if zone.granule_is_free(g)])
+
+    def _hint(self, zone, granules):
+        if self.hinting_enabled and granules:
+            self.count.hints_set += len(set(granules) - zone.hints)
+            zone.hints.update(granules)
+            self._evaluate(zone)
+
+    def _check_used(self, pfn, nr_pages):
+        zone = self._zone(pfn)
+        if zone.used.get(pfn - zone.base) != nr_pages:
+            raise ph.BadPageError(f"PFN {pfn:#x}, {nr_pages} pages, zone {zone.name}: not an allocated block of this size")
+        return zone
+
+    def free_pages(self, pfn, order=0):
+        self._order(order)
+        self._aligned(pfn, order)
+        self.free_pages_exact(pfn, 1 << order)
+
+    def free_pages_exact(self, pfn, nr_pages):
+        if nr_pages <= 0:
+            raise ph.BadPageError("nr_pages must be positive")
+        zone = self._check_used(pfn, nr_pages)
+        del zone.used[pfn - zone.base]
+        self._give(zone, pfn - zone.base, nr_pages)
+        self._settle()
+
+    def free_pages_bulk(self, pfns, order=0):
+        pfns = [int(pfn) for pfn in pfns]
+        orders = [order] * len(pfns) if isinstance(order, int) else [int(each) for each in order]
+        for pfn, each in zip(pfns, orders, strict=True):
+            self._order(each)
+            self._aligned(pfn, each)
+            self._check_used(pfn, 1 << each)
+        if len(set(pfns)) < len(pfns):
+            raise ph.BadPageError("a PFN is there twice")
+        for pfn, each in zip(pfns, orders, strict=True):
+            self.free_pages(pfn, each)
+
+    def drain_pcp(self):
+        pass
+
+    # -- hotplug and migratetypes
+
+    def _sections(self, pfn, nr_pages):
+        section = max((128 << 20) // self.page_size, 1)
+        edges = {z.start_pfn for z in self.zones if z.start_pfn == pfn} | {
+            z.end_pfn for z in self.zones if z.start_pfn <= pfn < z.end_pfn
+        }
+        if nr_pages <= 0 or any(edge % section and edge not in edges for edge in (pfn, pfn + nr_pages)):
+            raise ph.BadPageError("not whole sections")
+
+    def offline(self, pfn, nr_pages):
+        self._sections(pfn, nr_pages)
+        zone = self._zone(pfn)
+        run = slice(pfn - zone.base, pfn - zone.base + nr_pages)
+        memory = ~zone.hole[run]
+        if pfn + nr_pages > zone.end_pfn or zone.offline[run].any() or not zone.free[run][memory].all():
+            raise ph.BadPageError(f"PFN {pfn:#x}: in use, already offline, or not in one zone")
+        granules = zone.hints & {int(page) >> self.min_order for page in run.start + np.flatnonzero(memory)}
+        self.count.hints_cleared_by_alloc += len(granules)
+        zone.hints -= granules
+        zone.free[run] = False
+        zone.absent[run] = True
+        zone.offline[run] = True
+        self._settle()
+
+    def online(self, pfn, nr_pages):
+        self._sections(pfn, nr_pages)
+        end = pfn + nr_pages
+        if not any(z.start_pfn <= pfn < z.end_pfn for z in self.zones):
+            below = [z for z in self.zones if z.end_pfn <= pfn]
+            if not below or any(pfn < z.end_pfn and z.start_pfn < end for z in self.zones):
+                raise ph.BadPageError("no zone could grow there")
+            max(below, key=lambda z: z.end_pfn).grow(pfn, end)
+        zone = self._zone(pfn)
+        run = slice(pfn - zone.base, end - zone.base)
+        if end > zone.end_pfn or not zone.offline[run].all():
+            raise ph.BadPageError("not all offline")
+        zone.offline[run] = False
+        memory = run.start + np.flatnonzero(~zone.hole[run])
+        zone.absent[memory] = False
+        zone.free[memory] = True
+        granules = {int(page) >> self.min_order for page in memory}
+        self._hint(zone, [g for g in granules if zone.granule_is_free(g)])
+        self._settle()
+
+    def set_migratetype(self, pfn, nr_pages, migratetype):
+        zone = self._zone(pfn)
+        unit, end = max(PAGEBLOCK, 1 << self.min_order), pfn + nr_pages
+        edges = (zone.start_pfn, zone.end_pfn)
+        if nr_pages <= 0 or end > zone.end_pfn or any(edge % unit and edge not in edges for edge in (pfn, end)):
+            raise ph.BadPageError("not whole pageblocks of one zone")
+        first, last = (pfn - zone.base) // PAGEBLOCK * PAGEBLOCK, -(-(end - zone.base) // PAGEBLOCK) * PAGEBLOCK
+        zone.isolate[first:last] = migratetype == "isolate"
+        self._evaluate(zone)
+        self._settle()
+
+    # -- hinting, on the caller
+
+    def _evaluate(self, zone):
+        """Ask for a run if the count calls for one."""
+        if not self.hinting_enabled or not zone.hints:
+            return
+        if len(zone.hints) >= self._threshold():
+            if not zone.queued:
+                zone.queued = self.work = True
+                self.count.work_queued += 1
+        elif self._delay is not None and self.deadline is None:
+            self.deadline = self.clock() + self._delay
+
+    def _threshold(self):
+        return self._limit or self._most
+
+    def _gate(self, zone):
+        return zone.watermarks.low + (self._most << self.min_order)
+
+    def _settle(self):
+        """After every operation: zones that were short of memory and are no longer have their hints looked at."""
+        for zone in self.zones:
+            if zone.gated and zone.usable_free >= zone.gate:
+                zone.gated = False
+                self._evaluate(zone)
+
+    def enable_hinting(
+        self, callbacks, *, workqueue="manual", threshold=None, delay=2.0, max_report_order=None, mark_free=True, clock=None
+    ):
+        if self.hinting_enabled:
+            raise ph.HintingActiveError("on already")
+        self.callbacks, self.clock = callbacks, clock or time.monotonic
+        self._most, self._limit, self._delay = callbacks.max_pages, threshold, delay
+        top = min(10, self.max_page_order) if max_report_order is None else max_report_order
+        self.report_order = max(top, self.min_order)
+        self.work, self.deadline, self.not_before, self.failures = False, None, 0.0, 0
+        self.last_error = None
+        self.hinting_enabled = True
+        for zone in self.zones:
+            zone.queued = zone.gated = False
+            if mark_free:
+                self._hint(zone, [g for g in range(len(zone.free) >> self.min_order) if zone.granule_is_free(g)])
+
+    def disable_hinting(self):
+        if self.inside:
+            raise ph.HintingActiveError("inside a callback")
+        self.hinting_enabled = False
+        for zone in self.zones:
+            zone.hints.clear()
+            zone.queued = zone.gated = False
+
+    @contextmanager
+    def hinting(self, callbacks, **options):
+        self.enable_hinting(callbacks, **options)
+        try:
+            yield self
+        finally:
+            self.disable_hinting()
+
+    def _require(self):
+        if not self.hinting_enabled:
+            raise ph.HintingInactiveError("off")
+        if self.inside:
+            raise ph.HintingActiveError("inside a callback")
+
+    def flush_hinting(self):
+        self._require()
+        self._run(everything=True)
+
+    def run_pending(self):
+        self._require()
+        runs = 0
+        while self.clock() >= self.not_before and (self.work or self._late()):
+            self._run(everything=self._late() or self.failures > 0)
+            runs += 1
+        return runs
+
+    def _late(self):
+        return self.deadline is not None and self.clock() >= self.deadline
+
+    def _run(self, everything):
+        self.work = False
+        self.count.work_runs += 1
+        if everything:
+            self.deadline = None
+        prepared, failed = False, False
+        for zone in self.zones:
+            if not (everything or zone.queued):
+                continue
+            zone.queued = False
+            if not zone.hints or not self._passes_gate(zone):
+                continue
+            self.count.scans += 1
+            if not prepared:
+                prepared = self._prepare()
+                if not prepared:
+                    failed = True
+                    break
+            failed |= self._scan(zone)
+        if prepared and self.callbacks.cleanup:
+            self._call(self.callbacks.cleanup)
+        self.failures = self.failures + 1 if failed else 0
+        self.not_before = self.clock() + min(0.1 * 2 ** (self.failures - 1), 30.0) if failed else 0.0
+        self.work |= failed
+
+    def _passes_gate(self, zone):
+        if zone.usable_free >= self._gate(zone):
+            return True
+        self.count.isolation_refused += 1
+        zone.gated, zone.gate = True, self._gate(zone)
+        return False
+
+    def _call(self, function, *args):
+        """The function's result, or its exception."""
+        self.inside = True
+        try:
+            return function(*args)
+        except Exception as error:
+            self.last_error = error
+            return error
+        finally:
+            self.inside = False
+
+    def _prepare(self):
+        result = self._call(self.callbacks.prepare) if self.callbacks.prepare else None
+        if isinstance(result, Exception) or (result is not None and result < 0):
+            self.count.prepare_errors += 1
+            self.last_error = self.last_error or ph.PageHintError(f"prepare returned {result}")
+            return False
+        return True
+
+    def _scan(self, zone):
+        cursor, failed = 0, False
+        while any(granule >= cursor for granule in zone.hints) and self._passes_gate(zone):
+            batch = []
+            while len(batch) < self._most:
+                ahead = [g for g in sorted(zone.hints) if g >= cursor and not zone.isolate[g << self.min_order]]
+                if not ahead:
+                    cursor = len(zone.free)
+                    break
+                page, order = self._largest(zone, ahead[0])
+                zone.hints -= set(zone.granules(page, 1 << order))
+                zone.free[page : page + (1 << order)] = False
+                zone.out += 1 << order
+                batch.append((page, order))
+                cursor = (page + (1 << order)) >> self.min_order
+            if batch:
+                failed |= self._report(zone, batch)
+        return failed
+
+    def _largest(self, zone, granule):
+        """The largest block from this granule on that is all hinted and part of one free block."""
+        page = granule << self.min_order
+        head, source = next((p, o) for p, o in zone.blocks() if p <= page < p + (1 << o))
+        for order in range(min(source, self.report_order), self.min_order, -1):
+            if page % (1 << order) == 0 and set(zone.granules(page, 1 << order)) <= zone.hints:
+                return page, order
+        return page, self.min_order
+
+    def _report(self, zone, batch):
+        blocks = np.array([(zone.base + page, order, zone.index) for page, order in batch], ph.BLOCK_DTYPE)
+        result = self._call(self.callbacks.hint_pages, blocks)
+        if isinstance(result, Exception):
+            taken = np.zeros(len(batch), bool)
+        else:
+            taken = np.broadcast_to(True if result is None else result, len(batch))
+        self.count.reports += 1
+        self.count.report_errors += not taken.all()
+        for (page, order), ok in zip(batch, taken, strict=True):
+            zone.free[page : page + (1 << order)] = True
+            zone.out -= 1 << order
+            self.count.blocks_isolated += 1
+            self.count.blocks_returned += 1
+            if ok:
+                self.count.blocks_reported += 1
+                self.count.pages_reported += 1 << order
+            else:
+                self.count.blocks_failed += 1
+                again = set(zone.granules(page, 1 << order))
+                self.count.hints_set += len(again - zone.hints)
+                zone.hints |= again
+        self._settle()
+        return not taken.all()
+
+    def _change(self):
+        for zone in self.zones:
+            self._evaluate(zone)
+
+    def _set(name):
+        def change(self, value):
+            setattr(self, name, value)
+            if name == "_delay":
+                self.deadline = None
+            self._change()
+
+        return change
+
+    max_pages = property(lambda self: self._most, _set("_most"))
+    threshold = property(lambda self: self._threshold(), _set("_limit"))
+    delay = property(lambda self: self._delay, _set("_delay"))
+
+    # -- counts
+
+    def stats(self):
+        zones = self.zones
+        free, managed = sum(z.free_pages for z in zones), sum(z.managed_pages for z in zones)
+        out = sum(z.out for z in zones)
+        return SimpleNamespace(
+            managed_pages=managed,
+            free_pages=free,
+            pcp_pages=0,
+            isolated_pages=out,
+            allocated_pages=sum(sum(z.used.values()) for z in zones),
+            nr_free=tuple(sum(counts) for counts in zip(*[z.nr_free for z in zones], strict=True)),
+            hints_pending=sum(len(z.hints) for z in zones),
+            **vars(self.count),
+        )
+
+    def verify(self):
+        for zone in self.zones:
+            used = np.zeros(len(zone.free), int)
+            for page, nr_pages in zone.used.items():
+                used[page : page + nr_pages] += 1
+            assert (used + zone.free + zone.absent <= 1).all()
+            assert all(zone.granule_is_free(granule) for granule in zone.hints)
+
+
+COUNTS = (
+    "hints_set",
+    "hints_cleared_by_alloc",
+    "work_queued",
+    "work_runs",
+    "scans",
+    "blocks_isolated",
+    "isolation_refused",
+    "reports",
+    "blocks_reported",
+    "pages_reported",
+    "blocks_failed",
+    "report_errors",
+    "prepare_errors",
+    "blocks_returned",
+)
