@@ -79,6 +79,7 @@ cdef class Memory:
     cdef bint reporting(self) noexcept nogil
     cdef int refuse_callback(self, str what) except -1
     cdef int claim(self) except -1
+    cdef int await_worker(self) except -1
     cdef int run_manually(self, bint everything) except -1
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
     cdef void request_stop(self) noexcept nogil

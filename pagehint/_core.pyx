@@ -69,6 +69,8 @@ _log = logging.getLogger("pagehint")
 # ---- arguments ----------------------------------------------------------------------------------------------
 
 cdef uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
+    if type(pfn) is not int:
+        pfn = operator.index(pfn)       # no float, whose fraction would be lost
     try:
         return pfn
     except OverflowError:
@@ -84,6 +86,8 @@ cdef uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFF
 
 cdef int as_order(Memory memory, object order) except -1:
     cdef int number
+    if type(order) is not int:
+        order = operator.index(order)
     try:
         number = order
     except OverflowError:
@@ -816,7 +820,10 @@ cdef class Memory:
         while not e.stopping:
             now = monotonic_ns()
             everything = e.flush_wanted > e.flush_done or self.overdue(now)
-            if e.enabled and (everything or engine_due(e, now)):
+            if e.running:
+                # A call from the time when the work was manual is about to see that it no longer is.
+                engine_wait(e, &e.settled, NEVER)
+            elif e.enabled and (everything or engine_due(e, now)):
                 e.running = True
                 e.runner = pthread_self()
                 engine_unlock(e)
@@ -824,6 +831,8 @@ cdef class Memory:
                 engine_lock(e)
             else:
                 engine_wait(e, &e.wake, engine_next(e) if e.enabled else NEVER)
+        e.worker = False
+        pthread_cond_broadcast(&e.settled)
         engine_unlock(e)
 
     cdef bint overdue(self, int64_t now) noexcept nogil:
@@ -859,6 +868,20 @@ cdef class Memory:
                 PyErr_CheckSignals()
         return 0
 
+    cdef int await_worker(self) except -1:
+        """Wait until the worker has left its loop. Not by `Thread.join` alone: Ctrl-C in it makes the next one return at once."""
+        cdef Engine *e = &self.m.engine
+        cdef bint on = True
+        while on:
+            with nogil:
+                engine_lock(e)
+                if e.worker:
+                    engine_wait(e, &e.settled, monotonic_ns() + _SIGNAL_CHECK)
+                on = e.worker
+                engine_unlock(e)
+            PyErr_CheckSignals()
+        return 0
+
     cdef int run_manually(self, bint everything) except -1:
         """Run on this thread; 0 if hinting has ended meanwhile or nothing is due."""
         cdef Engine *e = &self.m.engine
@@ -868,7 +891,7 @@ cdef class Memory:
         now = self.now()
         with nogil:
             engine_lock(e)
-            due = e.enabled and not e.stopping and (everything or engine_due(e, now))
+            due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
             everything = everything or self.overdue(now)
             if not due:
                 e.running = False
@@ -904,7 +927,8 @@ cdef class Memory:
         with nogil:
             machine_drain(&self.m)
         if e.manual:
-            self.run_manually(True)
+            if not self.run_manually(True):
+                raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
             return
         with nogil:
             engine_lock(e)
@@ -958,7 +982,12 @@ cdef class Memory:
             if workqueue == "thread":
                 # Started first, since it is what can fail; it waits until the engine is enabled.
                 thread = threading.Thread(target=_work, args=(self,), name="pagehint", daemon=True)
-                thread.start()
+                e.worker = True
+                try:
+                    thread.start()
+                except BaseException:
+                    e.worker = False
+                    raise
             self.callbacks = callbacks
             self.no_prepare = callbacks.prepare is None
             self.no_cleanup = callbacks.cleanup is None
@@ -1015,10 +1044,11 @@ cdef class Memory:
             if not e.enabled:
                 return
             self.request_stop()
-            if self.thread is not None:
-                self.thread.join()
-            else:
+            if e.manual:
                 self.claim()
+            else:
+                self.await_worker()
+                self.thread.join()
             with nogil:
                 for i in range(self.m.nr_zones):
                     self.unhook_zone(self.m.zones[i])
@@ -1122,7 +1152,7 @@ cdef class Memory:
                 self.batch = 0
             for i in range(self.m.nr_zones):
                 self.unhook_zone(self.m.zones[i])
-            e.enabled = e.stopping = e.running = e.out = e.work = False
+            e.enabled = e.stopping = e.running = e.worker = e.out = e.work = False
             e.waiters = 0
             e.flush_done = e.flush_wanted
             e.delay_armed = True

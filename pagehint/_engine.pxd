@@ -36,6 +36,7 @@ cdef struct Engine:
     bint enabled
     bint stopping               # ends a run at the next batch
     bint manual                 # work runs on callers, in run_pending and flush
+    bint worker                 # the worker's thread is in its loop, or about to be
     bint injected_clock         # deadlines are stamped by Python code, which can call the clock
     bint needs_stamp            # the delay began, but nobody has asked the injected clock yet
     bint work                   # a zone has reached its threshold

@@ -90,3 +90,9 @@ class Host:
 @pytest.fixture
 def host() -> Host:
     return Host()
+
+
+@pytest.fixture
+def few_host() -> Host:
+    """Takes two blocks at a time, so that zones of a few granules are above the watermark gate."""
+    return Host(max_pages=2)

@@ -1,0 +1,189 @@
+"""Real memory: what an arena hands out, keeps, and gives back."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import threading
+
+import numpy as np
+import pytest
+
+import pagehint as ph
+
+MIB = 1 << 20
+
+
+def test_arrays_live_in_the_arena():
+    with ph.Arena("64MiB") as arena:
+        a = arena.empty((1000, 1000), dtype="f8")
+        start = a.__array_interface__["data"][0]
+        assert arena.address(0) <= start < arena.address(0) + arena.size
+        assert a.shape == (1000, 1000)
+        assert a.flags.writeable
+        assert a.flags.c_contiguous
+        a[:] = 3.5
+        assert arena.live_arrays == 1
+        assert arena.pages.stats().allocated_pages == -(-a.nbytes // mmap.PAGESIZE)
+        b = arena.empty(10, "u1", order="F")
+        view = a[::2].T
+        del a
+        gc.collect()
+        assert arena.live_arrays == 2  # the view keeps it
+        assert float(view.sum()) == 3.5 * 500_000
+        del view, b
+        gc.collect()
+        assert arena.live_arrays == 0
+        assert arena.pages.stats().allocated_pages == 0
+        arena.pages.verify()
+
+
+def test_shapes():
+    with ph.Arena("16MiB") as arena:
+        assert arena.empty(()).shape == ()
+        assert arena.empty(0).nbytes == 0
+        assert arena.empty((0, 5)).shape == (0, 5)
+        assert arena.empty((2, 3), order="F").flags.f_contiguous
+        assert arena.empty(np.int64(7), np.int16).nbytes == 14
+        assert arena.empty(3, [("a", "f4"), ("b", "i2")]).dtype.names == ("a", "b")
+        for bad, error in ((-1, ValueError), (1.5, AttributeError), ((2, -2), ValueError)):
+            with pytest.raises(error):
+                arena.empty(bad)
+        with pytest.raises(TypeError, match="Python objects"):
+            arena.empty(3, object)
+        with pytest.raises(ph.OutOfMemoryError):
+            arena.empty(17 * MIB, "u1")
+        with pytest.raises(ph.OutOfMemoryError):
+            arena.empty(1 << 60, "u1")
+        assert arena.live_arrays == 0
+
+
+def test_one_array_can_fill_the_arena():
+    for size in (2 * MIB, 6 * MIB, 100 * MIB):
+        with ph.Arena(size) as arena:
+            for _ in range(2):
+                a = arena.empty(arena.size, "u1")
+                a[::4096] = 1
+                assert arena.pages.stats().free_pages == 0
+                del a
+            assert arena.pages.stats().allocated_pages == 0
+
+
+@pytest.mark.parametrize("hugepages", [True, False])
+def test_freed_memory_goes_back_and_is_zero_when_used_again(hugepages):
+    with ph.Arena("128MiB", hugepages) as arena:
+        a = arena.empty(96 * MIB, "u1")
+        a[:] = 7
+        assert arena.resident_bytes >= 96 * MIB
+        keep = arena.empty(4 * MIB, "u1")
+        keep[:] = 9
+        del a
+        assert arena.resident_bytes >= 100 * MIB  # nobody has been told yet
+        with arena.hinting(delay=0.0):
+            arena.pages.flush_hinting()
+            assert arena.resident_bytes <= 6 * MIB
+            stats = arena.pages.stats()
+            assert stats.blocks_failed == 0
+            assert arena.pages.last_error is None
+            assert stats.reports < stats.blocks_reported
+            a = arena.empty(96 * MIB, "u1")
+            assert not a.any()
+            assert (keep == 9).all()
+        del a, keep
+
+
+def test_advice_free_keeps_pages_until_the_system_wants_them():
+    with ph.Arena("64MiB") as arena:
+        a = arena.empty(32 * MIB, "u1")
+        a[:] = 1
+        del a
+        with arena.hinting("free", delay=0.0):
+            arena.pages.flush_hinting()
+            assert arena.pages.stats().blocks_failed == 0
+            assert arena.pages.stats().hints_pending == 0
+        with pytest.raises(ValueError, match="dontneed"):
+            arena.hinting("maybe")
+
+
+def test_resident_bytes_are_the_kernels():
+    with ph.Arena("32MiB", hugepages=False) as arena:
+        assert arena.resident_bytes == 0
+        a = arena.empty(32 * MIB, "u1")
+        a[: 100 * mmap.PAGESIZE] = 1
+        assert arena.resident_bytes == 100 * mmap.PAGESIZE
+        del a
+
+
+def test_closing_with_live_arrays_is_refused():
+    arena = ph.Arena("16MiB")
+    arrays = [arena.empty(100), arena.empty(100)]
+    with pytest.raises(ph.PageHintError, match="2 arrays"):
+        arena.close()
+    arrays[0][:] = 1  # still good
+    arrays.pop()
+    with pytest.raises(ph.PageHintError, match="1 array"):
+        arena.close()
+    arrays.clear()
+    arena.close()
+    arena.close()
+    assert arena.closed
+    for call in (lambda: arena.empty(1), lambda: arena.resident_bytes, lambda: arena.address(0), arena.hinting):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+    assert repr(arena) == "<Arena, closed>"
+
+
+def test_closing_ends_hinting():
+    arena = ph.Arena("16MiB")
+    arena.hinting().__enter__()
+    arena.close()
+    assert not arena.pages.hinting_enabled
+    assert "pagehint" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_arrays_outlive_the_arena():
+    arena = ph.Arena("16MiB")
+    arena.hinting(delay=0.0).__enter__()
+    a = arena.empty(1000)
+    a[:] = 2.0
+    del arena
+    gc.collect()
+    assert float(a.sum()) == 2000.0
+    thread = threading.Thread(target=lambda held: held.clear(), args=([a],))
+    del a
+    thread.start()
+    thread.join()
+
+
+def test_addresses():
+    with ph.Arena("16MiB") as arena:
+        assert arena.address(3) - arena.address(0) == 3 * mmap.PAGESIZE
+        assert arena.address(0) % (2 * MIB) == 0
+        for bad in (-1, arena.size // mmap.PAGESIZE):
+            with pytest.raises(ValueError, match="not in the arena"):
+                arena.address(bad)
+    assert ph.Arena("1MiB").size == 2 * MIB
+    for bad in ("0", "x", -5):
+        with pytest.raises(ValueError, match=r".+"):
+            ph.Arena(bad)
+
+
+def test_a_kernel_that_refuses_is_a_failed_report():
+    """Locked pages cannot be dropped with MADV_DONTNEED: counted, kept as last_error, hinted again."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    with ph.Arena("64MiB") as arena:
+        if libc.mlock(arena.address(4096), 4 * MIB):
+            pytest.skip("this process may not lock memory")
+        with arena.hinting(delay=None, workqueue="manual", max_pages=4):
+            arena.pages.flush_hinting()
+            stats = arena.pages.stats()
+            assert stats.blocks_failed > 0
+            assert stats.hints_pending > 0
+            assert "were not taken" in str(arena.pages.last_error)
+            arena.pages.verify()
+            libc.munlock(arena.address(4096), 4 * MIB)
+            arena.pages.flush_hinting()
+            assert arena.pages.stats().hints_pending == 0

@@ -1,0 +1,253 @@
+"""Threads with canaries. `PAGEHINT_CANARY_SECONDS` makes it long; the default is for everybody's every run."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import Host, real
+
+import pagehint as ph
+
+SECONDS = float(os.environ.get("PAGEHINT_CANARY_SECONDS", "3"))
+
+
+def in_threads(functions, seconds=SECONDS):
+    """Run each in a thread until the time is over; the first error of any is raised here."""
+    stop = threading.Event()
+    errors = []
+
+    def call(function, seed):
+        try:
+            function(stop, random.Random(seed))
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=call, args=(function, seed)) for seed, function in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    stop.wait(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("advice", ["dontneed", "free"])
+def test_canaries_in_real_memory(advice):
+    """What a thread has written is there when it looks again, while all the rest is given back every millisecond."""
+    arena = ph.Arena("256MiB")
+    checked = [0, 0, 0, 0]
+
+    def work(stop, rng):
+        me = rng.randrange(1 << 30)
+        mine = []
+        while not stop.is_set():
+            if len(mine) > 20 or (mine and rng.random() < 0.4):
+                array, canary = mine.pop(rng.randrange(len(mine)))
+                assert (array == canary).all(), "somebody else has written here, or the page was given back"
+                checked[me % 4] += 1
+            try:
+                array = arena.empty(rng.choice([100, 4096, 100_000, 1_000_000, 2 << 20, 5 << 20]) // 8, np.uint64)
+            except ph.OutOfMemoryError:
+                continue
+            canary = rng.getrandbits(63)
+            array[:] = canary
+            mine.append((array, canary))
+        for array, canary in mine:
+            assert (array == canary).all()
+
+    with arena.hinting(advice, delay=0.001, max_pages=4, threshold=2):
+        in_threads([work] * 4)
+        stats = arena.pages.stats()
+        assert stats.blocks_reported > 0
+        assert stats.blocks_failed == 0
+    assert sum(checked) > 0
+    assert arena.live_arrays == 0
+    arena.pages.verify()
+    stats = arena.pages.stats()
+    assert stats.allocated_pages == stats.isolated_pages == 0
+    arena.close()
+
+
+@pytest.mark.parametrize("pcp", [True, False])
+def test_nobody_has_a_page_twice(pcp):
+    """Every page has one owner at a time: a caller, or the host while it is reported. Owners write their name on it."""
+    pages = ph.PageAllocator([ph.ZoneSpec("DMA", 1, 8191), ph.ZoneSpec("Normal", 8192, 24576)], pcp=pcp)
+    owner = np.zeros(32768, np.int64)
+
+    def claim(pfn, n, me):
+        assert not owner[pfn : pfn + n].any(), "a page in two hands"
+        owner[pfn : pfn + n] = me
+
+    def release(pfn, n, me):
+        assert (owner[pfn : pfn + n] == me).all(), "a page in two hands"
+        owner[pfn : pfn + n] = 0
+
+    def hint_pages(blocks):
+        for block in blocks.tolist():
+            claim(block[0], 1 << block[1], -1)
+        time.sleep(0)
+        for block in blocks.tolist():
+            release(block[0], 1 << block[1], -1)
+        return np.array([block[0] % 7 != 0 for block in blocks.tolist()])
+
+    def work(stop, rng):
+        me = rng.randrange(1, 1 << 40)
+        mine = []
+        while not stop.is_set():
+            order = rng.choice([0, 0, 0, 1, 2, 3, 5, 7, 9, 10])
+            if rng.random() < 0.1:
+                try:
+                    many = pages.alloc_pages_bulk(rng.randrange(100), order % 4)
+                except ph.OutOfMemoryError:
+                    continue
+                for pfn in many.tolist():
+                    claim(pfn, 1 << order % 4, me)
+                for pfn in many.tolist():
+                    release(pfn, 1 << order % 4, me)
+                pages.free_pages_bulk(many, order % 4)
+            if mine and rng.random() < 0.5:
+                pfn, freed = mine.pop(rng.randrange(len(mine)))
+                release(pfn, 1 << freed, me)
+                pages.free_pages(pfn, freed)
+            else:
+                try:
+                    pfn = pages.alloc_pages(order, rng.choice(["movable", "unmovable"]), rng.choice([None, "DMA"]))
+                except ph.OutOfMemoryError:
+                    continue
+                claim(pfn, 1 << order, me)
+                mine.append((pfn, order))
+            while len(mine) > 60:
+                pfn, freed = mine.pop()
+                release(pfn, 1 << freed, me)
+                pages.free_pages(pfn, freed)
+        for pfn, freed in mine:
+            release(pfn, 1 << freed, me)
+            pages.free_pages(pfn, freed)
+
+    def verify(stop, rng):
+        while not stop.wait(0.01):
+            pages.verify()
+
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 2), delay=0.001, threshold=1)
+    in_threads([work] * 4 + [verify])
+    assert pages.last_error is None or isinstance(pages.last_error, ph.PageHintError), pages.last_error
+    assert pages.stats().blocks_reported > 0
+    pages.disable_hinting()
+    pages.verify()
+    pages.drain_pcp()
+    assert pages.stats().free_pages == pages.stats().managed_pages
+    assert not owner.any()
+
+
+def test_enable_and_disable_storm():
+    """Any number of threads enable, disable, flush, change settings, free: each enable has its own callbacks' end."""
+    pages = ph.PageAllocator("256MiB")
+    live = set()
+
+    def switch(stop, rng):
+        while not stop.is_set():
+            token = object()
+
+            def hint_pages(blocks, token=token):
+                assert token in live, "a callback after disable_hinting has returned"
+
+            live.add(token)
+            try:
+                pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, rng.randrange(1, 9)), delay=0.0)
+            except ph.HintingActiveError:
+                live.discard(token)
+                continue
+            time.sleep(rng.random() * 0.003)
+            pages.disable_hinting()
+            live.discard(token)
+
+    def settings(stop, rng):
+        while not stop.is_set():
+            try:
+                rng.choice(
+                    [
+                        pages.flush_hinting,
+                        lambda: setattr(pages, "max_pages", rng.randrange(1, 30)),
+                        lambda: setattr(pages, "threshold", rng.choice([None, 1, 5])),
+                        lambda: setattr(pages, "delay", rng.choice([None, 0.0, 0.001])),
+                        pages.drain_pcp,
+                    ]
+                )()
+            except ph.HintingInactiveError:
+                pass
+            assert pages.last_error is None
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 8), 9), 9)
+            pages.free_pages(pages.alloc_pages())
+
+    # One thread switches, so that a callback's end is known; the others do all else.
+    in_threads([switch, settings, settings, churn])
+    pages.disable_hinting()
+    pages.verify()
+    assert pages.stats().isolated_pages == pages.stats().hints_pending == 0
+
+
+def test_many_threads_switching():
+    pages = real("64MiB")
+
+    def switch(stop, rng):
+        while not stop.is_set():
+            try:
+                pages.enable_hinting(Host(2).callbacks, delay=0.0, workqueue=rng.choice(["thread", "manual"]))
+            except ph.HintingActiveError:
+                pass
+            try:
+                pages.flush_hinting()
+                pages.run_pending()
+            except ph.PageHintError:
+                pass
+            pages.disable_hinting()
+
+    in_threads([switch] * 4)
+    assert not pages.hinting_enabled
+    pages.verify()
+    assert pages.stats().isolated_pages == 0
+
+
+def test_hotplug_and_isolation_while_threads_work():
+    pages = ph.PageAllocator("512MiB")
+
+    def plug(stop, rng):
+        while not stop.is_set():
+            section = rng.randrange(4) * 32768
+            try:
+                pages.offline(section, 32768)
+            except ph.BadPageError:
+                continue
+            pages.online(section, 32768)
+
+    def isolate(stop, rng):
+        while not stop.is_set():
+            block = rng.randrange(256) * 512
+            pages.set_migratetype(block, 512, "isolate")
+            pages.set_migratetype(block, 512, rng.choice(["movable", "unmovable"]))
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            order = rng.choice([0, 3, 9])
+            try:
+                pages.free_pages(pages.alloc_pages(order), order)
+            except ph.OutOfMemoryError:
+                pass
+
+    with pages.hinting(Host(4).callbacks, delay=0.001):
+        in_threads([plug, isolate, churn, churn])
+    pages.verify()
+    pages.drain_pcp()
+    assert pages.stats().free_pages == pages.stats().managed_pages == 131072
