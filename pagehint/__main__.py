@@ -1,0 +1,7 @@
+"""`python -m pagehint`: the command line."""
+
+import sys
+
+from pagehint.cli import main
+
+sys.exit(main())

@@ -1,0 +1,54 @@
+"""What a person sees of the demo in a terminal. Needs the extra "demo" (rich)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pagehint.demo import Measured, Outcome
+from pagehint.sizes import format_size
+
+
+@contextmanager
+def live_progress() -> Iterator[Callable[[str, float, int], None]]:
+    """Show a bar and the RSS for each run; yields what to tell about it."""
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("RSS {task.fields[rss]:>10}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {name: bars.add_task(f"hinting {name}", total=1.0, start=False, rss="") for name in ("off", "on")}
+
+        def tell(name: str, done: float, rss: int) -> None:
+            bars.start_task(tasks[name])
+            bars.update(tasks[name], completed=done, rss=format_size(rss))
+
+        yield tell
+
+
+def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
+    """Print the table of both runs, and what it means."""
+    table = Table(title=f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", title_justify="left")
+    table.add_column("")
+    table.add_column("hinting off", justify="right")
+    table.add_column("hinting on", justify="right")
+
+    def row(name: str, show: Callable[[Measured], str]) -> None:
+        table.add_row(name, show(outcome.off), show(outcome.on))
+
+    row("RSS before", lambda run: format_size(run.rss_start))
+    row("RSS peak", lambda run: format_size(run.rss_peak))
+    row("RSS mean over time", lambda run: format_size(run.rss_mean))
+    row("RSS at the end", lambda run: format_size(run.rss_end))
+    row("given back", lambda run: format_size(run.bytes_reported))
+    row("blocks, in calls", lambda run: f"{run.blocks_reported:,} in {run.reports:,}" if run.reports else "none")
+    row("seconds of work", lambda run: f"{run.work_seconds:.2f}")
+    table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}")
+    console = Console()
+    console.print(table)
+    kept = [run.rss_end - run.rss_start for run in (outcome.off, outcome.on)]
+    console.print(
+        f"After the work the process kept {format_size(max(kept[0], 0))} more than before without hinting,"
+        f" {format_size(max(kept[1], 0))} with it."
+    )

@@ -1,0 +1,242 @@
+"""The main job, measured: a bursty workload of arrays in an arena, with hinting off and on, each in a process of its own.
+
+Here is the workload and its measuring; what people see of it is in `_report` and `_plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagehint.arena import Arena
+from pagehint.errors import PageHintError
+
+MIB = 1 << 20
+ROUNDS = 4
+SAMPLE_SECONDS = 0.02
+MIN_IDLE_SECONDS = 0.6
+HINT_DELAY = 0.2  # seconds; well inside the idle time
+PASSES = 6  # how often the workload goes over its arrays
+
+
+@dataclass
+class Measured:
+    """What one run, with hinting off or on, was measured to do; sizes in bytes, times in seconds."""
+
+    rss_start: int = 0
+    rss_peak: int = 0
+    rss_end: int = 0
+    rss_mean: int = 0
+    work_seconds: float = 0.0
+    reports: int = 0
+    blocks_reported: int = 0
+    bytes_reported: int = 0
+    samples: list[tuple[float, int]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures that `pagehint demo --json` prints of a run."""
+        return {
+            name: getattr(self, name) for name in ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds")
+        }
+
+
+@dataclass
+class Outcome:
+    """Both runs."""
+
+    off: Measured
+    on: Measured
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of work with hinting for each second without it."""
+        return self.on.work_seconds / self.off.work_seconds
+
+    def to_json(self) -> str:
+        """Return the figures as one JSON object."""
+        figures = {
+            "off": self.off.figures(),
+            "on": self.on.figures(),
+            "reports": self.on.reports,
+            "blocks_reported": self.on.blocks_reported,
+            "bytes_reported": self.on.bytes_reported,
+            "overhead": self.overhead,
+        }
+        return json.dumps(figures, indent=2)
+
+
+def rss_bytes() -> int:
+    """Return this process's resident memory, as the kernel counts it."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/smaps_rollup has no Rss")
+
+
+def available_bytes() -> int:
+    """Return how much memory the system could give to a process without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable")
+
+
+# ---- in the parent ------------------------------------------------------------------------------------------
+
+
+def run_both(size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None]) -> Outcome:
+    """Run the workload with hinting off and then on.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the arena.
+    seconds : float
+        Time for both runs; a round is filled up with idle time, and longer if the work itself is.
+    advice : {"dontneed", "free"}
+        How memory is given back.
+    progress : callable
+        Told, many times a second, which run ("off" or "on") is how far (0 to 1), and its RSS in bytes.
+
+    Raises
+    ------
+    PageHintError
+        If a run fails; its own words are in the message.
+    """
+    runs = [_run_child(size, seconds / 2, advice if hint else "", progress) for hint in (False, True)]
+    return Outcome(*runs)
+
+
+def _run_child(size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None]) -> Measured:
+    name = "on" if advice else "off"
+    command = [sys.executable, "-m", "pagehint.demo", str(size), str(seconds), advice]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            for message in map(json.loads, child.stdout):
+                if "measured" in message:
+                    progress(name, 1.0, message["measured"]["rss_end"])
+                    return Measured(**message["measured"])
+                progress(name, message["done"], message["rss"])
+            raise PageHintError(f"the run with hinting {name} failed:\n{child.stderr.read().strip()}")
+        finally:
+            child.kill()
+
+
+# ---- in the child -------------------------------------------------------------------------------------------
+
+
+class Sampler(threading.Thread):
+    """Reads the RSS at a steady rate and passes it on, until stopped."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int]] = []
+        self._begin = time.monotonic()
+        self._done = threading.Event()
+        self._tell = tell
+
+    def run(self) -> None:
+        """Sample."""
+        while True:
+            rss = rss_bytes()
+            self.samples.append((time.monotonic() - self._begin, rss))
+            self._tell(rss)
+            if self._done.wait(SAMPLE_SECONDS):
+                return
+
+    def stop(self) -> None:
+        """Take no further sample."""
+        self._done.set()
+        self.join()
+
+
+def array_sizes(size: int, rng: random.Random) -> Iterator[int]:
+    """Yield sizes of arrays in bytes, 1 to 16 MiB (less in a small arena), until three quarters of `size` are reached.
+
+    Not more, since the arena is to hold them in whatever order they come: what is free is not always in one piece.
+    """
+    left = size * 3 // 4
+    most = max(min(16 * MIB, size // 64), MIB)
+    while left >= MIB:
+        nr_bytes = min(rng.randrange(MIB, most + 1), left)
+        left -= nr_bytes
+        yield nr_bytes
+
+
+def work(arena: Arena, size: int, seed: int) -> float:
+    """One burst: grow, use, free. Returns a sum, so that nothing can be left out."""
+    arrays: list[NDArray[np.float64]] = []
+    for nr_bytes in array_sizes(size, random.Random(seed)):
+        array = arena.empty(nr_bytes // 8)
+        array[:] = len(arrays)
+        arrays.append(array)
+    total = 0.0
+    for _ in range(PASSES):
+        for array in arrays:
+            np.sqrt(array, out=array)
+            total += float(array.sum())
+    return total
+
+
+def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int], None]) -> Measured:
+    """Run the workload in this process, with hinting if `advice` says how, and measure it."""
+    with Arena(size) as arena:
+        work(arena, 2 * MIB, seed=0)  # what is loaded or compiled lazily shall not count
+        measured = Measured(rss_start=rss_bytes())
+        begin = time.monotonic()
+        sampler = Sampler(lambda rss: tell(min((time.monotonic() - begin) / seconds, 1.0), rss))
+        if advice:
+            arena.hinting(advice, delay=HINT_DELAY).__enter__()
+        sampler.start()
+        for turn in range(ROUNDS):
+            started = time.monotonic()
+            work(arena, size, seed=turn)
+            measured.work_seconds += time.monotonic() - started
+            time.sleep(max(begin + seconds * (turn + 1) / ROUNDS - time.monotonic(), MIN_IDLE_SECONDS))
+        sampler.stop()
+        measured.rss_end = sampler.samples[-1][1]
+        stats = arena.pages.stats()
+        measured.samples = sampler.samples
+        measured.rss_peak = max(rss for _, rss in sampler.samples)
+        times, sizes = np.array(sampler.samples).T
+        measured.rss_mean = int(np.trapezoid(sizes, times) / (times[-1] - times[0]))
+        measured.reports, measured.blocks_reported = stats.reports, stats.blocks_reported
+        measured.bytes_reported = stats.pages_reported * stats.page_size
+        if arena.pages.last_error is not None:
+            raise arena.pages.last_error
+    return measured
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _child() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("size", type=int)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("advice")
+    args = parser.parse_args()
+    try:
+        measured = measure(args.size, args.seconds, args.advice, lambda done, rss: _say({"done": done, "rss": rss}))
+        _say({"measured": asdict(measured)})
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(130)  # the parent has gone, or is going
+
+
+if __name__ == "__main__":
+    _child()
