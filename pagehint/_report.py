@@ -16,7 +16,12 @@ from pagehint.sizes import format_size
 @contextmanager
 def live_progress() -> Iterator[Callable[[str, float, int], None]]:
     """Show a bar and the RSS for each run; yields what to tell about it."""
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("RSS {task.fields[rss]:>10}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("RSS {task.fields[rss]:>10}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {name: bars.add_task(f"hinting {name}", total=1.0, start=False, rss="") for name in ("off", "on")}
 
@@ -29,7 +34,9 @@ def live_progress() -> Iterator[Callable[[str, float, int], None]]:
 
 def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
     """Print the table of both runs, and what it means."""
-    table = Table(title=f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", title_justify="left")
+    table = Table(
+        title=f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", title_justify="left"
+    )
     table.add_column("")
     table.add_column("hinting off", justify="right")
     table.add_column("hinting on", justify="right")

@@ -56,7 +56,11 @@ class Arena:
         # High enough that one array can fill the arena.
         top = max((nr_bytes // page_size - 1).bit_length(), granule)
         self.pages = PageAllocator(
-            [ZoneSpec("Arena", 0, nr_bytes // page_size)], page_size=page_size, max_page_order=top, min_order=granule, pcp=False
+            [ZoneSpec("Arena", 0, nr_bytes // page_size)],
+            page_size=page_size,
+            max_page_order=top,
+            min_order=granule,
+            pcp=False,
         )
 
     @property
@@ -182,5 +186,3 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
-
-

@@ -89,7 +89,9 @@ def _require(parser: argparse.ArgumentParser, module: str, what: str) -> None:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what cannot end well before the work begins."""
     if args.size > available_bytes():
-        parser.error(f"--size {format_size(args.size)} is more than the {format_size(available_bytes())} available here")
+        parser.error(
+            f"--size {format_size(args.size)} is more than the {format_size(available_bytes())} available here"
+        )
     if not args.json:
         _require(parser, "rich", "the table (--json does without)")
     if args.plot:

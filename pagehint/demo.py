@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ class Measured:
 
     def figures(self) -> dict[str, float]:
         """Return the figures that `pagehint demo --json` prints of a run."""
-        return {
-            name: getattr(self, name) for name in ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds")
-        }
+        return {name: getattr(self, name) for name in ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds")}
 
 
 @dataclass
@@ -164,17 +162,19 @@ class Sampler(threading.Thread):
         self.join()
 
 
-def array_sizes(size: int, rng: random.Random) -> Iterator[int]:
-    """Yield sizes of arrays in bytes, 1 to 16 MiB (less in a small arena), until three quarters of `size` are reached.
+def array_sizes(size: int, rng: random.Random) -> list[int]:
+    """Return sizes of arrays in bytes, 1 to 16 MiB (less in a small arena), three quarters of `size` in all.
 
-    Not more, since the arena is to hold them in whatever order they come: what is free is not always in one piece.
+    The largest first and not more in all, so that they fit for certain: what is free is not always in one piece.
     """
     left = size * 3 // 4
-    most = max(min(16 * MIB, size // 64), MIB)
-    while left >= MIB:
-        nr_bytes = min(rng.randrange(MIB, most + 1), left)
-        left -= nr_bytes
-        yield nr_bytes
+    most = min(16 * MIB, size // 64)
+    least = most // 16
+    sizes = []
+    while left >= least:
+        sizes.append(min(rng.randrange(least, most + 1), left))
+        left -= sizes[-1]
+    return sorted(sizes, reverse=True)
 
 
 def work(arena: Arena, size: int, seed: int) -> float:

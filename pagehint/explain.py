@@ -39,7 +39,9 @@ class Explanation(Sequence[Reason]):
     """The states that free memory is in, with pages and bytes; a table in a terminal and in a notebook."""
 
     def __init__(self, pages: Mapping[str, int], page_size: int) -> None:
-        self._reasons = [Reason(name, pages.get(name, 0), pages.get(name, 0) * page_size, _REASONS[name]) for name in _REASONS]
+        self._reasons = [
+            Reason(name, pages.get(name, 0), pages.get(name, 0) * page_size, _REASONS[name]) for name in _REASONS
+        ]
         self._shown = [reason for reason in self._reasons if reason.pages or reason.name in pages]
 
     def __getitem__(self, key: Any) -> Any:

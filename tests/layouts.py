@@ -24,7 +24,10 @@ LAYOUTS = {
         ],
         {"page_size": MIB, "max_page_order": 7, "min_order": 5, "watermarks": (20, 40, 60)},
     ),
-    "single pages": ([ZoneSpec("Normal", 7, 400, holes=[(9, 1)])], {"page_size": MIB, "max_page_order": 3, "min_order": 0}),
+    "single pages": (
+        [ZoneSpec("Normal", 7, 400, holes=[(9, 1)])],
+        {"page_size": MIB, "max_page_order": 3, "min_order": 0},
+    ),
     "small granules": ([ZoneSpec("Normal", 64, 700)], {"page_size": MIB, "max_page_order": 6, "min_order": 2}),
     "large granules": (
         [ZoneSpec("Normal", 512, 6000, holes=[(2048, 256)])],

@@ -100,9 +100,7 @@ class ReferenceZone:
 
 
 class ReferenceAllocator:
-    def __init__(
-        self, memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=False, watermarks=None
-    ):
+    def __init__(self, memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=False, watermarks=None):
         if isinstance(memory, (str, int)):
             memory = [ph.ZoneSpec("Normal", 0, parse_size(memory) // page_size)]
         self.page_size, self.max_page_order = page_size, max_page_order
@@ -111,7 +109,11 @@ class ReferenceAllocator:
         self.lists, self.default = layout.zonelists(specs), layout.default_zone(specs)
         sizes = [ReferenceZone(spec, 0, max_page_order, self.min_order, None).managed_pages for spec in specs]
         linux = watermarks == "linux"
-        marks = layout.linux_watermarks(sizes, page_size) if linux else [layout.Watermarks(*(watermarks or (0, 0, 0)))] * len(specs)
+        marks = (
+            layout.linux_watermarks(sizes, page_size)
+            if linux
+            else [layout.Watermarks(*(watermarks or (0, 0, 0)))] * len(specs)
+        )
         self.zones = tuple(
             ReferenceZone(spec, i, max_page_order, self.min_order, marks[i]) for i, spec in enumerate(specs)
         )
@@ -183,7 +185,9 @@ class ReferenceAllocator:
             raise ph.BadPageError("negative count")
         room = 0
         for each, keep in self._zonelist(zone):
-            blocks = sum(1 << (free - order) for page, free in each.blocks() if free >= order and not each.isolate[page])
+            blocks = sum(
+                1 << (free - order) for page, free in each.blocks() if free >= order and not each.isolate[page]
+            )
             room += min(blocks, max(each.usable_free - keep, 0) >> order)
         if room < count:
             raise ph.OutOfMemoryError(f"{count} blocks of order {order}")
@@ -233,7 +237,9 @@ class ReferenceAllocator:
     def _check_used(self, pfn, nr_pages):
         zone = self._zone(pfn)
         if zone.used.get(pfn - zone.base) != nr_pages:
-            raise ph.BadPageError(f"PFN {pfn:#x}, {nr_pages} pages, zone {zone.name}: not an allocated block of this size")
+            raise ph.BadPageError(
+                f"PFN {pfn:#x}, {nr_pages} pages, zone {zone.name}: not an allocated block of this size"
+            )
         return zone
 
     def free_pages(self, pfn, order=0):
@@ -347,7 +353,15 @@ class ReferenceAllocator:
                 self._evaluate(zone)
 
     def enable_hinting(
-        self, callbacks, *, workqueue="manual", threshold=None, delay=2.0, max_report_order=None, mark_free=True, clock=None
+        self,
+        callbacks,
+        *,
+        workqueue="manual",
+        threshold=None,
+        delay=2.0,
+        max_report_order=None,
+        mark_free=True,
+        clock=None,
     ):
         if self.hinting_enabled:
             raise ph.HintingActiveError("on already")

@@ -226,7 +226,13 @@ def test_messages_name_the_page_the_order_and_the_zone():
 @pytest.mark.parametrize("value", [1.5, "1", None, np.float64(2)])
 def test_arguments_of_the_wrong_type(value):
     pages = real("16MiB")
-    for call in (pages.free_pages, pages.alloc_pages_at, pages.alloc_pages_exact, pages.alloc_pages_bulk, pages.alloc_pages):
+    for call in (
+        pages.free_pages,
+        pages.alloc_pages_at,
+        pages.alloc_pages_exact,
+        pages.alloc_pages_bulk,
+        pages.alloc_pages,
+    ):
         with pytest.raises(TypeError):
             call(value)
     with pytest.raises(TypeError):

@@ -106,5 +106,9 @@ def test_a_function_of_another_signature_is_refused(library):
     for name in (b"int (double)", b"int (pagehint_block *, size_t)"):
         with pytest.raises(TypeError, match="signature"):
             ph.PageHintingCallbacks(capsule(library, Log(), name))
-    for name in (library.signature(), b"int (void *, size_t, uint8_t *, void *)", b"int(pagehint_block*,size_t,uint8_t*,void*)"):
+    for name in (
+        library.signature(),
+        b"int (void *, size_t, uint8_t *, void *)",
+        b"int(pagehint_block*,size_t,uint8_t*,void*)",
+    ):
         ph.PageHintingCallbacks(capsule(library, Log(), name))

@@ -154,7 +154,9 @@ def test_put_back_merging_with_a_neighbour_freed_meanwhile(few_host):
         pages.alloc_pages_at(first, 9), pages.alloc_pages_at(second, 9)
         with pages.hinting(few_host.callbacks, workqueue="manual", threshold=100, mark_free=False):
             pages.free_pages(first, 9)
-            few_host.answer = lambda blocks, second=second: pages.free_pages(second, 9) if len(few_host.batches) == 1 else None
+            few_host.answer = lambda blocks, second=second: (
+                pages.free_pages(second, 9) if len(few_host.batches) == 1 else None
+            )
             pages.flush_hinting()
             pages.flush_hinting()
             assert pages.zones[0].nr_free == (0,) * 10 + (4,)

@@ -309,7 +309,13 @@ def test_settings_are_checked():
         with pytest.raises(ph.HintingInactiveError):
             setattr(pages, name, 1)
     with pages.hinting(Host().callbacks, workqueue="manual"):
-        for name, value in (("max_pages", 0), ("threshold", -1), ("delay", -1.0), ("delay", float("nan")), ("delay", 1e99)):
+        for name, value in (
+            ("max_pages", 0),
+            ("threshold", -1),
+            ("delay", -1.0),
+            ("delay", float("nan")),
+            ("delay", 1e99),
+        ):
             with pytest.raises(ValueError, match=r".+"):
                 setattr(pages, name, value)
     for bad in ({"max_pages": 0}, {"max_pages": 1 << 40}):

@@ -109,7 +109,9 @@ def test_fork_while_threads_work():
 def test_fork_from_inside_a_callback():
     pages = real("64MiB")
     host = Host()
-    host.answer = lambda blocks: in_child(lambda: (pages.verify(), pages.alloc_pages_bulk(16, 10))) if len(host.batches) == 1 else None
+    host.answer = lambda blocks: (
+        in_child(lambda: (pages.verify(), pages.alloc_pages_bulk(16, 10))) if len(host.batches) == 1 else None
+    )
     with pages.hinting(host.callbacks):
         pages.flush_hinting()
     assert pages.last_error is None

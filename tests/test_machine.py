@@ -234,7 +234,9 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.clock.sleep(seconds)
         self.both("run_pending")
 
-    @rule(mood=st.sampled_from(["takes all", "raises", "sometimes", "refuses some", "prepare raises", "prepare refuses"]))
+    @rule(
+        mood=st.sampled_from(["takes all", "raises", "sometimes", "refuses some", "prepare raises", "prepare refuses"])
+    )
     def change_mood(self, mood):
         self.mood = mood
 
@@ -274,7 +276,15 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert real.managed_pages == oracle.managed_pages
             assert real.nr_free == oracle.nr_free
         real, oracle = self.real.stats(), self.oracle.stats()
-        for name in (*COUNTS, "managed_pages", "free_pages", "pcp_pages", "isolated_pages", "allocated_pages", "hints_pending"):
+        for name in (
+            *COUNTS,
+            "managed_pages",
+            "free_pages",
+            "pcp_pages",
+            "isolated_pages",
+            "allocated_pages",
+            "hints_pending",
+        ):
             assert getattr(real, name) == getattr(oracle, name), name
         assert real.managed_pages == real.free_pages + real.allocated_pages
         assert real.isolated_pages == 0
