@@ -5,7 +5,6 @@
 What runs without Python stands in the `.pxd` files beside this one, one concept each. A freed page's way is
 `_machine` → `_pcp` → `_buddy` (merge) → `_hint` (bit) → `_wake` → `_engine` (queue) → `_isolate` → report → put back.
 """
-cimport cython
 import atexit
 import html
 import logging
@@ -19,16 +18,16 @@ import numpy as np
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetContext, PyCapsule_GetName, PyCapsule_GetPointer
-from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memset, strcmp
+from libc.string cimport memcpy, memset
 
 from pagehint._atomic cimport PH_DEBUG, RELAXED, store_i32
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NOMEM, E_NO_ZONE,
+from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NOMEM,
                               E_SIZE, OK)
 from pagehint._buddy cimport NOT_FREE, free_block_around
-from pagehint._engine cimport (Engine, NEVER, engine_arm, engine_backoff, engine_batch_begin, engine_batch_end,
+from pagehint._engine cimport (Engine, NEVER, engine_backoff, engine_batch_begin, engine_batch_end,
                                engine_disarm, engine_due, engine_init, engine_lock, engine_next, engine_resume,
                                engine_unlock, engine_wait, engine_wait_batch, monotonic_ns, pthread_cond_broadcast,
                                pthread_cond_signal)
@@ -45,11 +44,11 @@ from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
 from pagehint._walk cimport FreeBlock, list_free_blocks, mark_free_blocks
 from pagehint._watermark cimport report_gate
-from pagehint._zone cimport (LEAF_SHIFT, MAX_ORDER_LIMIT, MT_ISOLATE, MT_MOVABLE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER,
-                             PageZone, ZoneCounters, isolate_free_pages, usable_free_pages)
+from pagehint._zone cimport (LEAF_SHIFT, MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER,
+                             PageZone, usable_free_pages)
 
 from pagehint import errors, layout, procfs
-from pagehint.explain import Explanation, explain_zones
+from pagehint.explain import explain_zones
 from pagehint.sizes import format_size, parse_size
 from pagehint.stats import Stats
 
@@ -542,7 +541,7 @@ cdef class Memory:
     def verify(self):
         cdef PageZone *z
         cdef Finding finding
-        cdef int i, cpu
+        cdef int i
         cdef bint bad
         cdef cnp.ndarray[cnp.uint64_t] absent
         with self.hotplug_lock:
@@ -1480,8 +1479,8 @@ cdef class PageAllocator:
         raise ValueError(f"no such zone: {zone!r} (there is {', '.join(dict.fromkeys(z.name for z in self.zone_objects))})")
 
     cdef int out_of_memory(self, object what) except -1:
-        free = ", ".join(f"{zone.name} (node {zone.node}) {zone.free_pages}" for zone in self.zone_objects)
-        raise errors.OutOfMemoryError(f"{what}: no zone has the pages; free pages: {free}")
+        left = ", ".join(f"{zone.name} (node {zone.node}) {zone.free_pages}" for zone in self.zone_objects)
+        raise errors.OutOfMemoryError(f"{what}: no zone has the pages; free pages: {left}")
 
     # -- allocate and free
 
@@ -1855,7 +1854,6 @@ cdef class PageAllocator:
     def stats(self):
         """Return the counts as of now, added over all zones: a `Stats`."""
         cdef Engine *e = &self.memory.m.engine
-        cdef PageZone *z
         zones = [zone.figures() for zone in self.zone_objects]
         pcp = sum(count for zone in zones for count, _, _ in zone["page_sets"])
         totals = {name: sum(zone[name] for zone in zones) for name in Stats.__dataclass_fields__
@@ -1902,11 +1900,11 @@ cdef class PageAllocator:
         self.memory.verify()
 
     def __repr__(self):
-        free = sum([zone.free_pages for zone in self.zone_objects])
+        left = sum([zone.free_pages for zone in self.zone_objects])
         managed = sum([zone.managed_pages for zone in self.zone_objects])
         names = ", ".join(zone.name for zone in self.zone_objects)
         return (
-            f"<PageAllocator {format_size(managed * self.page_size)} in {names}: {format_size(free * self.page_size)} free,"
+            f"<PageAllocator {format_size(managed * self.page_size)} in {names}: {format_size(left * self.page_size)} free,"
             f" hinting {'on' if self.hinting_enabled else 'off'}>"
         )
 
