@@ -28,7 +28,7 @@ from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD
                               E_SIZE, OK)
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._engine cimport (Engine, NEVER, engine_backoff, engine_batch_begin, engine_batch_end,
-                               engine_disarm, engine_due, engine_init, engine_lock, engine_next, engine_resume,
+                               engine_disarm, engine_due, engine_init, engine_lock, engine_next, engine_release, engine_resume,
                                engine_unlock, engine_wait, engine_wait_batch, monotonic_ns, pthread_cond_broadcast,
                                pthread_cond_signal)
 from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
@@ -634,7 +634,7 @@ cdef class Memory:
         engine_lock(e)
         engine_backoff(e, failed, now)
         e.flush_done = max(e.flush_done, ticket)
-        e.running = False
+        engine_release(e)
         pthread_cond_broadcast(&e.settled)
         engine_unlock(e)
 
@@ -841,8 +841,7 @@ cdef class Memory:
 
     cdef bint reporting(self) noexcept nogil:
         """Whether the calling thread is inside one of the callbacks."""
-        cdef Engine *e = &self.m.engine
-        return e.running and e.runner == pthread_self()
+        return self.m.engine.runner == pthread_self()
 
     cdef int refuse_callback(self, str what) except -1:
         if self.reporting():
@@ -893,7 +892,7 @@ cdef class Memory:
             due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
             everything = everything or self.overdue(now)
             if not due:
-                e.running = False
+                engine_release(e)
                 pthread_cond_broadcast(&e.settled)
             engine_unlock(e)
             if due:
@@ -1053,7 +1052,7 @@ cdef class Memory:
                     self.unhook_zone(self.m.zones[i])
                 engine_lock(e)
                 e.enabled = False
-                e.running = False
+                engine_release(e)
                 e.work = False
                 e.flush_done = e.flush_wanted
                 store_i32(&e.delay_armed, True, RELAXED)
@@ -1151,7 +1150,8 @@ cdef class Memory:
                 self.batch = 0
             for i in range(self.m.nr_zones):
                 self.unhook_zone(self.m.zones[i])
-            e.enabled = e.stopping = e.running = e.worker = e.out = e.work = False
+            e.enabled = e.stopping = e.worker = e.out = e.work = False
+            engine_release(e)
             e.waiters = 0
             e.flush_done = e.flush_wanted
             e.delay_armed = True

@@ -46,8 +46,8 @@ cdef struct Engine:
     int failures                # runs in a row that had one
     uint64_t flush_wanted       # tickets: a flush is done when flush_done reaches its own
     uint64_t flush_done
-    bint running                # a run is on; `runner` does it
-    pthread_t runner
+    bint running                # a run is on
+    pthread_t runner            # who does it, else 0; read without the mutex to ask "is it me?"
     bint out                    # a batch is, or may be about to be, isolated
     int waiters                 # allocations waiting for the batch; while there are any, no other is isolated
     # Settings, changed under the mutex.
@@ -124,6 +124,15 @@ cdef inline void engine_notify(Engine *e, bint queued) noexcept nogil:
     engine_unlock(e)
 
 
+cdef inline void engine_release(Engine *e) noexcept nogil:
+    """The run is over. Engine mutex held.
+
+    `runner` goes first: a thread that found its own number there from an earlier run would take another's for its own.
+    """
+    e.runner = 0
+    e.running = False
+
+
 cdef inline bint engine_due(const Engine *e, int64_t now) noexcept nogil:
     """Whether a run should begin now. Engine mutex held."""
     return now >= e.not_before and (e.work or (e.deadline != NEVER and now >= e.deadline))
@@ -166,9 +175,9 @@ cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noe
     cdef bint done
     engine_lock(e)
     e.waiters += 1
-    while e.out and not (e.running and e.runner == self) and (until == NEVER or monotonic_ns() < until):
+    while e.out and e.runner != self and (until == NEVER or monotonic_ns() < until):
         engine_wait(e, &e.settled, until)
-    done = not e.out or (e.running and e.runner == self)
+    done = not e.out or e.runner == self
     if not done:
         e.waiters -= 1
         pthread_cond_broadcast(&e.settled)
