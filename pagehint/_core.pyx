@@ -1052,7 +1052,9 @@ cdef class Memory:
                     self.unhook_zone(self.m.zones[i])
                 engine_lock(e)
                 e.enabled = False
-                engine_release(e)
+                if e.manual:
+                    # Only its own claim: with a worker, the claim may be that of a call about to see it is too late.
+                    engine_release(e)
                 e.work = False
                 e.flush_done = e.flush_wanted
                 store_i32(&e.delay_armed, True, RELAXED)
