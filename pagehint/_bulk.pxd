@@ -132,9 +132,12 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
                 rc = withhold(z, page, order)
                 if rc != OK:
                     break
+                z.in_bulk += 1
             elif step == RELEASE_HOLD:
                 release_hold(z, page, order)
+                z.in_bulk -= 1
             else:
+                z.in_bulk -= 1
                 hint_freed(z, page, order, buddy_free(z, page, order))
             i += 1
         zone_unlock(z)

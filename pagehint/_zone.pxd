@@ -89,6 +89,7 @@ cdef struct PageZone:
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting
+    uint64_t in_bulk                # blocks that a bulk free has withheld and not yet freed
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
     uint64_t watermark[3]           # min, low, high

@@ -124,6 +124,7 @@ def run(code, *, interrupt=False, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
         **options,
     )
     if interrupt:
