@@ -142,7 +142,7 @@ cdef cnp.ndarray as_pfn_array(object values, str what, object dtype):
 
 cdef class PageHintingCallbacks:
     """PageHintingCallbacks(hint_pages, max_pages=16, prepare=None, cleanup=None)
-    --
+--
 
     What the engine calls to report free blocks.
 
@@ -1293,10 +1293,7 @@ cdef class Zone:
         return view
 
     def free_blocks(self):
-        """free_blocks()
-        --
-
-        Return the maximal free blocks by address: a structured array of ``pfn`` (uint64) and ``order`` (uint32).
+        """Return the maximal free blocks by address: a structured array of ``pfn`` (uint64) and ``order`` (uint32).
 
         The zone is locked while they are listed, O(blocks + spanned pages / 64).
         """
@@ -1397,7 +1394,7 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
-    --
+--
 
     A zoned buddy page allocator with free page hinting.
 
@@ -1461,10 +1458,7 @@ cdef class PageAllocator:
 
     @classmethod
     def x86_64(cls, memory, nodes=1, *, watermarks="linux", **options):
-        """x86_64(memory, nodes=1, *, watermarks='linux', **options)
-        --
-
-        Return the allocator of a PC with so much memory: DMA, DMA32, the hole below 4 GiB, Normal; Linux's watermarks.
+        """Return the allocator of a PC with so much memory: DMA, DMA32, the hole below 4 GiB, Normal; Linux's watermarks.
 
         `nodes` NUMA nodes share the memory evenly. `options` are those of `PageAllocator`; a page has 4096 bytes.
         """

@@ -127,7 +127,7 @@ class Arena:
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
         pfn = self.pages.alloc_pages_exact(nr_pages)
         block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
-        return np.ndarray(lengths, kind, buffer=block, order=order)
+        return np.ndarray(lengths, kind, buffer=memoryview(block), order=order)
 
     def hinting(
         self, advice: str = "dontneed", *, max_pages: int = 16, **options: Any

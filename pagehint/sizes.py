@@ -40,7 +40,7 @@ def parse_size(size: str | SupportsIndex) -> int:
         scaled, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
         if rest:
             raise ValueError(f"not a whole number of bytes: {size!r}")
-        size = scaled
+        size = int(scaled)
     number = operator.index(size)
     if number <= 0:
         raise ValueError(f"a memory size must be positive, not {number}")

@@ -1,0 +1,245 @@
+"""Every name of SPEC section 6 in use, with its types: `mypy --strict` reads this file, and the tests run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pagehint as ph
+
+if TYPE_CHECKING:
+    from typing_extensions import CapsuleType
+
+Mask = NDArray[np.bool_]
+
+
+class Host:
+    """Takes everything, in each of the ways a host may say so."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.calls: list[str] = []
+
+    def takes(self, blocks: NDArray[np.void]) -> None:
+        assert blocks.dtype == ph.BLOCK_DTYPE
+        assert not blocks.flags.writeable
+        self.blocks += len(blocks)
+
+    def answers_for_all(self, blocks: NDArray[np.void]) -> bool:
+        self.takes(blocks)
+        return True
+
+    def answers_for_each(self, blocks: NDArray[np.void]) -> Mask | list[bool]:
+        self.takes(blocks)
+        return np.ones(len(blocks), bool) if self.blocks % 2 else [True] * len(blocks)
+
+    def prepare(self) -> int:
+        self.calls.append("prepare")
+        return 0
+
+    def cleanup(self) -> None:
+        self.calls.append("cleanup")
+
+
+def allocators() -> list[ph.PageAllocator]:
+    dma = ph.ZoneSpec("DMA", 1, 4095)
+    normal = ph.ZoneSpec("Normal", 4096, 1 << 20, node=0, holes=[(8192, 512)])
+    assert_type(dma.name, str)
+    assert_type(dma.start_pfn, int)
+    assert_type(normal.spanned_pages, int)
+    assert_type(normal.node, int)
+    assert_type(normal.holes, Sequence[tuple[int, int]])
+    return [
+        ph.PageAllocator("16GiB"),
+        ph.PageAllocator(1 << 30, watermarks="linux"),
+        ph.PageAllocator(
+            [dma, normal],
+            page_size=4096,
+            max_page_order=10,
+            min_order=None,
+            pcp=True,
+            watermarks=None,
+        ),
+        ph.PageAllocator((zone for zone in (dma, normal)), watermarks=(16, 32, 48), min_order=np.int64(9), pcp=False),
+        ph.PageAllocator.x86_64("16GiB", nodes=1),
+        ph.PageAllocator.x86_64(np.uint64(8 << 30), 2, watermarks=ph.Watermarks(1, 2, 3), pcp=False, min_order=9),
+    ]
+
+
+def allocate(pages: ph.PageAllocator) -> None:
+    assert_type(pages.page_size, int)
+    assert_type(pages.max_page_order, int)
+    assert_type(pages.min_order, int)
+    pfn = assert_type(pages.alloc_pages(), int)
+    pages.free_pages(pfn)
+    pfn = pages.alloc_pages(order=3, migratetype="unmovable", zone=pages.zones[-1])
+    pages.free_pages(np.uint64(pfn), order=3)
+    pfn = pages.alloc_pages(order=1, migratetype="reclaimable", zone="Normal")
+    pages.free_pages(pfn, 1)
+    pages.drain_pcp()
+    pages.free_pages(assert_type(pages.alloc_pages_at(pfn, order=0), int), order=0)
+
+    pfns = assert_type(pages.alloc_pages_bulk(8, order=0), NDArray[np.uint64])
+    pages.free_pages_bulk(pfns[:2], order=0)
+    pages.free_pages_bulk(pfns[2:4], order=np.zeros(2, np.uint32))
+    pages.free_pages_bulk([int(pfn) for pfn in pfns[4:]], order=[0, 0, 0, 0])
+    pages.free_pages_bulk(pages.alloc_pages_bulk(np.int32(2), 1, migratetype="movable", zone="Normal"), 1)
+
+    first = assert_type(pages.alloc_pages_exact(700, migratetype="movable", zone=None), int)
+    pages.free_pages_exact(first, 700)
+    pages.drain_pcp()
+
+    section = (128 << 20) // pages.page_size
+    start = pages.zones[-1].start_pfn + pages.zones[-1].spanned_pages
+    start -= start % section + section
+    pages.offline(start, section)
+    pages.online(start, nr_pages=section)
+    pages.set_migratetype(start, 512, "isolate")
+    pages.set_migratetype(start, 512, migratetype="movable")
+    pages.verify()
+
+
+def look(pages: ph.PageAllocator) -> None:
+    assert_type(pages.zones, tuple[ph.Zone, ...])
+    for zone in pages.zones:
+        assert_type(zone.name, str)
+        assert_type(zone.node, int)
+        assert_type(zone.start_pfn, int)
+        assert_type(zone.spanned_pages, int)
+        assert_type(zone.present_pages, int)
+        assert_type(zone.managed_pages, int)
+        assert_type(zone.free_pages, int)
+        assert_type(zone.nr_free, tuple[int, ...])
+        assert_type(zone.watermarks, ph.Watermarks)
+        assert_type(zone.watermarks.min + zone.watermarks.low + zone.watermarks.high, int)
+        assert_type(zone.metadata_bytes, int)
+        assert_type(zone.hint_bitmap, NDArray[np.uint64])
+        blocks = assert_type(zone.free_blocks(), NDArray[np.void])
+        assert int((1 << blocks["order"].astype(np.uint64)).sum()) == zone.free_pages
+    text = pages.buddyinfo() + pages.pagetypeinfo() + pages.zoneinfo()
+    assert_type(text, str)
+    stats = assert_type(pages.stats(), ph.Stats)
+    assert_type(stats.nr_free, tuple[int, ...])
+    assert_type(stats.to_dict(), dict[str, Any])
+    count = stats.managed_pages - stats.free_pages - stats.pcp_pages - stats.isolated_pages - stats.allocated_pages
+    assert assert_type(count, int) == 0
+    hints = stats.hints_pending + stats.hints_set + stats.hints_cleared_by_alloc
+    work = stats.work_queued + stats.work_runs + stats.scans + stats.blocks_isolated + stats.isolation_refused
+    reports = stats.reports + stats.blocks_reported + stats.pages_reported + stats.blocks_failed
+    rest = stats.report_errors + stats.prepare_errors + stats.blocks_returned + stats.lock_acquired
+    assert_type(hints + work + reports + rest + stats.lock_contended, int)
+    explanation = assert_type(pages.explain(), ph.Explanation)
+    assert_type(explanation["reported"].pages, Any)
+    assert_type(explanation[0].name, Any)
+    assert_type(explanation.to_dict(), dict[str, int])
+    html = stats._repr_html_() + explanation._repr_html_() + pages._repr_html_()
+    assert assert_type(html, str)
+
+
+def hint(pages: ph.PageAllocator) -> None:
+    host = Host()
+    callbacks = ph.PageHintingCallbacks(host.takes, max_pages=16, prepare=host.prepare, cleanup=host.cleanup)
+    assert_type(callbacks.max_pages, int)
+    pages.enable_hinting(
+        callbacks, workqueue="thread", threshold=None, delay=2.0, max_report_order=None, mark_free=True
+    )
+    pages.flush_hinting()
+    assert assert_type(pages.hinting_enabled, bool)
+    assert assert_type(pages.last_error, BaseException | None) is None
+    pages.max_pages, pages.threshold, pages.delay = 8, 4, None
+    assert_type(pages.delay, None)
+    pages.threshold = None
+    pages.disable_hinting()
+    assert host.blocks
+    assert host.calls[0] == "prepare"
+    for answer in (host.answers_for_all, host.answers_for_each):
+        manual = ph.PageHintingCallbacks(answer, 4)
+        with pages.hinting(manual, workqueue="manual", delay=None, threshold=1, clock=lambda: 0.0) as same:
+            assert assert_type(same, ph.PageAllocator) is pages
+            assert_type(pages.run_pending(), int)
+    assert not pages.hinting_enabled
+
+
+def real_memory(advice: Literal["dontneed", "free"]) -> None:
+    arena = ph.Arena("64MiB", hugepages=True)
+    assert_type(arena.pages, ph.PageAllocator)
+    assert_type(arena.address(0), int)
+    assert_type(arena.resident_bytes, int)
+    arena.close()
+    with ph.Arena(64 << 20, hugepages=False) as arena, arena.hinting(advice=advice, max_pages=4, delay=None) as pages:
+        assert assert_type(pages, ph.PageAllocator) is arena.pages
+        a = arena.empty((1000, 1000), dtype="f8")
+        a[:] = 1
+        assert_type(arena.empty(10), NDArray[Any])
+        assert_type(arena.empty((2, 3), np.float32, order="F"), NDArray[Any])
+        del a
+        arena.pages.flush_hinting()
+
+
+def fail(pages: ph.PageAllocator) -> None:
+    errors: list[type[ph.PageHintError]] = []
+    for pfn in (1 << 51, 1 << 60):
+        try:
+            pages.free_pages(pfn)
+        except ph.BadPageError as error:
+            value: ValueError = error
+            errors.append(type(error))
+            assert hex(pfn) in str(value)
+    try:
+        pages.alloc_pages_bulk(1 << 50)
+    except ph.OutOfMemoryError as error:
+        memory: MemoryError = error
+        assert "Normal" in str(memory)
+    try:
+        pages.flush_hinting()
+    except ph.HintingInactiveError as error:
+        inactive: RuntimeError = error
+        assert "off" in str(inactive)
+    try:
+        with pages.hinting(ph.PageHintingCallbacks(Host().takes)):
+            pages.enable_hinting(ph.PageHintingCallbacks(Host().takes))
+    except ph.HintingActiveError as error:
+        active: RuntimeError = error
+        assert "already" in str(active)
+    assert errors == [ph.BadPageError, ph.BadPageError]
+
+
+if TYPE_CHECKING:
+
+    def compiled(capsule: CapsuleType) -> ph.PageHintingCallbacks:
+        return ph.PageHintingCallbacks(capsule, 16)
+
+    def refused(pages: ph.PageAllocator, zone: ph.Zone) -> None:
+        # Each line must be an error: `mypy --strict` complains of an ignore that is not needed.
+        pages.alloc_pages(migratetype="isolate")  # type: ignore[arg-type]
+        pages.alloc_pages(1.0)  # type: ignore[arg-type]
+        pages.set_migratetype(0, 512, "highatomic")  # type: ignore[arg-type]
+        pages.free_pages_bulk(3)  # type: ignore[arg-type]
+        pages.hinting(ph.PageHintingCallbacks(Host().takes), threshhold=1)  # type: ignore[call-arg]
+        pages.enable_hinting(ph.PageHintingCallbacks(Host().takes), "manual")  # type: ignore[call-arg]
+        pages.hinting_enabled = True  # type: ignore[misc]
+        pages.zones[0].free_pages = 0  # type: ignore[misc]
+        ph.PageHintingCallbacks(1)  # type: ignore[arg-type]
+        ph.PageHintingCallbacks(lambda blocks: "taken")  # type: ignore[arg-type, return-value]
+        ph.PageAllocator("1GiB", 4096)  # type: ignore[call-arg]
+        ph.PageAllocator.x86_64("1GiB", nodes=1, hugepages=True)  # type: ignore[call-arg]
+        ph.Zone(1)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    for pages in allocators():
+        allocate(pages)
+        look(pages)
+        hint(pages)
+        look(pages)
+        fail(pages)
+    real_memory("dontneed")
+    real_memory("free")
+    assert ph.get_include()
+
+
+if __name__ == "__main__":
+    main()
