@@ -170,7 +170,7 @@ def run(*command):
     """Run Python on the installed package, wherever that is; fail with what it printed."""
     environment = {**os.environ, "MYPYPATH": str(INSTALLED.parent)} if "site-packages" not in INSTALLED.parts else None
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=INSTALLED.parent, env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, command)], cwd=TESTS, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
