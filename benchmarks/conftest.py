@@ -1,77 +1,87 @@
 from __future__ import annotations
 
-import ctypes
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import numpy as np
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
-import pagehint as ph
+from benchmarks.allocators import Buddy, LinkedList, PageHint
 
-TOP = 10
-
-
-class LinkedList:
-    """The yardstick, `linked_list_buddy.c`, with the names of `PageAllocator`."""
-
-    library: ctypes.CDLL
-
-    def __init__(self, gib: int) -> None:
-        self._buddy = ctypes.c_void_p(self.library.buddy_create(ctypes.c_uint64(gib << 18)))
-        self._blocks = gib << 8
-        self.bytes_per_page = 12.0
-
-    def __del__(self) -> None:
-        self.library.buddy_destroy(self._buddy)
-
-    def alloc_pages_bulk(self, count: int, order: int = 0) -> np.ndarray:
-        pfns = np.empty(count, np.uint64)
-        self.library.buddy_alloc(self._buddy, ctypes.c_void_p(pfns.ctypes.data), ctypes.c_uint64(count), order)
-        return pfns
-
-    def free_pages_bulk(self, pfns: np.ndarray, order: int = 0) -> None:
-        self.library.buddy_free(self._buddy, ctypes.c_void_p(pfns.ctypes.data), ctypes.c_uint64(len(pfns)), order)
-
-    def all_free(self) -> bool:
-        return self.library.buddy_free_blocks(self._buddy, TOP) == self._blocks
+ROUNDS = 5
+SIZES = (1, 16, 128)
 
 
-class PageHint(ph.PageAllocator):
-    """The real one, without page sets."""
+class Measure(Protocol):
+    """Time rounds of `work`, of `ops` operations on `pages` pages each, and note the median cost of one.
 
-    def __new__(cls, gib: int) -> PageHint:
-        return super().__new__(cls, f"{gib}GiB", pcp=False)
+    `calls_ns` is what an operation spends outside what is measured, and is taken off.
+    """
 
-    @property
-    def bytes_per_page(self) -> float:
-        return self.zones[0].metadata_bytes / self.zones[0].managed_pages
-
-    def all_free(self) -> bool:
-        return self.zones[0].nr_free[TOP] << TOP == self.zones[0].managed_pages
+    def __call__(
+        self,
+        work: Callable[[], Any],
+        *,
+        row: str,
+        who: str,
+        gib: int,
+        ops: int,
+        pages: int,
+        setup: Callable[[], None] | None = None,
+        rounds: int = ROUNDS,
+        calls_ns: float = 0.0,
+        **extra: object,
+    ) -> None: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="1 GiB only, as a smoke test")
+    parser.addoption("--quick", action="store_true", help="models of 1 GiB only: a smoke test of some seconds")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "gib" in metafunc.fixturenames:
-        metafunc.parametrize("gib", [1] if metafunc.config.getoption("quick") else [1, 16, 128], ids="{}GiB".format)
+        sizes = SIZES[:1] if metafunc.config.getoption("quick") else SIZES
+        metafunc.parametrize("gib", sizes, ids="{}GiB".format)
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("yardstick") / "buddy.so"
-    source = Path(__file__).with_name("linked_list_buddy.c")
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", target, source], check=True)
-    loaded = ctypes.CDLL(str(target))
-    loaded.buddy_create.restype = ctypes.c_void_p
-    loaded.buddy_free_blocks.restype = ctypes.c_uint64
-    return loaded
+def yardstick(tmp_path_factory: pytest.TempPathFactory) -> type[LinkedList]:
+    LinkedList.build(tmp_path_factory.mktemp("yardstick"))
+    return LinkedList
 
 
-@pytest.fixture(params=[PageHint, LinkedList], ids=["pagehint", "linked-list"])
-def pages(request: pytest.FixtureRequest, gib: int, library: ctypes.CDLL):
-    LinkedList.library = library
-    return request.param(gib)
+@pytest.fixture(params=[PageHint, LinkedList], ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest, yardstick: type[LinkedList]) -> type[Buddy]:
+    chosen: type[Buddy] = request.param
+    return chosen
+
+
+@pytest.fixture
+def buddy(kind: type[Buddy], gib: int) -> Buddy:
+    return kind(gib)
+
+
+@pytest.fixture
+def measure(benchmark: BenchmarkFixture) -> Measure:
+    def run(
+        work: Callable[[], Any],
+        *,
+        row: str,
+        who: str,
+        gib: int,
+        ops: int,
+        pages: int,
+        setup: Callable[[], None] | None = None,
+        rounds: int = ROUNDS,
+        calls_ns: float = 0.0,
+        **extra: object,
+    ) -> None:
+        timed: Any = benchmark  # without annotations
+        timed.group = f"{row}, {gib} GiB"
+        timed.pedantic(work, setup=setup, rounds=rounds, warmup_rounds=1)
+        timed.extra_info.update(row=row, who=who, gib=gib, ops=ops, pages=pages, **extra)
+        if timed.enabled:
+            ns = timed.stats.stats.median * 1e9 - calls_ns * ops
+            timed.extra_info.update(ns_per_op=ns / ops, ns_per_page=ns / pages)
+
+    return run

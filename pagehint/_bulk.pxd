@@ -123,10 +123,11 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
         end = min(i + BULK_CHUNK, n)
         lock_acquire(&z.lock, True)
         while i < end and z.start_pfn <= pfns[i] < z.end_pfn:
-            if i + BULK_AHEAD < n and z.start_pfn <= pfns[i + BULK_AHEAD] < z.end_pfn:
-                prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
             if orders != NULL:
                 order = orders[i]
+            # Blocks of whole leaves do not use the words, whose pages may never have been touched.
+            if order < LEAF_SHIFT and i + BULK_AHEAD < n and z.start_pfn <= pfns[i + BULK_AHEAD] < z.end_pfn:
+                prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
             page = pfns[i] - z.base_pfn
             if step == WITHHOLD:
                 rc = withhold(z, page, order)

@@ -119,7 +119,8 @@ def run_both(size: int, seconds: float, advice: str, progress: Callable[[str, fl
 
 def _run_child(size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None]) -> Measured:
     name = "on" if advice else "off"
-    command = [sys.executable, "-m", "pagehint.demo", str(size), str(seconds), advice]
+    # -P: the package that is installed, not a source tree that happens to be the working directory.
+    command = [sys.executable, "-P", "-m", "pagehint.demo", str(size), str(seconds), advice]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None

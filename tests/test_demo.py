@@ -13,7 +13,12 @@ import pytest
 
 def pagehint(*args, **options):
     return subprocess.run(
-        [sys.executable, "-m", "pagehint", *args], capture_output=True, text=True, timeout=120, check=False, **options
+        [sys.executable, "-P", "-m", "pagehint", *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
     )
 
 
@@ -74,7 +79,7 @@ def test_help():
 
 
 def test_ctrl_c_ends_it_cleanly():
-    command = [sys.executable, "-m", "pagehint", "demo", "--size", "64MiB", "--seconds", "60", "--json"]
+    command = [sys.executable, "-P", "-m", "pagehint", "demo", "--size", "64MiB", "--seconds", "60", "--json"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -91,6 +96,6 @@ def test_ctrl_c_ends_it_cleanly():
 
 def test_without_the_extra_the_error_names_it():
     code = "import sys; sys.modules['rich'] = None; from pagehint.cli import main; main(['demo'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "pip install 'pagehint[demo]'" in done.stderr

@@ -120,7 +120,7 @@ def test_fork_from_inside_a_callback():
 
 def run(code, *, interrupt=False, **options):
     process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
