@@ -1118,14 +1118,17 @@ cdef class Memory:
     # -- fork
 
     cdef void stop_the_world(self) noexcept nogil:
+        """Hold every zone across a fork. Not the engine's mutex, which the child makes anew.
+
+        We take the GIL back while holding, and a thread that has it may wait for that mutex in `engine_notify`; for a
+        zone's lock nobody waits with the GIL.
+        """
         cdef int i
         for i in range(self.m.nr_zones):
             self.lock_zone(self.m.zones[i])
-        engine_lock(&self.m.engine)
 
     cdef void resume_the_world(self) noexcept nogil:
         cdef int i
-        engine_unlock(&self.m.engine)
         for i in range(self.m.nr_zones):
             self.unlock_zone(self.m.zones[i])
 

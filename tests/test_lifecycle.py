@@ -193,3 +193,23 @@ def test_ctrl_c_ends_a_wait(call):
         assert pages.stats().isolated_pages == 0
     """
     assert run(code, interrupt=True) == (0, "interrupted\n", "")
+
+
+def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something():
+    """Between the fork's handlers we wait for the GIL; nobody who has it may be waiting for what we hold."""
+    code = """
+        import faulthandler, threading, time
+        import pagehint as ph
+        faulthandler.dump_traceback_later(20, exit=True)
+        pages = ph.PageAllocator("64MiB")
+        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), workqueue="manual")
+        other = threading.Thread(target=pages.disable_hinting)
+        pages.memory.before_fork()
+        other.start()
+        time.sleep(0.5)
+        pages.memory.after_fork_in_parent()
+        other.join()
+        pages.verify()
+        print("end")
+    """
+    assert run(code) == (0, "end\n", "")
