@@ -128,7 +128,7 @@ class LinkedList:
 
 
 def alloc_into(buddy: Buddy, pfns: Pfns, order: int) -> None:
-    """Fill the array with blocks, a batch a call. Its memory is touched already: a page fault costs more than a page."""
+    """Fill the array with blocks, a batch a call. Its memory is touched already: a fault costs more than a page."""
     for at in range(0, len(pfns), BATCH):
         part = pfns[at : at + BATCH]
         part[:] = buddy.alloc(len(part), order)

@@ -178,7 +178,7 @@ def check_apart(pfns: Pfns, orders: Orders) -> None:
 
 
 def fill_half(buddy: Buddy, nr_pages: int, rng: np.random.Generator) -> tuple[Pfns, Orders]:
-    """Blocks of orders 0 to 9 in random sequence, nearly up to the end, of which every other one, at random, is freed."""
+    """Blocks of orders 0 to 9 in random sequence, nearly up to the end; every other one, at random, is freed."""
     orders = rng.integers(0, 10, nr_pages // 64, dtype=np.uint32)
     orders = orders[np.cumsum(1 << orders.astype(np.uint64)) <= nr_pages - (1 << TOP)]
     pfns = np.concatenate([buddy.alloc(1, order) for order in orders.tolist()])

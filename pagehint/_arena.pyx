@@ -52,7 +52,8 @@ cdef class Mapping:
         cdef size_t over
         self.page_size = os.sysconf("SC_PAGESIZE")
         self.reserved = nr_bytes + alignment
-        self.reservation = mmap(NULL, self.reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        self.reservation = mmap(NULL, self.reserved, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if self.reservation == MAP_FAILED:
             self.reservation = NULL
             raise MemoryError(f"the kernel gives no mapping of {nr_bytes} bytes: {os.strerror(errno)}")

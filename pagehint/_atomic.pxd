@@ -1,5 +1,5 @@
 """Atomic operations and assertions, as the compiler offers them on every architecture."""
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint64_t
 
 cdef extern from *:
     """
@@ -15,7 +15,12 @@ cdef extern from *:
     #ifdef PAGEHINT_DEBUG
     #define PH_DEBUG 1
     #define PH_ASSERT(c) \\
-        do { if (!(c)) { fprintf(stderr, "pagehint: assertion failed: %s (%s:%d)\\n", #c, __FILE__, __LINE__); abort(); } } while (0)
+        do { \\
+            if (!(c)) { \\
+                fprintf(stderr, "pagehint: assertion failed: %s (%s:%d)\\n", #c, __FILE__, __LINE__); \\
+                abort(); \\
+            } \\
+        } while (0)
     #else
     #define PH_DEBUG 0
     #define PH_ASSERT(c) ((void)0)
@@ -32,14 +37,11 @@ cdef extern from *:
     int ACQUIRE "PH_ACQUIRE"
     int RELEASE "PH_RELEASE"
     int ACQ_REL "PH_ACQ_REL"
-    bint likely "__builtin_expect" (bint condition, bint expected) noexcept nogil
 
     uint64_t load64 "__atomic_load_n" (const uint64_t *p, int order) noexcept nogil
     void store64 "__atomic_store_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
     uint64_t fetch_or64 "__atomic_fetch_or" (uint64_t *p, uint64_t mask, int order) noexcept nogil
     uint64_t fetch_and64 "__atomic_fetch_and" (uint64_t *p, uint64_t mask, int order) noexcept nogil
-    int64_t load_i64 "__atomic_load_n" (const int64_t *p, int order) noexcept nogil
-    void store_i64 "__atomic_store_n" (int64_t *p, int64_t value, int order) noexcept nogil
     int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
     void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
     uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil

@@ -5,11 +5,11 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport ACQ_REL, PH_ASSERT, RELEASE, ctz64, fetch_and64, fetch_or64, store8, store64
+from pagehint._atomic cimport ACQ_REL, RELEASE, ctz64, fetch_and64, fetch_or64, store8, store64
 from pagehint._leaf cimport (block_starts, largest_order, leaf_avail, maximal_order, order_ones)
 from pagehint._lock cimport assert_held
-from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE,
-                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
+from pagehint._zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE,
+                             PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
 
 cdef enum:
     NOT_FREE = -1

@@ -6,14 +6,14 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport prefetch
 from pagehint._buddy cimport NOT_FREE, buddy_free, change_free, set_kind
-from pagehint._check cimport E_ALIGN, E_HELD, E_NOMEM, OK, check_used
+from pagehint._check cimport E_ALIGN, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._lock cimport lock_acquire
-from pagehint._machine cimport Machine, ZoneTry, find_zone, locate, machine_free
+from pagehint._machine cimport Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport WMARK_MIN, may_take
-from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, NR_TYPES, PageZone, USED, is_split, usable_free_pages
+from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, usable_free_pages
 
 cdef enum:
     BULK_CHUNK = 256            # blocks a lock round: some microseconds
@@ -79,6 +79,14 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
     return E_NOMEM
 
 
+cdef inline void count_held(PageZone *z, int order, int sign) noexcept nogil:
+    """Keep count of what is withheld between the lock rounds of a bulk free, so that the consistency check stays exact."""
+    if order >= LEAF_SHIFT:
+        z.bulk_pages += <uint64_t>sign << order
+    else:
+        z.bulk_blocks += <uint64_t>sign
+
+
 cdef inline int withhold(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Allocated becomes withheld. Zone lock held."""
     cdef int rc
@@ -90,11 +98,13 @@ cdef inline int withhold(PageZone *z, uint64_t page, int order) noexcept nogil:
             set_kind(z, page >> LEAF_SHIFT, HELD | order)
         else:
             change_free(z, page >> LEAF_SHIFT, 0, <uint64_t>1 << (page & 63))
+        count_held(z, order, 1)
     return rc
 
 
 cdef inline void release_hold(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Withheld becomes allocated again. Zone lock held."""
+    count_held(z, order, -1)
     if order >= LEAF_SHIFT:
         set_kind(z, page >> LEAF_SHIFT, USED | order)
     else:
@@ -133,12 +143,10 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
                 rc = withhold(z, page, order)
                 if rc != OK:
                     break
-                z.in_bulk += 1
             elif step == RELEASE_HOLD:
                 release_hold(z, page, order)
-                z.in_bulk -= 1
             else:
-                z.in_bulk -= 1
+                count_held(z, order, -1)
                 hint_freed(z, page, order, buddy_free(z, page, order))
             i += 1
         zone_unlock(z)

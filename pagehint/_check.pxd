@@ -6,7 +6,7 @@ to take the lock and ask again, since a neighbour may have been changing.
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, load8, load64
 from pagehint._leaf cimport low_ones
-from pagehint._zone cimport (EXACT, FREE, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, PageZone, TAIL, USED,
+from pagehint._zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, PageZone, TAIL, USED,
                              is_split)
 
 cdef enum:
@@ -22,8 +22,6 @@ cdef enum:
     E_BUSY = 9              # asked for exactly this block, and part of it is in use
     E_ISOLATE = 10
     E_HELD = 11             # out for reporting, or a per-CPU page set
-    E_TWICE = 12            # twice in one bulk call
-    E_LIMIT = 13
 
 
 cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:

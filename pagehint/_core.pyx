@@ -27,10 +27,11 @@ from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NOMEM,
                               E_SIZE, OK)
 from pagehint._buddy cimport NOT_FREE, free_block_around
-from pagehint._engine cimport (Engine, NEVER, engine_backoff, engine_batch_begin, engine_batch_end,
-                               engine_disarm, engine_due, engine_init, engine_lock, engine_next, engine_release, engine_resume,
-                               engine_unlock, engine_wait, engine_wait_batch, monotonic_ns, pthread_cond_broadcast,
-                               pthread_cond_signal)
+from pagehint._engine cimport (Engine, NEVER, engine_backoff, engine_batch_begin, engine_batch_end, engine_disarm,
+                               engine_due, engine_init, engine_lock, engine_next,
+                               engine_release, engine_resume, engine_unlock,
+                               engine_wait, engine_wait_batch, monotonic_ns,
+                               pthread_cond_broadcast, pthread_cond_signal)
 from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_init, lock_release, pthread_self
@@ -501,7 +502,8 @@ cdef class Memory:
         if z == NULL:
             raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
         if leaves_for(z, end) > z.limit_leaves:
-            raise errors.BadPageError(f"PFN {end:#x}: zone {self.specs[z.index].name} cannot grow so far; nothing was changed")
+            name = self.specs[z.index].name
+            raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
         if zone_open(z, leaves_for(z, end)):
             raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
         old = z.end_pfn
@@ -867,7 +869,10 @@ cdef class Memory:
         return 0
 
     cdef int await_worker(self) except -1:
-        """Wait until the worker has left its loop. Not by `Thread.join` alone: Ctrl-C in it makes the next one return at once."""
+        """Wait until the worker has left its loop.
+
+        Not by `Thread.join` alone: Ctrl-C in it makes the next one return at once.
+        """
         cdef Engine *e = &self.m.engine
         cdef bint on = True
         while on:
@@ -1288,7 +1293,7 @@ cdef class Zone:
 
     @property
     def hint_bitmap(self):
-        """The hint bits, one a granule of ``2**min_order`` pages from `hint_base_pfn` on: a read-only uint64 view, no copy."""
+        """The hint bits, one a granule of ``2**min_order`` pages from `hint_base_pfn` on: a read-only uint64 view."""
         cdef cnp.npy_intp words = <cnp.npy_intp>((self.z.nr_granules + 63) // 64)
         cdef cnp.ndarray view = cnp.PyArray_SimpleNewFromData(1, &words, cnp.NPY_UINT64, self.z.hints)
         cnp.set_array_base(view, self)
@@ -1775,7 +1780,7 @@ cdef class PageAllocator:
         self.memory.flush()
 
     def run_pending(self):
-        """With ``workqueue="manual"``: run what is queued and due, on this thread, until nothing is. Returns the number of runs.
+        """With ``workqueue="manual"``: run what is queued and due, on this thread; returns the number of runs.
 
         Raises
         ------
@@ -1870,7 +1875,7 @@ cdef class PageAllocator:
         })
 
     def explain(self):
-        """Return where the free memory is, and why it is not with the host: an `Explanation`, a table to be printed or shown."""
+        """Return where the free memory is, and why it is not with the host: an `Explanation`, shown as a table."""
         return explain_zones(
             [zone.figures() for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,

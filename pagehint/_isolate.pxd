@@ -1,6 +1,6 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
+from pagehint._buddy cimport buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport granules_of, hint_assign, hint_find, hint_mark, hints_all_set
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, type_of

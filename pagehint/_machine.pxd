@@ -165,7 +165,7 @@ cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_o
 
 
 cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
-    """Exactly this block. Asked for by place, so neither migratetype nor watermark is asked; isolate ones are not to be had."""
+    """Exactly this block, by place, so neither migratetype nor watermark is asked; isolate ones are not to be had."""
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source

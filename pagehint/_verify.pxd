@@ -8,7 +8,7 @@ from pagehint._atomic cimport popcount64
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
-                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PageZone, SPLIT, TAIL, USED, is_split, type_of)
+                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PageZone, SPLIT, TAIL, is_split, type_of)
 
 cdef struct Finding:
     const char *what            # NULL: all is well
@@ -207,8 +207,10 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
         return True
     if c.free_pages != z.free_pages:
         return found(f, "free_pages is not the number of free pages", 0)
-    if z.isolated_pages == 0 and z.in_bulk == 0 and (c.withheld or c.held_pages):
+    c.withheld -= z.bulk_blocks
+    c.held_pages -= z.bulk_pages
+    if z.isolated_pages == 0 and (c.withheld or c.held_pages):
         return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
-    if z.isolated_pages and z.in_bulk == 0 and z.isolated_pages < c.held_pages:
+    if z.isolated_pages and z.isolated_pages < c.held_pages:
         return found(f, "more pages are held than are out for reporting", 0)
     return False

@@ -7,8 +7,8 @@ Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002
 of 2 MiB): 0.393 in all. The five arrays stand in one reserved mapping whose pages the kernel provides on first
 touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
 """
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport PH_ASSERT, ctz64
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from pagehint._atomic cimport PH_ASSERT
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport Lock, assert_held
 
@@ -89,7 +89,8 @@ cdef struct PageZone:
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting
-    uint64_t in_bulk                # blocks that a bulk free has withheld and not yet freed
+    uint64_t bulk_blocks            # withheld by bulk frees and not yet freed: blocks in split leaves
+    uint64_t bulk_pages             # and pages of blocks of whole leaves
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
     uint64_t watermark[3]           # min, low, high

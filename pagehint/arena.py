@@ -179,8 +179,8 @@ class Arena:
             return "<Arena, closed>"
         free = self.pages.zones[0].free_pages * self._mapping.page_size
         return (
-            f"<Arena of {format_size(self.size)}: {format_size(free)} free, {format_size(self.resident_bytes)} resident,"
-            f" {self.live_arrays} arrays>"
+            f"<Arena of {format_size(self.size)}: {format_size(free)} free,"
+            f" {format_size(self.resident_bytes)} resident, {self.live_arrays} arrays>"
         )
 
     def _require_open(self) -> None:

@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="measure a bursty workload on this machine's memory, with hinting off and on",
-        description="Run a bursty workload of arrays (grow, use, free, idle) in real memory, twice: with hinting off and"
-        " on, each in a process of its own. Everything shown is measured.",
+        description="Run a bursty workload of arrays (grow, use, free, idle) in real memory, twice: with hinting off"
+        " and on, each in a process of its own. Everything shown is measured.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""The main job, measured: a bursty workload of arrays in an arena, with hinting off and on, each in a process of its own.
+"""The main job, measured: a bursty workload of arrays in an arena, with hinting off and on, each in its own process.
 
 Here is the workload and its measuring; what people see of it is in `_report` and `_plot`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isqrt
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
     ordered = sorted(zones, key=lambda zone: zone.start_pfn)
     if not ordered:
         raise ValueError("a machine needs at least one zone")
-    for below, above in zip(ordered, ordered[1:], strict=False):
+    for below, above in pairwise(ordered):
         if above.start_pfn < below.end_pfn:
             raise ValueError(
                 f"zones {below.name} (node {below.node}) and {above.name} (node {above.node})"
@@ -107,7 +108,7 @@ def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
         borders.append(share if share < low_end else share - low_end + high_start)
     borders.append(max(end, high_start))
     zones = []
-    for node, (first, last) in enumerate(zip(borders, borders[1:], strict=False)):
+    for node, (first, last) in enumerate(pairwise(borders)):
         for name, start, stop in limits:
             start, stop = max(start, first), min(stop, last)
             if start < stop:
@@ -144,7 +145,7 @@ def default_zone(zones: Sequence[ZoneSpec]) -> int:
 
 
 def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]:
-    """Return each zone's watermarks in pages by Linux's formulas (``min_free_kbytes``, ``watermark_scale_factor`` 10)."""
+    """Return each zone's watermarks in pages by Linux's formulas (``min_free_kbytes``, scale factor 10)."""
     total = sum(managed)
     kbytes = total * page_size // 1024
     min_free_kbytes = min(max(isqrt(kbytes * 16), 128), 262144)

@@ -1,6 +1,6 @@
 """The specification in the simplest code that is obviously right: the oracle of the tests.
 
-Same names as `pagehint.PageAllocator`, no cleverness: each zone is arrays of booleans, one a page, and every question is
+Same names as `pagehint.PageAllocator`, no cleverness: each zone is arrays of booleans, one a page, and a question is
 answered from them anew. Placement is first fit, so only what does not depend on placement can be compared directly; the
 state machine tells this one where the real one has put a block (`alloc_pages_at`).
 """
@@ -144,10 +144,8 @@ class ReferenceAllocator:
             raise ph.BadPageError(f"PFN {pfn:#x}: not aligned to order {order}")
 
     def _zonelist(self, zone):
-        if zone is None:
-            preferred = self.default
-        else:
-            preferred = next(z.index for z in self.zones if zone is z or zone == z.name)
+        named = (z.index for z in self.zones if zone is z or zone == z.name)
+        preferred = self.default if zone is None else next(named)
         for i in self.lists[preferred]:
             yield self.zones[i], self.zones[i].watermarks.min + self.reserve[i][preferred]
 
@@ -487,7 +485,7 @@ class ReferenceAllocator:
     def _largest(self, zone, granule):
         """The largest block from this granule on that is all hinted and part of one free block."""
         page = granule << self.min_order
-        head, source = next((p, o) for p, o in zone.blocks() if p <= page < p + (1 << o))
+        source = next(o for p, o in zone.blocks() if p <= page < p + (1 << o))
         for order in range(min(source, self.report_order), self.min_order, -1):
             if page % (1 << order) == 0 and set(zone.granules(page, 1 << order)) <= zone.hints:
                 return page, order
@@ -522,6 +520,7 @@ class ReferenceAllocator:
         for zone in self.zones:
             self._evaluate(zone)
 
+    @staticmethod
     def _set(name):
         def change(self, value):
             setattr(self, name, value)

@@ -14,6 +14,11 @@ from pagehint import layout
 MIB = 1 << 20
 
 
+def exhaust(pages):
+    for _ in range(10_000):
+        pages.alloc_pages(10)
+
+
 def free_set(pages):
     return [zone.free_blocks().tolist() for zone in pages.zones]
 
@@ -79,7 +84,7 @@ def test_linux_watermarks_and_reserve():
     pages = ph.PageAllocator.x86_64("16GiB", pcp=False)
     marks = [zone.watermarks for zone in pages.zones]
     managed = [zone.managed_pages for zone in pages.zones]
-    # min_free_kbytes = 4 * sqrt(lowmem kbytes), shared out by size; low and high a quarter, or 1/1000, above each other.
+    # min_free_kbytes = 4 * sqrt(lowmem kbytes), shared out by size; low and high a quarter, or 1/1000, above.
     assert sum(mark.min for mark in marks) == pytest.approx(4 * (sum(managed) * 4) ** 0.5 / 4, rel=0.001)
     assert all(mark.high - mark.low == mark.low - mark.min for mark in marks)
     assert layout.lowmem_reserve([ph.ZoneSpec("DMA", 0, 10), ph.ZoneSpec("Normal", 10, 2560)], [10, 2560], 0, 1) == 10
@@ -88,8 +93,7 @@ def test_linux_watermarks_and_reserve():
     reserve = int(pages.zoneinfo().split("protection: (")[1].split(")")[0].split(", ")[2])
     assert reserve > zone.managed_pages
     with pytest.raises(ph.OutOfMemoryError):
-        for _ in range(10_000):
-            pages.alloc_pages(10)
+        exhaust(pages)
     assert zone.free_pages == zone.managed_pages
     assert pages.alloc_pages(0, zone="DMA") < 4096
 
@@ -219,8 +223,7 @@ def test_messages_name_the_page_the_order_and_the_zone():
     with pytest.raises(ph.BadPageError, match="already free"):
         pages.free_pages(pfn, 3)
     with pytest.raises(ph.OutOfMemoryError, match=r"order 10.*Normal \(node 2\)"):
-        for _ in range(5):
-            pages.alloc_pages(10)
+        exhaust(pages)
 
 
 @pytest.mark.parametrize("value", [1.5, "1", None, np.float64(2)])

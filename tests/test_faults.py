@@ -341,7 +341,7 @@ def test_two_nodes(few_host):
 
 
 def test_zone_growth_by_hotplug(make, host):
-    """A zone that grows while hinting is on has hints, and reports, for the new memory too; views made before stay good."""
+    """A zone that grows while hinting is on has hints and reports for the new memory too; older views stay good."""
     pages = make("256MiB")
     pages.enable_hinting(host.callbacks, workqueue="manual")
     if make is real:

@@ -1,4 +1,4 @@
-"""The engine (SPEC.md, H1 to H15) beyond the faults of the original: triggers, limits, failures, settings, callbacks."""
+"""The engine (SPEC.md, H1 to H15) beyond the faults of the original: triggers, limits, failures, settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any sequence of operations, on the compiled allocator and on the reference: same answers, same state, same reports."""
+"""Any sequence of operations, on the compiled allocator and the reference: same answers, state, reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ types = st.sampled_from(["movable", "unmovable", "reclaimable"])
 picks = st.integers(0, 10**6)
 
 
-class Failed(Exception):
+class HostError(Exception):
     pass
 
 
@@ -28,14 +28,14 @@ def host(machine, log, check):
         check(blocks)
         log.append([(int(b["pfn"]), int(b["order"]), int(b["zone"])) for b in blocks])
         if machine.mood == "raises" or (machine.mood == "sometimes" and int(blocks["pfn"][0]) % 3 == 0):
-            raise Failed
+            raise HostError
         if machine.mood == "refuses some":
             return (blocks["pfn"] >> blocks["order"]) % 3 != 0
         return None
 
     def prepare():
         if machine.mood == "prepare raises":
-            raise Failed
+            raise HostError
         return -1 if machine.mood == "prepare refuses" else None
 
     return ph.PageHintingCallbacks(hint_pages, machine.batch, prepare, lambda: log.append("cleanup"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -172,7 +173,7 @@ def test_enable_and_disable_storm():
 
     def settings(stop, rng):
         while not stop.is_set():
-            try:
+            with contextlib.suppress(ph.HintingInactiveError):
                 rng.choice(
                     [
                         pages.flush_hinting,
@@ -182,8 +183,6 @@ def test_enable_and_disable_storm():
                         pages.drain_pcp,
                     ]
                 )()
-            except ph.HintingInactiveError:
-                pass
             assert pages.last_error is None
 
     def churn(stop, rng):
@@ -203,10 +202,8 @@ def test_many_threads_switching():
 
     def switch(stop, rng):
         while not stop.is_set():
-            try:
+            with contextlib.suppress(ph.HintingActiveError):
                 pages.enable_hinting(Host(2).callbacks, delay=0.0, workqueue=rng.choice(["thread", "manual"]))
-            except ph.HintingActiveError:
-                pass
             try:
                 pages.flush_hinting()
                 pages.run_pending()
@@ -241,10 +238,8 @@ def test_hotplug_and_isolation_while_threads_work():
     def churn(stop, rng):
         while not stop.is_set():
             order = rng.choice([0, 3, 9])
-            try:
+            with contextlib.suppress(ph.OutOfMemoryError):
                 pages.free_pages(pages.alloc_pages(order), order)
-            except ph.OutOfMemoryError:
-                pass
 
     with pages.hinting(Host(4).callbacks, delay=0.001):
         in_threads([plug, isolate, churn, churn])
