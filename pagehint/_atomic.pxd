@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 
 cdef extern from *:
     """
+    #include <stdint.h>
     #include <stdio.h>
     #include <stdlib.h>
     #if defined(__x86_64__) || defined(__i386__)
@@ -29,6 +30,10 @@ cdef extern from *:
     #define PH_ACQUIRE __ATOMIC_ACQUIRE
     #define PH_RELEASE __ATOMIC_RELEASE
     #define PH_ACQ_REL __ATOMIC_ACQ_REL
+    static inline int ph_swap_i32_if(int32_t *p, int32_t expected, int32_t value)
+    {
+        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    }
     """
     bint PH_DEBUG
     void PH_ASSERT(bint condition) noexcept nogil
@@ -44,6 +49,9 @@ cdef extern from *:
     uint64_t fetch_and64 "__atomic_fetch_and" (uint64_t *p, uint64_t mask, int order) noexcept nogil
     int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
     void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
+    int32_t fetch_add_i32 "__atomic_fetch_add" (int32_t *p, int32_t value, int order) noexcept nogil
+    bint swap_i32_if "ph_swap_i32_if" (int32_t *p, int32_t expected, int32_t value) noexcept nogil   # acquires
+    uint64_t fetch_add64 "__atomic_fetch_add" (uint64_t *p, uint64_t value, int order) noexcept nogil
     uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil
     void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil
 
@@ -51,3 +59,4 @@ cdef extern from *:
     int clz64 "__builtin_clzll" (uint64_t x) noexcept nogil
     int popcount64 "__builtin_popcountll" (uint64_t x) noexcept nogil
     void prefetch "__builtin_prefetch" (const void *p) noexcept nogil
+    void *thread_pointer "__builtin_thread_pointer" () noexcept nogil

@@ -5,14 +5,23 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport ACQ_REL, RELEASE, ctz64, fetch_and64, fetch_or64, store8, store64
-from pagehint._leaf cimport (block_starts, largest_order, leaf_avail, maximal_order, order_ones)
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
+                               store8, store64)
+from pagehint._leaf cimport (aligned_starts, block_starts, count_blocks, largest_order, leaf_avail, lowest_ones,
+                             maximal_order, next_starts, order_ones, spread)
 from pagehint._lock cimport assert_held
-from pagehint._zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE,
+from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
                              PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
 
 cdef enum:
     NOT_FREE = -1
+    MOST_WHOLE_LEAVES = 16      # how many leaves one step of a bulk allocation takes at most: bounds the lock's hold
+
+cdef struct Taken:              # one step of a bulk allocation: blocks that begin at the same bits of some leaves
+    uint64_t leaf
+    uint64_t nr_leaves
+    uint64_t starts
+    int source                  # order of the free block they were in; LEAF_SHIFT - 1 at most within a split leaf
 
 
 cdef inline void set_kind(PageZone *z, uint64_t i, int kind) noexcept nogil:
@@ -100,7 +109,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
         at &= ~(1 << merged)
         merged += 1
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
-    change_free(z, i, 0, mask)
+    change_free(z, i, 0, mask & ~load64(&z.leaves[i].free, RELAXED))
     set_head(z, i, z.leaves[i].head & ~mask)
     old = z.kinds[i]
     if merged == LEAF_SHIFT:
@@ -111,6 +120,29 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     if old == FULL or old < SPLIT + merged:
         relist(z, i, SPLIT + merged)
     return merged
+
+
+cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:
+    """As `buddy_free`, for all these pages of one split leaf at once; the order of the block they became, if the leaf is whole.
+
+    Else LEAF_SHIFT - 1: too small to be a granule, where granules are leaves or more.
+    """
+    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef uint64_t before = leaf_avail(&z.leaves[i]), after = before | pages
+    cdef int old = z.kinds[i]
+    assert_held(&z.lock)
+    z.free_pages += popcount64(pages)
+    # `free` before `head`, as in `buddy_free`.
+    change_free(z, i, 0, pages & ~load64(&z.leaves[i].free, RELAXED))
+    set_head(z, i, z.leaves[i].head & ~pages)
+    count_blocks(area.nr_free, before, leaf_top(z), False)
+    if after == <uint64_t>-1 and z.leaf_top == LEAF_SHIFT:
+        if old < FULL:
+            list_del(z, i, type_of(z, i), old - SPLIT)
+        return merge_leaves(z, i, LEAF_SHIFT)
+    count_blocks(area.nr_free, after, leaf_top(z), True)
+    relist(z, i, SPLIT + largest_order(after, leaf_top(z)))
+    return LEAF_SHIFT - 1
 
 
 # ---- allocate -----------------------------------------------------------------------------------------------
@@ -194,6 +226,89 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
     page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
     leaf_take(z, i, ctz64(starts), order, source, state)
     return source
+
+
+cdef inline uint64_t best_fitting(uint64_t avail, int order, int top, uint64_t want) noexcept nogil:
+    """First pages of up to `want` blocks of an order, those in the smallest free blocks first."""
+    cdef uint64_t starts = block_starts(avail, order), wider, exact, taken = 0
+    cdef int o = order
+    if <uint64_t>popcount64(starts) <= want:
+        return starts
+    while want:
+        wider = next_starts(starts, o) if o < top else 0
+        exact = spread(starts & ~(wider | wider << (1 << o)), o) & aligned_starts[order]
+        if <uint64_t>popcount64(exact) > want:
+            exact = lowest_ones(exact, <int>want)
+        taken |= exact
+        want -= popcount64(exact)
+        starts = wider
+        o += 1
+    return taken
+
+
+cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state, bint was_whole) noexcept nogil:
+    """Take up to `want` blocks from a split leaf, at least one; returns their first pages.
+
+    `was_whole`: a moment ago it was a free block, and the counts know nothing of it yet.
+    """
+    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef uint64_t avail = leaf_avail(&z.leaves[i]), left
+    cdef uint64_t starts = best_fitting(avail, order, leaf_top(z), want), pages = spread(starts, order)
+    cdef int largest
+    if not was_whole:
+        count_blocks(area.nr_free, avail, leaf_top(z), False)
+    left = avail & ~pages
+    count_blocks(area.nr_free, left, leaf_top(z), True)
+    set_head(z, i, z.leaves[i].head | starts)
+    change_free(z, i, pages if state == USED else pages & ~starts, 0)
+    z.free_pages -= popcount64(pages)
+    largest = largest_order(left, leaf_top(z))
+    relist(z, i, FULL if largest < 0 else SPLIT + largest)
+    return starts
+
+
+cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state) noexcept nogil:
+    """A leaf that belongs to the caller becomes one full of blocks of an order; no list or count knows of it."""
+    store64(&z.leaves[i].free, 0 if state == USED else aligned_starts[order], RELEASE)
+    set_head(z, i, aligned_starts[order])
+    set_kind(z, i, FULL)
+
+
+cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
+    """Take up to `want` blocks of order < 6, in one step; return how many, 0 if there is none of this type.
+
+    The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or those of a few whole leaves.
+    """
+    cdef FreeArea *area = &z.areas[mt]
+    cdef uint64_t lists = area.nonempty >> order, i, j
+    cdef int largest, whole
+    assert_held(&z.lock)
+    if lists == 0:
+        return 0
+    largest = order + ctz64(lists)
+    i = area.first[largest]
+    taken.leaf = i
+    taken.nr_leaves = 1
+    taken.source = largest
+    if largest < LEAF_SHIFT:
+        taken.starts = leaf_take_many(z, i, order, want, state, False)
+        return popcount64(taken.starts)
+    if want << order < LEAF_PAGES:
+        split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, HELD)
+        store64(&z.leaves[i].free, <uint64_t>-1, RELEASE)
+        set_head(z, i, 0)
+        set_kind(z, i, FULL)
+        z.free_pages += LEAF_PAGES
+        taken.starts = leaf_take_many(z, i, order, want, state, True)
+        return popcount64(taken.starts)
+    whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))
+    whole = min(whole, largest - LEAF_SHIFT)
+    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, HELD)
+    taken.nr_leaves = <uint64_t>1 << whole
+    taken.starts = aligned_starts[order]
+    for j in range(i, i + taken.nr_leaves):
+        leaf_fill(z, j, order, state)
+    return taken.nr_leaves << (LEAF_SHIFT - order)
 
 
 cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, uint64_t *head) noexcept nogil:

@@ -4,33 +4,36 @@ A bulk free first marks every block as withheld, which refuses what is not alloc
 are marked does it free them. A refusal takes the marks off again, and nothing has happened.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport prefetch
-from pagehint._buddy cimport NOT_FREE, buddy_free, change_free, set_kind
-from pagehint._check cimport E_ALIGN, E_NOMEM, OK, check_used
-from pagehint._hint cimport hint_broken, hint_freed
+from pagehint._atomic cimport RELAXED, ctz64, fetch_add64, prefetch
+from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_free_many, set_kind
+from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
+from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
+from pagehint._leaf cimport aligned_starts, spread
 from pagehint._lock cimport lock_acquire
 from pagehint._machine cimport Machine, ZoneTry, locate, machine_free
-from pagehint._migratetype cimport zone_take
+from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
-from pagehint._watermark cimport WMARK_MIN, may_take
-from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, usable_free_pages
+from pagehint._watermark cimport spare_pages
+from pagehint._withhold cimport unwithhold, withhold
+from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED
 
 cdef enum:
-    BULK_CHUNK = 256            # blocks a lock round: some microseconds
-    BULK_AHEAD = 8              # how many blocks ahead to prefetch
+    BULK_CHUNK = 128            # blocks a lock round: a microsecond or two
+    BULK_STEPS = 24             # leaves, or few whole leaves, a lock round of an allocation
+    BULK_AHEAD = 12             # how many blocks ahead to prefetch
 
 
 cdef inline uint64_t zone_can_serve(PageZone *z, int order, uint64_t reserve) noexcept nogil:
     """How many blocks of `order` the zone could give just now."""
-    cdef uint64_t blocks = 0, keep = z.watermark[WMARK_MIN] + reserve, pages
+    cdef uint64_t blocks = 0
     cdef int mt, o
     lock_acquire(&z.lock, True)
     for mt in range(MT_ISOLATE):
         for o in range(order, z.max_order + 1):
             blocks += z.areas[mt].nr_free[o] << (o - order)
-    pages = usable_free_pages(z)
+    blocks = min(blocks, spare_pages(z, reserve) >> order)
     zone_unlock(z)
-    return min(blocks, (pages - keep) >> order) if pages > keep else 0
+    return blocks
 
 
 cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noexcept nogil:
@@ -42,18 +45,59 @@ cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noe
     return blocks
 
 
-cdef inline uint64_t zone_alloc_bulk(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
-                                     uint64_t n) noexcept nogil:
-    """Up to `n` blocks from one zone; return how many."""
+cdef inline uint64_t emit(uint64_t base_pfn, const Taken *taken, uint64_t *pfns) noexcept nogil:
+    """Write down the PFNs of what was taken in one step, ascending; returns how many. No lock."""
+    cdef uint64_t n = 0, i, first, starts
+    for i in range(taken.nr_leaves):
+        first = base_pfn + ((taken.leaf + i) << LEAF_SHIFT)
+        if taken.starts == <uint64_t>-1:
+            for starts in range(LEAF_PAGES):
+                pfns[n + starts] = first + starts
+            n += LEAF_PAGES
+            continue
+        starts = taken.starts
+        while starts:
+            pfns[n] = first + <uint64_t>ctz64(starts)
+            starts &= starts - 1
+            n += 1
+    return n
+
+
+cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
+                                      uint64_t n) noexcept nogil:
+    """Up to `n` blocks of order < 6 from one zone, a word at a time; return how many."""
+    cdef Taken[BULK_STEPS] taken
+    cdef uint64_t done = 0, left, got = 1
+    cdef int steps, i
+    while done < n and got:
+        steps = 0
+        lock_acquire(&z.lock, True)
+        left = min(n - done, spare_pages(z, reserve) >> order)
+        while left and steps < BULK_STEPS:
+            got = zone_take_many(z, mt, order, left, USED, &taken[steps])
+            if got == 0:
+                break
+            hint_broken_many(z, &taken[steps], order)
+            left -= got
+            steps += 1
+        zone_unlock(z)
+        got = steps
+        for i in range(steps):
+            done += emit(z.base_pfn, &taken[i], pfns + done)
+    return done
+
+
+cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
+                                      uint64_t n) noexcept nogil:
+    """Up to `n` blocks of order >= 6 from one zone; return how many."""
     cdef uint64_t done = 0, page = 0, end
     cdef int source = 0
     while done < n and source != NOT_FREE:
-        end = min(done + BULK_CHUNK, n)
         lock_acquire(&z.lock, True)
+        end = done + min(min(n - done, <uint64_t>BULK_CHUNK), spare_pages(z, reserve) >> order)
+        source = NOT_FREE
         while done < end:
-            source = NOT_FREE
-            if may_take(z, <uint64_t>1 << order, reserve):
-                source = zone_take(z, mt, order, USED, &page)
+            source = zone_take(z, mt, order, USED, &page)
             if source == NOT_FREE:
                 break
             hint_broken(z, page, order, source)
@@ -61,6 +105,13 @@ cdef inline uint64_t zone_alloc_bulk(PageZone *z, int order, int mt, uint64_t re
             done += 1
         zone_unlock(z)
     return done
+
+
+cdef inline uint64_t zone_alloc_bulk(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
+                                     uint64_t n) noexcept nogil:
+    if order < min(LEAF_SHIFT, z.leaf_top + 1):
+        return zone_alloc_small(z, order, mt, reserve, pfns, n)
+    return zone_alloc_large(z, order, mt, reserve, pfns, n)
 
 
 cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt, uint64_t *pfns, uint64_t n) noexcept nogil:
@@ -79,79 +130,148 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
     return E_NOMEM
 
 
-cdef inline void count_held(PageZone *z, int order, int sign) noexcept nogil:
-    """Keep count of what is withheld between the lock rounds of a bulk free, so that the consistency check stays exact."""
-    if order >= LEAF_SHIFT:
-        z.bulk_pages += <uint64_t>sign << order
-    else:
-        z.bulk_blocks += <uint64_t>sign
-
-
-cdef inline int withhold(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Allocated becomes withheld. Zone lock held."""
-    cdef int rc
-    if page & ((<uint64_t>1 << order) - 1):
-        return E_ALIGN
-    rc = check_used(z, page, order)
-    if rc == OK:
-        if order >= LEAF_SHIFT:
-            set_kind(z, page >> LEAF_SHIFT, HELD | order)
-        else:
-            change_free(z, page >> LEAF_SHIFT, 0, <uint64_t>1 << (page & 63))
-        count_held(z, order, 1)
-    return rc
-
-
-cdef inline void release_hold(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Withheld becomes allocated again. Zone lock held."""
-    count_held(z, order, -1)
-    if order >= LEAF_SHIFT:
-        set_kind(z, page >> LEAF_SHIFT, USED | order)
-    else:
-        change_free(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), 0)
-
-
 cdef enum BulkStep:
     WITHHOLD
     RELEASE_HOLD
     FREE_HELD
 
 
+cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
+    """How many of the next blocks lie in the leaf of the first, each of them once, and where they start in it."""
+    cdef uint64_t k = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT, page, bit, seen = 0
+    cdef uint64_t allowed = aligned_starts[order]
+    while k < n:
+        page = pfns[k] - z.base_pfn
+        bit = <uint64_t>1 << (page & 63)
+        if page >> LEAF_SHIFT != leaf or not bit & allowed & ~seen:
+            break
+        seen |= bit
+        k += 1
+    starts[0] = seen
+    return k
+
+
+cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Allocated becomes withheld. Zone lock held."""
+    cdef int rc = E_ALIGN
+    if page & ((<uint64_t>1 << order) - 1) == 0:
+        rc = check_used(z, page, order)
+    if rc == OK:
+        if order >= LEAF_SHIFT:
+            set_kind(z, page >> LEAF_SHIFT, HELD | order)
+        elif not withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
+            rc = E_HELD         # a page set was faster
+    return rc
+
+
+cdef inline void free_many(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
+    """Withheld blocks of one leaf become free. Zone lock held."""
+    cdef uint64_t page
+    if starts & (starts - 1) and z.hint_order >= LEAF_SHIFT:
+        hint_freed(z, i << LEAF_SHIFT, LEAF_SHIFT, leaf_free_many(z, i, spread(starts, order)))
+        return
+    while starts:
+        page = i << LEAF_SHIFT | ctz64(starts)
+        hint_freed(z, page, order, buddy_free(z, page, order))
+        starts &= starts - 1
+
+
+cdef inline int withhold_each(PageZone *z, const uint64_t *pfns, int order, uint64_t n, uint64_t *done) noexcept nogil:
+    """As `withhold`, one by one, so as to know which is refused, and why. Zone lock held."""
+    cdef int rc = OK
+    while done[0] < n and rc == OK:
+        rc = withhold_block(z, pfns[done[0]] - z.base_pfn, order)
+        done[0] += rc == OK
+    return rc
+
+
+cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int order, BulkStep step, bint locked,
+                           uint64_t *done) noexcept nogil:
+    """One step on the first block, of order < 6, and on those after it that lie in the same leaf."""
+    cdef uint64_t starts = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT
+    cdef uint64_t got = gather(z, pfns, n, order, &starts)
+    if got == 0:
+        return E_ALIGN
+    if step == FREE_HELD:
+        free_many(z, leaf, starts, order)
+    elif step == RELEASE_HOLD:
+        unwithhold(z, leaf, starts)
+    elif not withhold(z, leaf, starts, order):
+        return withhold_each(z, pfns, order, got, done) if locked else E_AGAIN
+    done[0] = got
+    return OK
+
+
+cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step) noexcept nogil:
+    """One step on a block of order >= 6. Zone lock held."""
+    cdef int rc = OK
+    if step == WITHHOLD:
+        rc = withhold_block(z, page, order)
+        if rc == OK:
+            z.bulk_pages += <uint64_t>1 << order
+        return rc
+    z.bulk_pages -= <uint64_t>1 << order
+    if step == FREE_HELD:
+        hint_freed(z, page, order, buddy_free(z, page, order))
+    else:
+        set_kind(z, page >> LEAF_SHIFT, USED | order)
+    return OK
+
+
+cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, uint64_t known,
+                           BulkStep step, bint locked, uint64_t *done) noexcept nogil:
+    """One step on up to `n` blocks of one zone; `known` PFNs, more perhaps, are there to look ahead."""
+    cdef uint64_t i = 0, got
+    cdef int rc = OK
+    while rc == OK and i < n and z.start_pfn <= pfns[i] < z.end_pfn:
+        if orders != NULL:
+            order = orders[i]
+        if order < LEAF_SHIFT:
+            # Blocks of whole leaves do not use the words, whose pages may never have been touched.
+            if i + BULK_AHEAD < known and z.start_pfn <= pfns[i + BULK_AHEAD] < z.end_pfn:
+                prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
+            got = 0
+            rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
+            i += got
+        else:
+            rc = step_large(z, pfns[i] - z.base_pfn, order, step)
+            i += rc == OK
+    done[0] = i
+    return rc
+
+
 cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                           uint64_t *done) noexcept nogil:
-    """One step on every block, a chunk of one zone under each lock round; stops at the first refusal, `done` blocks in.
+    """One step on every block, a chunk of one zone at a time; stops at the first refusal, `done` blocks in.
 
     `orders` has an order for each block, or is NULL and all have `order`.
     """
     cdef PageZone *z = NULL
-    cdef uint64_t i = 0, end, page
+    cdef uint64_t i = 0, count, got, more
     cdef int rc = OK
-    while i < n:
+    cdef bint locked
+    while i < n and rc == OK:
         rc = locate(m, pfns[i], 1, &z)
         if rc != OK:
             break
-        end = min(i + BULK_CHUNK, n)
-        lock_acquire(&z.lock, True)
-        while i < end and z.start_pfn <= pfns[i] < z.end_pfn:
-            if orders != NULL:
-                order = orders[i]
-            # Blocks of whole leaves do not use the words, whose pages may never have been touched.
-            if order < LEAF_SHIFT and i + BULK_AHEAD < n and z.start_pfn <= pfns[i + BULK_AHEAD] < z.end_pfn:
-                prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
-            page = pfns[i] - z.base_pfn
-            if step == WITHHOLD:
-                rc = withhold(z, page, order)
-                if rc != OK:
-                    break
-            elif step == RELEASE_HOLD:
-                release_hold(z, page, order)
-            else:
-                count_held(z, order, -1)
-                hint_freed(z, page, order, buddy_free(z, page, order))
-            i += 1
-        zone_unlock(z)
-        if rc != OK:
-            break
+        count = min(n - i, <uint64_t>BULK_CHUNK)
+        # Bits can be set without the zone lock where page sets do so as well.
+        locked = not (step == WITHHOLD and z.atomic_words and orders == NULL and order < LEAF_SHIFT)
+        # Announced before and taken back after, so that the consistency check is never surprised.
+        if step == WITHHOLD:
+            fetch_add64(&z.bulk_blocks, count, RELAXED)
+        if locked:
+            lock_acquire(&z.lock, True)
+        rc = bulk_chunk(z, pfns + i, orders + i if orders != NULL else NULL, order, count, n - i, step, locked, &got)
+        if rc == E_AGAIN:
+            locked = True
+            lock_acquire(&z.lock, True)
+            rc = bulk_chunk(z, pfns + i + got, NULL, order, count - got, n - i - got, step, locked, &more)
+            got += more
+        if locked:
+            zone_unlock(z)
+        fetch_add64(&z.bulk_blocks, got - count if step == WITHHOLD else -got, RELAXED)
+        i += got
     done[0] = i
     return rc
 

@@ -23,23 +23,25 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from pagehint._atomic cimport PH_DEBUG, RELAXED, store_i32
+from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NOMEM,
                               E_SIZE, OK)
 from pagehint._buddy cimport NOT_FREE, free_block_around
+from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, engine_backoff, engine_batch_begin, engine_batch_end, engine_disarm,
                                engine_due, engine_init, engine_lock, engine_next,
                                engine_release, engine_resume, engine_unlock,
-                               engine_wait, engine_wait_batch, monotonic_ns,
+                               engine_wait, engine_wait_batch,
                                pthread_cond_broadcast, pthread_cond_signal)
 from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
-from pagehint._lock cimport lock_acquire, lock_init, lock_release, pthread_self
+from pagehint._lock cimport lock_acquire, lock_release, pthread_self
 from pagehint._machine cimport (ZoneTry, find_zone, machine_alloc, machine_alloc_at, machine_alloc_run, machine_drain,
                                 machine_free, machine_free_run)
-from pagehint._mapping cimport (leaves_for, zone_create, zone_destroy, zone_extend, zone_metadata_bytes, zone_open)
+from pagehint._mapping cimport (aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_metadata_bytes, zone_open)
 from pagehint._migratetype cimport retype
-from pagehint._pcp cimport PCP_BATCH, PCP_ORDERS, PCP_TYPES, Pcp, pcp_drain_all
+from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_held, pcp_init
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
@@ -221,12 +223,10 @@ cdef inline PageZone *snapshot(PageZone *z, PageZone *copy) noexcept nogil:
 cdef inline uint64_t pcp_pages(const PageZone *z, int nr_cpus) noexcept nogil:
     """Pages in a zone's per-CPU sets. Exact when nothing else runs."""
     cdef uint64_t pages = 0
-    cdef int cpu, mt, order
+    cdef int cpu
     if z.pcp != NULL:
         for cpu in range(nr_cpus):
-            for mt in range(PCP_TYPES):
-                for order in range(PCP_ORDERS):
-                    pages += <uint64_t>(<Pcp *> z.pcp + cpu).count[mt][order] << order
+            pages += pcp_held(<Pcp *> z.pcp + cpu)
     return pages
 
 
@@ -323,14 +323,13 @@ cdef class Memory:
 
     cdef add_page_sets(self, int i):
         cdef PageZone *z = self.m.zones[i]
-        cdef Pcp *sets = <Pcp *> calloc(self.m.nr_cpus, sizeof(Pcp))
+        cdef Pcp *sets = <Pcp *> aligned_alloc(64, self.m.nr_cpus * sizeof(Pcp))
         cdef int cpu
         if sets == NULL:
             raise MemoryError(f"no memory for the per-CPU page sets of zone {self.specs[i].name}")
+        memset(sets, 0, self.m.nr_cpus * sizeof(Pcp))
         for cpu in range(self.m.nr_cpus):
-            lock_init(&sets[cpu].lock)
-            # As in Linux, a set holds no more than about a thousandth of its zone.
-            sets[cpu].batch = <int>min(max(z.managed_pages // 1024, <uint64_t>1), <uint64_t>PCP_BATCH)
+            pcp_init(&sets[cpu], z.managed_pages)
         z.pcp = sets
         z.atomic_words = True
 
@@ -579,7 +578,7 @@ cdef class Memory:
         cdef int cpu
         if z.pcp != NULL:
             for cpu in range(self.m.nr_cpus):
-                lock_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
+                bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
         lock_acquire(&z.lock, True)
 
     cdef void unlock_zone(self, PageZone *z) noexcept nogil:
@@ -587,7 +586,7 @@ cdef class Memory:
         lock_release(&z.lock)
         if z.pcp != NULL:
             for cpu in range(self.m.nr_cpus):
-                lock_release(&(<Pcp *> z.pcp + cpu).lock)
+                bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
 
     # -- a run of the engine: isolate, report, put back
 
@@ -1330,8 +1329,7 @@ cdef class Zone:
         sets = []
         if copy.pcp != NULL:
             for cpu in range(m.nr_cpus):
-                count = sum((<Pcp *> copy.pcp + cpu).count[mt][o] << o for mt in range(PCP_TYPES) for o in range(PCP_ORDERS))
-                sets.append((count, 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
+                sets.append((pcp_held(<Pcp *> copy.pcp + cpu), 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
         return {
             "name": self.spec.name,

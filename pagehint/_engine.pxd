@@ -4,11 +4,19 @@ The engine's mutex is a leaf: nothing else is ever taken while it is held. A zon
 after it has released its own lock.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, store_i32
-from pagehint._lock cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_t
+from pagehint._clock cimport monotonic_ns
+from pagehint._lock cimport pthread_t
 
 cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, const pthread_mutexattr_t *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
     ctypedef struct pthread_cond_t:
         pass
     ctypedef struct pthread_condattr_t:
@@ -68,12 +76,6 @@ cdef inline void engine_init(Engine *e) noexcept nogil:
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
     pthread_cond_init(&e.wake, &attr)
     pthread_cond_init(&e.settled, &attr)
-
-
-cdef inline int64_t monotonic_ns() noexcept nogil:
-    cdef timespec ts
-    clock_gettime(CLOCK_MONOTONIC, &ts)
-    return ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
 cdef inline void engine_lock(Engine *e) noexcept nogil:

@@ -5,9 +5,10 @@ looks for the next bit without the lock, hence the relaxed atomic accesses.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, store64
+from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
-from pagehint._zone cimport NO_HINTS, PageZone, usable_free_pages
+from pagehint._zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
 
 
 cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint value) noexcept nogil:
@@ -73,6 +74,21 @@ cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) 
     """A block is being taken for use from a free block of order `source`. Zone lock held."""
     if source >= z.hint_order:
         z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+
+
+cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
+    """As `hint_broken`, for what one step of a bulk allocation took. Zone lock held."""
+    cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
+    if taken.source < z.hint_order:
+        return
+    if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
+        z.counters.hints_cleared_by_alloc += hint_assign(
+            z, page >> z.min_order, max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1), False)
+        return
+    while starts:
+        z.counters.hints_cleared_by_alloc += hint_assign(
+            z, (page | ctz64(starts)) >> z.min_order, granules_of(z, order), False)
+        starts &= starts - 1
 
 
 cdef inline bint hint_ready(const PageZone *z) noexcept nogil:

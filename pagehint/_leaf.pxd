@@ -11,6 +11,7 @@ the block must not be (0, 0). Sixty-four pages to a word because a search for a 
 (the "leaf 64" layout measured in RESEARCH.md section 8).
 """
 from libc.stdint cimport uint64_t
+from pagehint._atomic cimport RELAXED, load64, popcount64
 
 cdef extern from *:
     """
@@ -31,13 +32,47 @@ cdef struct Leaf:           # 16 bytes, never across a cache line
 
 
 cdef inline uint64_t leaf_avail(const Leaf *leaf) noexcept nogil:
-    """Pages that are free in the buddy."""
-    return leaf.free & ~leaf.head
+    """Pages that are free in the buddy. Exact under the zone lock, though others flip bits of withheld pages."""
+    return load64(&leaf.free, RELAXED) & ~leaf.head
 
 
 cdef inline uint64_t low_ones(int n) noexcept nogil:
     """The `n` lowest bits, 0 <= n <= 64."""
     return <uint64_t>-1 >> (64 - n) if n else 0
+
+
+cdef inline uint64_t next_starts(uint64_t starts, int order) noexcept nogil:
+    """From the starts of free runs of one order to those of the next."""
+    return starts & (starts >> (1 << order)) & aligned_starts[order + 1]
+
+
+cdef inline uint64_t spread(uint64_t starts, int order) noexcept nogil:
+    """All pages of the blocks of an order that begin at `starts`."""
+    cdef int o
+    for o in range(order):
+        starts |= starts << (1 << o)
+    return starts
+
+
+cdef inline uint64_t lowest_ones(uint64_t word, int n) noexcept nogil:
+    """The `n` lowest of the bits set in a word."""
+    cdef uint64_t rest = word
+    cdef int i
+    for i in range(n):
+        rest &= rest - 1
+    return word & ~rest
+
+
+cdef inline void count_blocks(uint64_t *nr_free, uint64_t avail, int top, bint add) noexcept nogil:
+    """Add the maximal free blocks of a split leaf to the counts per order, or take them off."""
+    cdef uint64_t starts = avail, wider, n
+    cdef int o = 0
+    while starts:
+        wider = next_starts(starts, o) if o < top else 0
+        n = popcount64(starts) - 2 * popcount64(wider)
+        nr_free[o] += n if add else -n
+        starts = wider
+        o += 1
 
 
 cdef inline uint64_t block_starts(uint64_t avail, int order) noexcept nogil:

@@ -1,47 +1,65 @@
-"""The zone lock: spins briefly, then sleeps; counts how often it was taken and how often it was contended.
+"""The zone lock: spins briefly, then sleeps; counts how often it was taken and contended, and the longest wait.
 
 Rules (checked by assertion in a debug build):
 * It is held only inside ``noexcept nogil`` functions, so nobody can wait for the GIL, raise, or
   call back while holding it.
 * A per-CPU page set's lock is taken before a zone's lock, never after; two zones' locks are never
   held at once, except across ``fork``, in ascending order.
+
+One atomic operation takes it, a plain store gives it back; who wants to sleep makes up for that with a heavy barrier.
+Whoever waits looks less and less often, so that the holder, which usually comes back at once, keeps the zone's cache
+lines for some microseconds: alternating with every operation costs ten times as much (a convoy). Nobody starves: after
+a millisecond asleep the lock is handed over rather than set free.
 """
-from libc.stdint cimport uint64_t
-from pagehint._atomic cimport PH_ASSERT, PH_DEBUG, cpu_relax
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from pagehint._atomic cimport (ACQUIRE, PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, load_i32, store_i32,
+                               swap_i32_if)
+from pagehint._barrier cimport heavy_barrier, light_barrier
+from pagehint._clock cimport monotonic_ns
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_mutexattr_t:
-        pass
     ctypedef unsigned long pthread_t
-    int pthread_mutex_init(pthread_mutex_t *, const pthread_mutexattr_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_trylock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
     pthread_t pthread_self()
 
-cdef enum:
-    # About two microseconds of pauses: longer than almost every critical section, far shorter than a time slice.
-    LOCK_SPINS = 60
+cdef extern from *:
+    """
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #define PH_FUTEX_WAIT(word, expected) \\
+        ((void)!syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0))
+    #define PH_FUTEX_WAKE(word) ((void)!syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0))
+    """
+    void futex_wait "PH_FUTEX_WAIT" (int32_t *word, int32_t expected) noexcept nogil
+    void futex_wake "PH_FUTEX_WAKE" (int32_t *word) noexcept nogil
 
-cdef struct Lock:
-    pthread_mutex_t mutex
-    uint64_t acquired       # times taken; written only by the holder
+cdef enum:
+    LOCK_FREE = 0
+    LOCK_HELD = 1
+    LOCK_HANDED = 2         # given back, and only for one that sleeps
+    # Pauses between two looks at a lock that is held: from a tenth of a microsecond to some three.
+    LOCK_PAUSES = 4
+    LOCK_MOST_PAUSES = 128
+    LOCK_LOOKS = 16         # before going to sleep: some forty microseconds
+    LOCK_PATIENCE = 1000000 # nanoseconds asleep before the lock is handed over
+
+cdef struct Lock:           # 48 bytes
+    int32_t word
+    int32_t sleepers        # threads that sleep, or are about to
+    int32_t starving        # of those, threads that have waited too long
+    int32_t spare
+    uint64_t acquired       # times taken; this and the next two are written by the holder only
     uint64_t contended      # of those, how often somebody else held it first
+    int64_t longest_wait    # nanoseconds
     pthread_t owner         # debug build only: who holds it
 
 
 cdef inline void lock_init(Lock *lk) noexcept nogil:
-    pthread_mutex_init(&lk.mutex, NULL)
-    lk.acquired = 0
-    lk.contended = 0
+    lk.word = LOCK_FREE
+    lk.sleepers = lk.starving = 0
+    lk.acquired = lk.contended = 0
+    lk.longest_wait = 0
     lk.owner = 0
-
-
-cdef inline void lock_destroy(Lock *lk) noexcept nogil:
-    pthread_mutex_destroy(&lk.mutex)
 
 
 cdef inline void lock_taken(Lock *lk) noexcept nogil:
@@ -50,23 +68,56 @@ cdef inline void lock_taken(Lock *lk) noexcept nogil:
         lk.owner = pthread_self()
 
 
-cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
-    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
-    cdef int spin
-    if pthread_mutex_trylock(&lk.mutex) == 0:
-        lock_taken(lk)
-        return True
-    if not may_block:
-        return False
-    for spin in range(LOCK_SPINS):
-        cpu_relax()
-        if spin & 7 == 7 and pthread_mutex_trylock(&lk.mutex) == 0:
-            lock_taken(lk)
-            lk.contended += 1
+cdef inline bint lock_try(Lock *lk, int32_t state) noexcept nogil:
+    return load_i32(&lk.word, RELAXED) == state and swap_i32_if(&lk.word, state, LOCK_HELD)
+
+
+cdef inline bint lock_spin(Lock *lk) noexcept nogil:
+    """Look again and again, at growing intervals."""
+    cdef int looks, pause, pauses = LOCK_PAUSES
+    for looks in range(LOCK_LOOKS):
+        for pause in range(pauses):
+            cpu_relax()
+        if lock_try(lk, LOCK_FREE):
             return True
-    pthread_mutex_lock(&lk.mutex)
+        pauses = min(2 * pauses, <int>LOCK_MOST_PAUSES)
+    return False
+
+
+cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
+    """Sleep until the lock can be taken, and take it."""
+    cdef bint starving = False
+    fetch_add_i32(&lk.sleepers, 1, RELAXED)
+    # The holder stores `word` and then reads `sleepers`, with a light barrier between: it sees us, or we see the store.
+    heavy_barrier()
+    while not lock_try(lk, LOCK_FREE) and not lock_try(lk, LOCK_HANDED):
+        if not starving and monotonic_ns() - began > LOCK_PATIENCE:
+            starving = True
+            fetch_add_i32(&lk.starving, 1, RELAXED)
+        futex_wait(&lk.word, LOCK_HELD)
+    fetch_add_i32(&lk.sleepers, -1, RELAXED)
+    if starving:
+        fetch_add_i32(&lk.starving, -1, RELAXED)
+
+
+cdef inline void lock_wait(Lock *lk) noexcept nogil:
+    """Take a lock that somebody else holds."""
+    cdef int64_t began = monotonic_ns()
+    if not lock_spin(lk):
+        lock_sleep(lk, began)
     lock_taken(lk)
     lk.contended += 1
+    lk.longest_wait = max(lk.longest_wait, monotonic_ns() - began)
+
+
+cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
+    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
+    if lock_try(lk, LOCK_FREE):
+        lock_taken(lk)
+    elif may_block:
+        lock_wait(lk)
+    else:
+        return False
     return True
 
 
@@ -74,7 +125,10 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
     if PH_DEBUG:
         PH_ASSERT(lk.owner == pthread_self())
         lk.owner = 0
-    pthread_mutex_unlock(&lk.mutex)
+    store_i32(&lk.word, LOCK_HANDED if load_i32(&lk.starving, RELAXED) else LOCK_FREE, RELEASE)
+    light_barrier()
+    if load_i32(&lk.sleepers, RELAXED):
+        futex_wake(&lk.word)
 
 
 cdef inline void assert_held(Lock *lk) noexcept nogil:

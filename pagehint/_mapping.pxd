@@ -5,7 +5,7 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint._leaf cimport Leaf
-from pagehint._lock cimport lock_destroy, lock_init
+from pagehint._lock cimport lock_init
 from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, Links, MT_MOVABLE, NO_HINTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
                              PageZone)
 
@@ -105,6 +105,5 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
 
 cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
-    lock_destroy(&z.lock)
     free(z.pcp)
     free(z)

@@ -5,8 +5,9 @@ when at least half of it is free; only else take the smallest block that fits an
 """
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport clz64, popcount64
-from pagehint._buddy cimport NOT_FREE, buddy_alloc, buddy_free, buddy_take, free_block_around, leaf_top
-from pagehint._leaf cimport aligned_starts, leaf_avail
+from pagehint._buddy cimport (NOT_FREE, Taken, buddy_alloc, buddy_alloc_many, buddy_free, buddy_take, free_block_around,
+                              leaf_top)
+from pagehint._leaf cimport count_blocks, leaf_avail
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE, MT_MOVABLE,
                              MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT, is_split,
@@ -16,7 +17,6 @@ from pagehint._zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIF
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:
     """Move what is free in a leaf, or begins there, from one type's lists to another's."""
     cdef int kind = z.kinds[i], o
-    cdef uint64_t starts, wider
     if kind & KIND_STATE == FREE:
         o = kind & KIND_ORDER
         list_del(z, i, old, o)
@@ -26,17 +26,8 @@ cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept n
     elif is_split(kind) and kind < FULL:
         list_del(z, i, old, kind - SPLIT)
         list_add(z, i, new, kind - SPLIT)
-        starts = leaf_avail(&z.leaves[i])
-        for o in range(kind - SPLIT + 1):
-            wider = next_starts(starts, o) if o < leaf_top(z) else 0
-            z.areas[old].nr_free[o] -= popcount64(starts) - 2 * popcount64(wider)
-            z.areas[new].nr_free[o] += popcount64(starts) - 2 * popcount64(wider)
-            starts = wider
-
-
-cdef inline uint64_t next_starts(uint64_t starts, int order) noexcept nogil:
-    """From the starts of free runs of one order to those of the next."""
-    return starts & (starts >> (1 << order)) & aligned_starts[order + 1]
+        count_blocks(z.areas[old].nr_free, leaf_avail(&z.leaves[i]), leaf_top(z), False)
+        count_blocks(z.areas[new].nr_free, leaf_avail(&z.leaves[i]), leaf_top(z), True)
 
 
 cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
@@ -113,3 +104,16 @@ cdef inline int zone_take(PageZone *z, int mt, int order, int state, uint64_t *p
     """A block of this type, or else of another. Zone lock held."""
     cdef int source = buddy_alloc(z, mt, order, state, page)
     return source if source != NOT_FREE else fallback_alloc(z, mt, order, state, page)
+
+
+cdef inline uint64_t zone_take_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
+    """Up to `want` blocks of order < 6 in one step, of this type or else of another; returns how many. Zone lock held."""
+    cdef uint64_t n = buddy_alloc_many(z, mt, order, want, state, taken), page = 0
+    if n == 0:
+        taken.source = fallback_alloc(z, mt, order, state, &page)
+        if taken.source != NOT_FREE:
+            taken.leaf = page >> LEAF_SHIFT
+            taken.nr_leaves = 1
+            taken.starts = <uint64_t>1 << (page & 63)
+            n = 1
+    return n

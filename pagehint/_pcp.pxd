@@ -2,17 +2,22 @@
 
 A block in a set is withheld: in its leaf, the `free` bit of its first page is set beside the `head` bit. That one
 bit, flipped atomically, is what makes a double free certain to be seen, on whichever CPU it happens; `head` itself
-changes under the zone lock only. One set of one CPU is 3 KiB; it is filled and drained by halves.
+changes under the zone lock only. A stack is filled from the set's reserve, four whole leaves where they are to be had:
+one cache line of leaf words, so that two CPUs do not flip bits in the same line all the time. What is too much goes
+back by halves. One set of one CPU is 3.2 KiB.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport ACQ_REL, ACQUIRE, fetch_and64, fetch_or64, load8
-from pagehint._buddy cimport NOT_FREE, buddy_free
-from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK, check_used
-from pagehint._hint cimport hint_broken, hint_freed
-from pagehint._lock cimport Lock, lock_acquire, lock_release
-from pagehint._migratetype cimport zone_take
-from pagehint._watermark cimport may_take
-from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone
+from pagehint._atomic cimport ACQ_REL, ACQUIRE, clz64, ctz64, fetch_and64, load8, popcount64
+from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release
+from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
+from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
+from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
+from pagehint._leaf cimport aligned_starts
+from pagehint._lock cimport lock_acquire
+from pagehint._migratetype cimport zone_take_many
+from pagehint._watermark cimport spare_pages
+from pagehint._withhold cimport withhold
+from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone
 from pagehint._wake cimport zone_unlock
 
 cdef extern from "<sched.h>" nogil:
@@ -23,12 +28,24 @@ cdef enum:
     PCP_TYPES = 3
     PCP_SLOTS = 240             # 128 + 64 + 32 + 16
     PCP_BATCH = 64
+    PCP_RESERVE_ORDER = 8       # 256 pages: a cache line of leaves
+
+cdef struct Reserve:            # whole leaves, each held as a block of order 6; none where page is end
+    uint64_t page
+    uint64_t end
 
 cdef struct Pcp:
-    Lock lock
+    BiasedLock lock             # a line of its own; all else is protected by it
     int batch                   # pages moved at once; half of what a stack may hold
     int count[PCP_TYPES][PCP_ORDERS]
+    Reserve reserve[PCP_TYPES]
     uint32_t stack[PCP_TYPES][PCP_SLOTS]
+
+
+cdef inline void pcp_init(Pcp *pcp, uint64_t managed_pages) noexcept nogil:
+    """An empty set, of zeroed memory. As in Linux, it holds no more than about a thousandth of its zone."""
+    bias_init(&pcp.lock)
+    pcp.batch = <int>min(max(managed_pages // 1024, <uint64_t>1), <uint64_t>PCP_BATCH)
 
 
 cdef inline uint32_t *pcp_stack(Pcp *pcp, int mt, int order) noexcept nogil:
@@ -40,11 +57,24 @@ cdef inline int pcp_batch(const Pcp *pcp, int order) noexcept nogil:
     return max(pcp.batch >> order, 1)
 
 
+cdef inline uint64_t pcp_held(const Pcp *pcp) noexcept nogil:
+    """Pages in a set. Exact with its lock held, or when nothing else runs."""
+    cdef uint64_t pages = 0
+    cdef int mt, order
+    for mt in range(PCP_TYPES):
+        pages += pcp.reserve[mt].end - pcp.reserve[mt].page
+        for order in range(PCP_ORDERS):
+            pages += <uint64_t>pcp.count[mt][order] << order
+    return pages
+
+
 cdef inline Pcp *pcp_here(PageZone *z, int nr_cpus) noexcept nogil:
     """The set of the CPU we run on. Only a hint for speed: its lock is what makes it safe."""
-    cdef int cpu = sched_getcpu()
-    return <Pcp *>z.pcp + (cpu % nr_cpus if cpu > 0 else 0)
+    cdef unsigned int cpu = <unsigned int>sched_getcpu()
+    return <Pcp *>z.pcp + (cpu if cpu < <unsigned int>nr_cpus else cpu % <unsigned int>nr_cpus)
 
+
+# ---- free ---------------------------------------------------------------------------------------------------
 
 cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noexcept nogil:
     """Give the `n` oldest blocks of a stack back to the buddy, by the ordinary path. Both locks held."""
@@ -59,75 +89,108 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
 
 cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
     """Empty one CPU's set of one zone."""
+    cdef Reserve *reserve
     cdef int mt, order
-    lock_acquire(&pcp.lock, True)
+    bias_acquire(&pcp.lock, True)
     lock_acquire(&z.lock, True)
     for mt in range(PCP_TYPES):
         for order in range(PCP_ORDERS):
             pcp_drain(z, pcp, mt, order, pcp.count[mt][order])
+        reserve = &pcp.reserve[mt]
+        while reserve.page < reserve.end:
+            hint_freed(z, reserve.page, LEAF_SHIFT, buddy_free(z, reserve.page, LEAF_SHIFT))
+            reserve.page += LEAF_PAGES
     zone_unlock(z)
-    lock_release(&pcp.lock)
+    bias_release(&pcp.lock, False)
+
+
+cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
+    """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
+    cdef int mt, most, rc = E_HELD
+    if not bias_acquire(&pcp.lock, may_block):
+        return E_AGAIN
+    # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
+    mt = load8(&z.types[page >> 9], ACQUIRE)
+    if mt != MT_ISOLATE:
+        most = 2 * pcp_batch(pcp, order)
+        if pcp.count[mt][order] >= most:
+            if not lock_acquire(&z.lock, may_block):
+                bias_release(&pcp.lock, True)
+                return E_AGAIN
+            pcp_drain(z, pcp, mt, order, most // 2)
+            zone_unlock(z)
+        if withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
+            pcp_stack(pcp, mt, order)[pcp.count[mt][order]] = <uint32_t>page
+            pcp.count[mt][order] += 1
+            rc = OK
+    bias_release(&pcp.lock, True)
+    return rc
+
+
+# ---- allocate -----------------------------------------------------------------------------------------------
+
+cdef inline void pcp_push(Pcp *pcp, int mt, int order, uint64_t leaf, uint64_t starts) noexcept nogil:
+    """Stack the blocks that begin at `starts` in a leaf, the lowest on top."""
+    cdef uint32_t *stack = pcp_stack(pcp, mt, order)
+    cdef int n = pcp.count[mt][order]
+    while starts:
+        stack[n] = <uint32_t>(leaf << LEAF_SHIFT) | (63 - clz64(starts))
+        starts &= ~(<uint64_t>1 << (63 - clz64(starts)))
+        n += 1
+    pcp.count[mt][order] = n
+
+
+cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
+    """Reserve a line of leaves, if nothing smaller is free, so that no large block is broken needlessly. Both locks held."""
+    cdef uint64_t page = 0
+    cdef int source
+    if z.areas[mt].nonempty == 0 or ctz64(z.areas[mt].nonempty) < PCP_RESERVE_ORDER or pcp.batch < PCP_BATCH:
+        return
+    source = buddy_alloc(z, mt, PCP_RESERVE_ORDER, HELD, &page)
+    hint_broken(z, page, PCP_RESERVE_ORDER, source)
+    pcp.reserve[mt].page = page
+    pcp.reserve[mt].end = page + (1 << PCP_RESERVE_ORDER)
+    while page < pcp.reserve[mt].end:
+        set_kind(z, page >> LEAF_SHIFT, HELD | LEAF_SHIFT)
+        page += LEAF_PAGES
 
 
 cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block) noexcept nogil:
-    """Move up to a batch from the buddy into an empty stack. Set's lock held."""
-    cdef uint32_t *stack = pcp_stack(pcp, mt, order)
-    cdef uint64_t page = 0
-    cdef int n, source
-    if not lock_acquire(&z.lock, may_block):
-        return E_AGAIN
-    for n in range(pcp_batch(pcp, order)):
-        if not may_take(z, <uint64_t>1 << order, reserve):
-            break
-        source = zone_take(z, mt, order, HELD, &page)
-        if source == NOT_FREE:
-            break
-        hint_broken(z, page, order, source)
-        stack[n] = <uint32_t>page
-        pcp.count[mt][order] = n + 1
-    zone_unlock(z)
+    """Move up to a batch into an empty stack: from the reserve, else from the buddy. Set's lock held."""
+    cdef Reserve *own = &pcp.reserve[mt]
+    cdef Taken taken
+    cdef uint64_t left
+    if own.page == own.end:
+        if not lock_acquire(&z.lock, may_block):
+            return E_AGAIN
+        left = min(spare_pages(z, reserve) >> order, <uint64_t>pcp_batch(pcp, order))
+        if spare_pages(z, reserve) >= 1 << PCP_RESERVE_ORDER:
+            pcp_take_reserve(z, pcp, mt)
+        while own.page == own.end and left and zone_take_many(z, mt, order, left, HELD, &taken):
+            hint_broken_many(z, &taken, order)
+            pcp_push(pcp, mt, order, taken.leaf, taken.starts)
+            left -= popcount64(taken.starts)
+        zone_unlock(z)
+    if own.page != own.end:
+        leaf_fill(z, own.page >> LEAF_SHIFT, order, HELD)
+        pcp_push(pcp, mt, order, own.page >> LEAF_SHIFT, aligned_starts[order])
+        own.page += LEAF_PAGES
     return OK if pcp.count[mt][order] else E_NOMEM
 
 
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
     cdef int rc, top
-    if not lock_acquire(&pcp.lock, may_block):
+    if not bias_acquire(&pcp.lock, may_block):
         return E_AGAIN
     if pcp.count[mt][order] == 0:
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
         if rc != OK:
-            lock_release(&pcp.lock)
+            bias_release(&pcp.lock, True)
             return rc
     top = pcp.count[mt][order] - 1
     page[0] = pcp_stack(pcp, mt, order)[top]
     pcp.count[mt][order] = top
     fetch_and64(&z.leaves[page[0] >> LEAF_SHIFT].free, ~(<uint64_t>1 << (page[0] & 63)), ACQ_REL)
-    lock_release(&pcp.lock)
+    bias_release(&pcp.lock, True)
     return OK
-
-
-cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
-    """Put a block on a stack. OK, E_AGAIN, or anything else: the caller asks the zone itself."""
-    cdef uint64_t first = <uint64_t>1 << (page & 63)
-    cdef int mt, rc, most
-    if not lock_acquire(&pcp.lock, may_block):
-        return E_AGAIN
-    # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
-    mt = load8(&z.types[page >> 9], ACQUIRE)
-    rc = E_HELD if mt == MT_ISOLATE else check_used(z, page, order)
-    if rc == OK:
-        most = 2 * pcp_batch(pcp, order)
-        if pcp.count[mt][order] >= most:
-            if not lock_acquire(&z.lock, may_block):
-                lock_release(&pcp.lock)
-                return E_AGAIN
-            pcp_drain(z, pcp, mt, order, most // 2)
-            zone_unlock(z)
-        if fetch_or64(&z.leaves[page >> LEAF_SHIFT].free, first, ACQ_REL) & first:
-            rc = E_HELD             # another thread freed it between the check and now
-        else:
-            pcp_stack(pcp, mt, order)[pcp.count[mt][order]] = <uint32_t>page
-            pcp.count[mt][order] += 1
-    lock_release(&pcp.lock)
-    return rc

@@ -13,6 +13,12 @@ cdef inline bint may_take(const PageZone *z, uint64_t pages, uint64_t reserve) n
     return usable_free_pages(z) >= pages + z.watermark[WMARK_MIN] + reserve
 
 
+cdef inline uint64_t spare_pages(const PageZone *z, uint64_t reserve) noexcept nogil:
+    """How many pages may be taken. Zone lock held."""
+    cdef uint64_t usable = usable_free_pages(z), keep = z.watermark[WMARK_MIN] + reserve
+    return usable - keep if usable > keep else 0
+
+
 cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
     """Free pages below which nothing is reported: a full batch must be able to leave without anybody noticing."""
     return z.watermark[WMARK_LOW] + (max_pages << z.min_order)
