@@ -24,7 +24,7 @@ extensions = [
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
-    for name in ("_core", "_arena")
+    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena")
 ]
 
 setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": 3, "warn.unused": False}))

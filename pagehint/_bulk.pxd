@@ -48,11 +48,12 @@ cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noe
 cdef inline uint64_t emit(uint64_t base_pfn, const Taken *taken, uint64_t *pfns) noexcept nogil:
     """Write down the PFNs of what was taken in one step, ascending; returns how many. No lock."""
     cdef uint64_t n = 0, i, first, starts
+    cdef int page
     for i in range(taken.nr_leaves):
         first = base_pfn + ((taken.leaf + i) << LEAF_SHIFT)
         if taken.starts == <uint64_t>-1:
-            for starts in range(LEAF_PAGES):
-                pfns[n + starts] = first + starts
+            for page in range(LEAF_PAGES):
+                pfns[n + page] = first + page
             n += LEAF_PAGES
             continue
         starts = taken.starts

@@ -4,25 +4,22 @@ from typing import Any, Final, Literal, Never, Self, SupportsIndex, TypedDict, U
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import CapsuleType, disjoint_base
+from typing_extensions import disjoint_base
 
+from pagehint._callbacks import BLOCK_DTYPE as BLOCK_DTYPE
+from pagehint._callbacks import PageHintingCallbacks as PageHintingCallbacks
+from pagehint._hinting import _Order, _Workqueue
+from pagehint._memory import Memory as Memory
+from pagehint._memory import _PageblockType, _Pfn
 from pagehint.explain import Explanation
 from pagehint.layout import Watermarks, ZoneSpec
 from pagehint.stats import Stats
 
-_Order = SupportsIndex
-_Pfn = SupportsIndex
 _AllocType = Literal["movable", "unmovable", "reclaimable"]
-_PageblockType = Literal["movable", "unmovable", "reclaimable", "isolate"]
 _Watermarks = Literal["linux"] | tuple[SupportsIndex, SupportsIndex, SupportsIndex] | Watermarks | None
-_Workqueue = Literal["thread", "manual"]
 _Indices = Sequence[SupportsIndex] | NDArray[np.integer]
-_Taken = bool | np.bool_ | Sequence[bool] | NDArray[np.bool_] | None
-# A compiled function is a capsule, or the tuple that scipy.LowLevelCallable is.
-_HintPages = Callable[[NDArray[np.void]], _Taken] | CapsuleType | tuple[Any, ...]
 
 DEBUG: Final[bool]
-BLOCK_DTYPE: Final[np.dtype[np.void]]
 FREE_BLOCK_DTYPE: Final[np.dtype[np.void]]
 MIGRATETYPES: Final[tuple[str, ...]]
 
@@ -41,84 +38,6 @@ class _PcOptions(TypedDict, total=False):
     max_page_order: _Order
     min_order: _Order | None
     pcp: bool
-
-@disjoint_base
-class PageHintingCallbacks:
-    def __new__(
-        cls,
-        hint_pages: _HintPages,
-        max_pages: SupportsIndex = 16,
-        prepare: Callable[[], int | None] | None = None,
-        cleanup: Callable[[], object] | None = None,
-    ) -> Self: ...
-    @property
-    def hint_pages(self) -> _HintPages: ...
-    @property
-    def prepare(self) -> Callable[[], int | None] | None: ...
-    @property
-    def cleanup(self) -> Callable[[], object] | None: ...
-    @property
-    def max_pages(self) -> int: ...
-
-@disjoint_base
-class Memory:
-    def __new__(
-        cls,
-        specs: Iterable[ZoneSpec],
-        page_size: int,
-        max_page_order: int,
-        min_order: int,
-        pcp: bool,
-        watermarks: Watermarks | Literal["linux"],
-    ) -> Self: ...
-    @property
-    def specs(self) -> tuple[ZoneSpec, ...]: ...
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def max_page_order(self) -> int: ...
-    @property
-    def min_order(self) -> int: ...
-    @property
-    def watermarks(self) -> tuple[Watermarks, ...]: ...
-    @property
-    def offline(self) -> list[list[tuple[int, int]]]: ...
-    @property
-    def last_error(self) -> BaseException | None: ...
-    def present(self, i: int, start: int, end: int) -> list[tuple[int, int]]: ...
-    def absence(self, i: int, pfn: int) -> str | None: ...
-    def set_offline(self, pfn: _Pfn, nr_pages: SupportsIndex) -> None: ...
-    def set_online(self, pfn: _Pfn, nr_pages: SupportsIndex) -> None: ...
-    def set_migratetype(self, pfn: _Pfn, nr_pages: SupportsIndex, migratetype: _PageblockType) -> None: ...
-    def verify(self) -> None: ...
-    @staticmethod
-    def disjoint(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]: ...
-    def run_pending(self) -> int: ...
-    def flush(self) -> None: ...
-    def require_hinting(self, what: str) -> None: ...
-    def enable(
-        self,
-        callbacks: PageHintingCallbacks,
-        workqueue: _Workqueue,
-        threshold: SupportsIndex | None,
-        delay: float | None,
-        max_report_order: _Order | None,
-        mark_free: bool,
-        clock: Callable[[], float] | None,
-    ) -> None: ...
-    def disable(self) -> None: ...
-    def abandon(self) -> None: ...
-    def change(
-        self,
-        max_pages: SupportsIndex | None = None,
-        threshold: SupportsIndex | None = None,
-        delay: float | None = None,
-        any_threshold: bool = False,
-        any_delay: bool = False,
-    ) -> None: ...
-    def before_fork(self) -> None: ...
-    def after_fork_in_parent(self) -> None: ...
-    def after_fork_in_child(self) -> None: ...
 
 @disjoint_base
 class Zone:

@@ -32,6 +32,8 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     NEVER = -1
+    SECOND = 1000000000         # nanoseconds
+    SIGNAL_CHECK = 50000000     # how often a wait looks for Ctrl-C
     BACKOFF_FIRST_MS = 100
     BACKOFF_LAST_MS = 30000
 

@@ -131,6 +131,11 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
         futex_wake(&lk.word)
 
 
+cdef inline void lock_forget_sleepers(Lock *lk) noexcept nogil:
+    """In a forked child, by the thread that holds it: whoever waited for the lock is not there any more."""
+    lk.sleepers = lk.starving = 0
+
+
 cdef inline void assert_held(Lock *lk) noexcept nogil:
     """State, and in a debug build check, that the calling thread holds the lock."""
     if PH_DEBUG:

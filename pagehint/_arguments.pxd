@@ -1,0 +1,73 @@
+"""From what callers pass to C numbers; what does not fit is refused, and nothing is rounded.
+
+Inline, since every call goes through some of them. Such functions have no module's names to use: what they refuse
+with is imported where they refuse.
+"""
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport int64_t, uint64_t
+from pagehint._engine cimport NEVER, SECOND
+from pagehint._memory cimport Memory
+
+
+cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
+    if type(pfn) is not int:
+        pfn = PyNumber_Index(pfn)       # no float, whose fraction would be lost
+    try:
+        return pfn
+    except OverflowError:
+        from pagehint import errors
+        raise errors.BadPageError(f"PFN {pfn} is outside every zone") from None
+
+
+cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFFFFFFFFFFF:
+    cdef object number = PyNumber_Index(count)
+    if not least <= number < 1 << 52:
+        from pagehint import errors
+        raise errors.BadPageError(f"{what} must be from {least} to 2**52, not {number}")
+    return number
+
+
+cdef inline int as_order(Memory memory, object order) except -1:
+    cdef int number
+    if type(order) is not int:
+        order = PyNumber_Index(order)
+    try:
+        number = order
+    except OverflowError:
+        number = -1
+    if not 0 <= number <= memory.max_page_order:
+        from pagehint import errors
+        raise errors.BadPageError(f"order {order} is out of range: from 0 to {memory.max_page_order} (max_page_order)")
+    return number
+
+
+cdef inline tuple migratetypes():
+    """The names, each at its number in `_zone.pxd`."""
+    return "unmovable", "movable", "reclaimable", "isolate"
+
+
+cdef inline int as_type(object migratetype, int most) except -1:
+    cdef tuple names = migratetypes()
+    cdef int number
+    if isinstance(migratetype, str):
+        for number in range(most + 1):
+            if migratetype == <str>names[number]:
+                return number
+    raise ValueError(f"migratetype must be one of {', '.join(names[:most + 1])}, not {migratetype!r}")
+
+
+cdef inline int64_t as_delay(object delay) except -2:
+    """Nanoseconds, or NEVER for None."""
+    if delay is None:
+        return NEVER
+    seconds = float(delay)
+    if not 0 <= seconds <= 1e9:
+        raise ValueError(f"delay must be None or from 0 to 1e9 seconds, not {delay!r}")
+    return <int64_t>(seconds * SECOND)
+
+
+cdef inline uint64_t as_positive(object number, str what) except 0:
+    cdef object value = PyNumber_Index(number)
+    if not 1 <= value <= 1 << 20:
+        raise ValueError(f"{what} must be from 1 to 2**20, not {value}")
+    return value

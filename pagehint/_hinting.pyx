@@ -1,0 +1,629 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=False, freethreading_compatible=False
+"""The hinting engine's Python side, in the order of its work: on, when it runs, a batch out and back, reporting, off.
+
+The queue it works from is in `_engine.pxd`, the batch in `_isolate.pxd`; the hook that fills both runs without this.
+"""
+import logging
+import operator
+import os
+import threading
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
+
+from pagehint._arguments cimport as_delay, as_order, as_positive
+from pagehint._atomic cimport RELAXED, store_i32
+from pagehint._callbacks cimport PageHintingCallbacks
+from pagehint._clock cimport monotonic_ns
+from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
+                               engine_batch_end, engine_disarm, engine_due, engine_lock, engine_next, engine_release,
+                               engine_unlock, engine_wait, pthread_cond_broadcast, pthread_cond_signal)
+from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
+from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
+from pagehint._lock cimport lock_acquire, lock_release, pthread_self
+from pagehint._machine cimport machine_drain
+from pagehint._memory cimport Memory
+from pagehint._wake cimport zone_unlock
+from pagehint._walk cimport mark_free_blocks
+from pagehint._watermark cimport report_gate
+from pagehint._zone cimport NO_HINTS, PageZone, usable_free_pages
+
+from pagehint import _callbacks, errors
+
+cnp.import_array()
+
+_log = logging.getLogger("pagehint")
+
+
+cdef class HintingEngine:
+    """Reports what is hinted in the zones of a memory, on a thread of its own or on callers.
+
+    The worker's thread holds this, and this the memory; neither holds the allocator, whose end ends the worker.
+    """
+
+    def __cinit__(self, Memory memory not None):
+        self.memory = memory
+        self.m = &memory.m
+        self.enable_lock = threading.Lock()
+
+    def __dealloc__(self):
+        free(self.blocks)
+        free(self.failed)
+
+    # -- on, and its settings
+
+    def enable(self, PageHintingCallbacks callbacks not None, workqueue, threshold, delay, max_report_order, bint mark_free,
+               clock):
+        cdef Engine *e = &self.m.engine
+        cdef int64_t nanoseconds = as_delay(delay)
+        cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
+        cdef int report_order = max(self.memory.min_order, min(10, self.memory.max_page_order))
+        cdef int i
+        if max_report_order is not None:
+            report_order = as_order(self.memory, max_report_order)
+            if report_order < self.memory.min_order:
+                raise ValueError(f"max_report_order {report_order} is under min_order {self.memory.min_order}, the granule")
+        if workqueue not in ("thread", "manual"):
+            raise ValueError(f"workqueue must be 'thread' or 'manual', not {workqueue!r}")
+        if clock is not None and workqueue != "manual":
+            raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
+        if self.reporting() or self.m.engine.enabled:
+            raise errors.HintingActiveError("hinting is enabled already")
+        with self.enable_lock:
+            if e.enabled:
+                raise errors.HintingActiveError("hinting is enabled already")
+            if self.grow_batch(callbacks.most) < callbacks.most:
+                raise MemoryError("no memory for a batch")
+            thread = None
+            e.stopping = False
+            if workqueue == "thread":
+                # Started first, since it is what can fail; it waits until the engine is enabled.
+                thread = threading.Thread(target=_work, args=(self,), name="pagehint", daemon=True)
+                e.worker = True
+                try:
+                    thread.start()
+                except BaseException:
+                    e.worker = False
+                    raise
+            self.callbacks = callbacks
+            self.no_prepare = callbacks.prepare is None
+            self.no_cleanup = callbacks.cleanup is None
+            self.clock = clock
+            self.thread = thread
+            self.last_error = None
+            self.burst_logged = False
+            with nogil:
+                engine_lock(e)
+                e.manual = thread is None
+                e.injected_clock = clock is not None
+                e.max_pages = callbacks.most
+                e.threshold = limit
+                e.max_report_order = report_order
+                e.delay = nanoseconds
+                e.work = False
+                e.failures = 0
+                e.not_before = 0
+                engine_disarm(e)
+                engine_unlock(e)
+                # Everything is in place: now, and zone by zone under its lock, the hook.
+                for i in range(self.m.nr_zones):
+                    self.hook_zone(self.m.zones[i], mark_free)
+                engine_lock(e)
+                e.enabled = True
+                pthread_cond_signal(&e.wake)
+                engine_unlock(e)
+            self.stamp()
+
+    cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil:
+        """Switch the hook on, and hint what is free already, so many blocks a lock round."""
+        cdef Engine *e = &self.m.engine
+        cdef uint64_t page = 0
+        cdef bint more = True
+        lock_acquire(&z.lock, True)
+        z.threshold = e.threshold or e.max_pages
+        z.queued = False
+        z.wake_at = INT64_MAX
+        z.hint_order = z.min_order
+        while mark_free and more:
+            more = mark_free_blocks(z, &page, 4096)
+            hint_evaluate(z)
+            zone_unlock(z)
+            lock_acquire(&z.lock, True)
+        zone_unlock(z)
+
+    def change(self, max_pages=None, threshold=None, delay=None, bint any_threshold=False, bint any_delay=False):
+        """Change settings while the worker runs; `any_` says that None is meant as a value."""
+        cdef Engine *e = &self.m.engine
+        cdef uint64_t most = 0 if max_pages is None else as_positive(max_pages, "max_pages")
+        cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
+        cdef int64_t nanoseconds = as_delay(delay)
+        cdef PageZone *z
+        cdef int i
+        self.require_hinting("settings")
+        with nogil:
+            engine_lock(e)
+            if most:
+                e.max_pages = most
+            if any_threshold:
+                e.threshold = limit
+            if any_delay:
+                e.delay = nanoseconds
+                engine_disarm(e)
+            limit = e.threshold or e.max_pages
+            engine_unlock(e)
+            for i in range(self.m.nr_zones):
+                z = self.m.zones[i]
+                lock_acquire(&z.lock, True)
+                z.threshold = limit
+                hint_evaluate(z)
+                zone_unlock(z)
+        self.stamp()
+
+    # -- when it runs: on the worker, or on callers
+
+    cdef void stamp(self) noexcept:
+        """Begin the delay by the injected clock, if the hook has asked for it."""
+        cdef Engine *e = &self.m.engine
+        cdef int64_t now
+        if e.needs_stamp:
+            now = self.read_clock()
+            with nogil:
+                engine_lock(e)
+                if e.needs_stamp:
+                    e.needs_stamp = False
+                    e.deadline = now + e.delay
+                engine_unlock(e)
+
+    cdef int64_t now(self) noexcept nogil:
+        if not self.m.engine.injected_clock:
+            return monotonic_ns()
+        with gil:
+            return self.read_clock()
+
+    cdef int64_t read_clock(self) noexcept:
+        """The injected clock in nanoseconds. One that fails stands still."""
+        try:
+            self.clock_read = <int64_t>(float(self.clock()) * SECOND)
+        except BaseException as error:
+            self.failure(error)
+        return self.clock_read
+
+    cdef void work(self) noexcept nogil:
+        """The worker: waits, without the GIL, for work, a deadline, a flush, or the end."""
+        cdef Engine *e = &self.m.engine
+        cdef bint everything
+        cdef int64_t now
+        engine_lock(e)
+        while not e.stopping:
+            now = monotonic_ns()
+            everything = e.flush_wanted > e.flush_done or self.overdue(now)
+            if e.running:
+                # A call from the time when the work was manual is about to see that it no longer is.
+                engine_wait(e, &e.settled, NEVER)
+            elif e.enabled and (everything or engine_due(e, now)):
+                e.running = True
+                e.runner = pthread_self()
+                engine_unlock(e)
+                self.run(everything)
+                engine_lock(e)
+            else:
+                engine_wait(e, &e.wake, engine_next(e) if e.enabled else NEVER)
+        e.worker = False
+        pthread_cond_broadcast(&e.settled)
+        engine_unlock(e)
+
+    cdef bint overdue(self, int64_t now) noexcept nogil:
+        """Whether a run should look into every zone: the delay is over, or the last run failed. Engine mutex held."""
+        cdef Engine *e = &self.m.engine
+        return now >= e.not_before and ((e.deadline != NEVER and now >= e.deadline) or (e.work and e.failures > 0))
+
+    cdef bint reporting(self) noexcept nogil:
+        """Whether the calling thread is inside one of the callbacks."""
+        return self.m.engine.runner == pthread_self()
+
+    cdef int refuse_callback(self, str what) except -1:
+        if self.reporting():
+            raise errors.HintingActiveError(f"{what} was called from inside a hinting callback, which would wait for itself")
+        return 0
+
+    def require_hinting(self, what):
+        if not self.m.engine.enabled:
+            raise errors.HintingInactiveError(f"{what}: hinting is off; enable_hinting comes first")
+
+    cdef int claim(self) except -1:
+        """Wait until no run is on, and claim the next. Manual work only."""
+        cdef Engine *e = &self.m.engine
+        cdef bint done = False
+        while not done:
+            with nogil:
+                engine_lock(e)
+                if e.running:
+                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                done = not e.running
+                if done:
+                    e.running = True
+                    e.runner = pthread_self()
+                engine_unlock(e)
+            if not done:
+                PyErr_CheckSignals()
+        return 0
+
+    cdef int run_manually(self, bint everything) except -1:
+        """Run on this thread; 0 if hinting has ended meanwhile or nothing is due."""
+        cdef Engine *e = &self.m.engine
+        cdef int64_t now
+        cdef bint due
+        self.claim()
+        now = self.now()
+        with nogil:
+            engine_lock(e)
+            due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
+            everything = everything or self.overdue(now)
+            if not due:
+                engine_release(e)
+                pthread_cond_broadcast(&e.settled)
+            engine_unlock(e)
+            if due:
+                self.run(everything)
+        if self.interrupted:
+            error, self.interrupt = self.interrupt, None
+            self.interrupted = False
+            raise error
+        return due
+
+    def run_pending(self):
+        cdef Engine *e = &self.m.engine
+        self.require_hinting("run_pending")
+        self.refuse_callback("run_pending")
+        if not e.manual:
+            raise errors.PageHintError("run_pending is for workqueue='manual'; here the worker's thread runs the work")
+        runs = 0
+        while True:
+            self.stamp()
+            if not self.run_manually(False):
+                return runs
+            runs += 1
+
+    def flush(self):
+        cdef Engine *e = &self.m.engine
+        cdef uint64_t ticket
+        cdef bint done = False, on
+        self.refuse_callback("flush_hinting")
+        self.require_hinting("flush_hinting")
+        with nogil:
+            machine_drain(self.m)
+        if e.manual:
+            if not self.run_manually(True):
+                raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
+            return
+        with nogil:
+            engine_lock(e)
+            e.flush_wanted += 1
+            ticket = e.flush_wanted
+            pthread_cond_signal(&e.wake)
+            engine_unlock(e)
+        while not done:
+            with nogil:
+                engine_lock(e)
+                on = e.enabled and not e.stopping
+                done = e.flush_done >= ticket
+                if on and not done:
+                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                    done = e.flush_done >= ticket
+                engine_unlock(e)
+            if not done and not on:
+                raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
+            PyErr_CheckSignals()
+
+    # -- a run: isolate, report, put back
+
+    cdef void run(self, bint everything) noexcept nogil:
+        """Report what is hinted: in all zones, or in those that have reached the threshold. `running` is claimed."""
+        cdef Engine *e = &self.m.engine
+        cdef bint prepared = False, failed = False
+        cdef uint64_t ticket
+        cdef int64_t now = 0
+        cdef int i
+        engine_lock(e)
+        e.work = False
+        e.work_runs += 1
+        ticket = e.flush_wanted
+        if everything:
+            engine_disarm(e)
+        engine_unlock(e)
+        for i in range(self.m.nr_zones):
+            if everything or self.m.zones[i].queued:
+                if self.run_zone(self.m.zones[i], &prepared):
+                    failed = True
+                    if not prepared:
+                        break
+            if e.stopping or self.interrupted:
+                break
+        if prepared:
+            self.call_cleanup()
+        if failed:
+            now = self.now()
+        else:
+            self.burst_logged = False
+        engine_lock(e)
+        engine_backoff(e, failed, now)
+        e.flush_done = max(e.flush_done, ticket)
+        engine_release(e)
+        pthread_cond_broadcast(&e.settled)
+        engine_unlock(e)
+
+    cdef bint run_zone(self, PageZone *z, bint *prepared) noexcept nogil:
+        """One pass over a zone's hints. Returns whether anything failed."""
+        cdef Engine *e = &self.m.engine
+        cdef uint64_t cursor = 0, most, n
+        cdef bint failed = False, open
+        lock_acquire(&z.lock, True)
+        z.queued = False
+        open = z.hint_count > 0 and self.gate(z, e.max_pages)
+        z.counters.scans += open
+        zone_unlock(z)
+        if not open:
+            return False
+        if not prepared[0]:
+            if not self.call_prepare():
+                return True
+            prepared[0] = True
+        while open and not e.stopping and not self.interrupted:
+            cursor = hint_find(z, cursor, z.nr_granules)
+            if cursor == z.nr_granules:
+                break
+            most = self.grow_batch(engine_batch_begin(e))
+            lock_acquire(&z.lock, True)
+            open = self.gate(z, most)
+            n = isolate_batch(z, &cursor, most, e.max_report_order, self.blocks) if open else 0
+            self.batch = n
+            self.batch_zone = z
+            zone_unlock(z)
+            if n:
+                memset(self.failed, 0, n)
+                failed |= self.report(n)
+                lock_acquire(&z.lock, True)
+                if self.batch:          # else the callback has forked, and we are the child, which has put it back
+                    put_back(z, self.blocks, n, self.failed)
+                self.batch = 0
+                zone_unlock(z)
+            engine_batch_end(e)
+        return failed
+
+    cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil:
+        """Whether the zone can spare a batch; if not, the wake-up is set for when it can. Zone lock held."""
+        if usable_free_pages(z) >= report_gate(z, most):
+            return True
+        z.counters.isolation_refused += 1
+        z.wake_at = report_gate(z, most)
+        return False
+
+    cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:
+        """Room for a batch; returns how many blocks fit, at least one unless there has never been memory."""
+        cdef void *blocks
+        cdef void *failed
+        if most > self.room:
+            blocks = realloc(self.blocks, most * sizeof(pagehint_block))
+            if blocks != NULL:
+                self.blocks = <pagehint_block *> blocks
+                failed = realloc(self.failed, most)
+                if failed != NULL:
+                    self.failed = <uint8_t *> failed
+                    self.room = most
+        return min(most, self.room)
+
+    # -- reporting: no lock held
+
+    cdef bint call_prepare(self) noexcept nogil:
+        if self.no_prepare:
+            return True
+        with gil:
+            try:
+                result = self.callbacks.prepare()
+                if result is not None and operator.index(result) < 0:
+                    raise errors.PageHintError(f"prepare returned {result}")
+                return True
+            except BaseException as error:
+                self.m.engine.prepare_errors += 1
+                self.failure(error)
+                return False
+
+    cdef bint report(self, uint64_t n) noexcept nogil:
+        """Hand a batch over, no lock held; what failed is marked in `failed`. Returns whether any did."""
+        cdef Engine *e = &self.m.engine
+        cdef uint64_t i, lost = 0
+        cdef int rc
+        if self.callbacks.compiled != NULL:
+            rc = self.callbacks.compiled(self.blocks, n, self.failed, self.callbacks.user_data)
+            if rc < 0:
+                memset(self.failed, 1, n)
+            for i in range(n):
+                lost += self.failed[i] != 0
+            if lost:
+                with gil:
+                    self.refused_blocks(n, lost, rc)
+        else:
+            with gil:
+                self.call_hint_pages(n)
+            for i in range(n):
+                lost += self.failed[i] != 0
+        engine_lock(e)
+        e.reports += 1
+        e.report_errors += lost > 0
+        engine_unlock(e)
+        return lost > 0
+
+    cdef void call_hint_pages(self, uint64_t n) noexcept:
+        cdef cnp.ndarray blocks
+        cdef cnp.ndarray taken
+        cdef uint64_t i, lost = 0
+        try:
+            blocks = np.empty(n, _callbacks.BLOCK_DTYPE)
+            memcpy(blocks.data, self.blocks, n * sizeof(pagehint_block))
+            blocks.flags.writeable = False
+            result = self.callbacks.hint_pages(blocks)
+            if result is None or result is True:
+                return
+            taken = np.asarray(result)
+            if taken.dtype != bool or np.shape(taken) not in ((), (n,)):
+                raise TypeError(
+                    f"hint_pages must return None or a boolean for each of {n} blocks,"
+                    f" not {taken.dtype} of shape {np.shape(taken)}"
+                )
+            taken = np.ascontiguousarray(np.broadcast_to(taken, (n,)))
+            for i in range(n):
+                self.failed[i] = not (<uint8_t *> taken.data)[i]
+                lost += self.failed[i]
+            if lost:
+                self.refused_blocks(n, lost, 0)
+        except BaseException as error:
+            memset(self.failed, 1, n)
+            self.failure(error)
+
+    cdef void refused_blocks(self, uint64_t n, uint64_t lost, int rc) noexcept:
+        cdef uint64_t i = 0
+        while not self.failed[i]:
+            i += 1
+        why = f": {os.strerror(-rc)}" if rc < 0 else ""
+        self.failure(errors.PageHintError(
+            f"{lost} of {n} blocks were not taken, the first at PFN {self.blocks[i].pfn:#x}"
+            f" (order {self.blocks[i].order}, zone {self.memory.specs[self.blocks[i].zone].name}){why}"
+        ))
+
+    cdef void call_cleanup(self) noexcept nogil:
+        if self.no_cleanup:
+            return
+        with gil:
+            if self.callbacks is None:
+                return                  # a callback has forked, and hinting is off in the child
+            try:
+                self.callbacks.cleanup()
+            except BaseException as error:
+                self.failure(error)
+
+    cdef void failure(self, object error) noexcept:
+        """Keep what went wrong, and log it once until a run is clean again."""
+        try:
+            self.last_error = error
+            if not isinstance(error, Exception) and self.m.engine.manual:
+                self.interrupt = error
+                self.interrupted = True
+            if not self.burst_logged:
+                self.burst_logged = True
+                _log.warning("reporting failed, will be tried again: %s", error, exc_info=error)
+        except BaseException:
+            pass        # a logging handler that raises must not take the worker with it
+
+    # -- off
+
+    def disable(self):
+        cdef Engine *e = &self.m.engine
+        cdef int i
+        self.refuse_callback("disable_hinting")
+        if not e.enabled:
+            return
+        with self.enable_lock:
+            if not e.enabled:
+                return
+            self.request_stop()
+            if e.manual:
+                self.claim()
+            else:
+                self.await_worker()
+                self.thread.join()
+            with nogil:
+                for i in range(self.m.nr_zones):
+                    self.unhook_zone(self.m.zones[i])
+                engine_lock(e)
+                e.enabled = False
+                if e.manual:
+                    # Only its own claim: with a worker, the claim may be that of a call about to see it is too late.
+                    engine_release(e)
+                e.work = False
+                e.flush_done = e.flush_wanted
+                store_i32(&e.delay_armed, True, RELAXED)
+                pthread_cond_broadcast(&e.settled)
+                engine_unlock(e)
+            self.thread = None
+            self.callbacks = None
+            self.clock = None
+
+    cdef void request_stop(self) noexcept nogil:
+        cdef Engine *e = &self.m.engine
+        engine_lock(e)
+        e.stopping = True
+        pthread_cond_signal(&e.wake)
+        pthread_cond_broadcast(&e.settled)
+        engine_unlock(e)
+
+    cdef int await_worker(self) except -1:
+        """Wait until the worker has left its loop.
+
+        Not by `Thread.join` alone: Ctrl-C in it makes the next one return at once.
+        """
+        cdef Engine *e = &self.m.engine
+        cdef bint on = True
+        while on:
+            with nogil:
+                engine_lock(e)
+                if e.worker:
+                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                on = e.worker
+                engine_unlock(e)
+            PyErr_CheckSignals()
+        return 0
+
+    cdef void unhook_zone(self, PageZone *z) noexcept nogil:
+        lock_acquire(&z.lock, True)
+        z.hint_order = NO_HINTS
+        z.wake_at = INT64_MAX
+        z.queued = False
+        hint_assign(z, 0, z.nr_granules, False)
+        zone_unlock(z)
+
+    def abandon(self):
+        """The allocator is gone: the worker, if there is one, ends by itself and lets go of the callbacks."""
+        self.request_stop()
+        self.abandoned = True
+        if self.thread is None:
+            self.callbacks = None
+
+    # -- fork
+
+    def after_fork_in_child(self):
+        """The worker is gone, perhaps with a batch out: it comes back, and hinting is off. After the memory's turn."""
+        cdef Engine *e = &self.m.engine
+        cdef int i
+        with nogil:
+            if self.batch:
+                memset(self.failed, 1, self.batch)
+                lock_acquire(&self.batch_zone.lock, True)
+                put_back(self.batch_zone, self.blocks, self.batch, self.failed)
+                lock_release(&self.batch_zone.lock)
+                self.batch = 0
+            for i in range(self.m.nr_zones):
+                self.unhook_zone(self.m.zones[i])
+            e.enabled = e.stopping = e.worker = e.out = e.work = False
+            engine_release(e)
+            e.flush_done = e.flush_wanted
+            e.delay_armed = True
+        self.enable_lock = threading.Lock()
+        self.thread = None
+        self.callbacks = None
+        self.clock = None
+        self.interrupt = None
+        self.interrupted = False
+
+
+def _work(HintingEngine engine):
+    """What the worker's thread runs."""
+    with nogil:
+        engine.work()
+    if engine.abandoned:
+        engine.callbacks = None

@@ -1,0 +1,429 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=False, freethreading_compatible=False
+"""The memory of a machine: its zones, their hotplug, why a call on them is refused, and the check of it all."""
+import os
+import threading
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from pagehint._arguments cimport as_count, as_pfn, as_type
+from pagehint._buddy cimport NOT_FREE, free_block_around
+from pagehint._bias cimport bias_acquire, bias_release
+from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_SIZE, OK
+from pagehint._clock cimport monotonic_ns
+from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
+from pagehint._hint cimport hint_evaluate
+from pagehint._lock cimport lock_acquire, lock_forget_sleepers, lock_release, pthread_self
+from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
+from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
+from pagehint._migratetype cimport retype
+from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_init
+from pagehint._range cimport first_not_free, range_appear, range_vanish
+from pagehint._verify cimport Finding, verify_zone
+from pagehint._wake cimport zone_unlock
+from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
+
+from pagehint import errors, layout
+
+cnp.import_array()
+
+
+cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *busy) noexcept nogil:
+    """Make `n` runs absent, or none of them: `busy` is then a page that is not free."""
+    cdef size_t k
+    cdef int rc = OK
+    lock_acquire(&z.lock, True)
+    for k in range(n):
+        busy[0] = first_not_free(z, ranges[2 * k], ranges[2 * k + 1])
+        if busy[0] != ranges[2 * k + 1]:
+            rc = E_BUSY
+            break
+    else:
+        for k in range(n):
+            range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
+    zone_unlock(z)
+    return rc
+
+
+cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
+    cdef uint64_t chunk
+    while block < end:
+        chunk = min(block + 64, end)
+        lock_acquire(&z.lock, True)
+        while block < chunk:
+            retype(z, block, mt)
+            block += 1
+        # What waited in isolation may be reported now.
+        hint_evaluate(z)
+        zone_unlock(z)
+
+
+cdef class Memory:
+    """The zones of a machine, and their hotplug. What `PageAllocator` is a front to.
+
+    Apart from it so that the hinting engine and an arena's arrays can hold this without keeping the allocator alive.
+    It does not hold the engine, so that the two make no cycle.
+    """
+
+    def __cinit__(self, specs, int page_size, int max_page_order, int min_order, bint pcp, watermarks):
+        cdef Machine *m = &self.m
+        cdef PageZone *z
+        cdef uint64_t[2] ranges
+        cdef int i, j
+        engine_init(&m.engine)
+        m.engine.delay_armed = True
+        self.specs = tuple(specs)
+        self.page_size = page_size
+        self.max_page_order = max_page_order
+        self.min_order = min_order
+        self.hotplug_lock = threading.Lock()
+        self.offline = [[] for _ in self.specs]
+        self.grown = [[] for _ in self.specs]
+        m.nr_cpus = os.cpu_count() or 1
+        m.nr_zones = len(self.specs)
+        m.default_zone = layout.default_zone(self.specs)
+        m.zones = <PageZone **> calloc(m.nr_zones, sizeof(PageZone *))
+        m.zonelists = <ZoneTry *> calloc(m.nr_zones * m.nr_zones, sizeof(ZoneTry))
+        m.zonelist_length = <int *> calloc(m.nr_zones, sizeof(int))
+        if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL:
+            raise MemoryError("no memory for the zones")
+        for i, spec in enumerate(self.specs):
+            z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
+            if z == NULL:
+                raise MemoryError(f"no memory for the metadata of zone {spec.name} ({spec.spanned_pages} pages)")
+            m.zones[i] = z
+            z.index = i
+            z.engine = &m.engine
+            z.delay_armed = &m.engine.delay_armed
+            lock_acquire(&z.lock, True)
+            # From the end, so that the lists begin with low addresses.
+            for start, end in reversed(self.present(i, spec.start_pfn, spec.end_pfn)):
+                ranges[0] = start - z.base_pfn
+                ranges[1] = end - z.base_pfn
+                with nogil:
+                    range_appear(z, ranges[0], ranges[1])
+            lock_release(&z.lock)
+            if pcp:
+                self.add_page_sets(i)
+        managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        self.watermarks = tuple(
+            layout.linux_watermarks(managed, page_size) if watermarks == "linux" else [watermarks] * m.nr_zones
+        )
+        for i, order in enumerate(layout.zonelists(self.specs)):
+            m.zonelist_length[i] = len(order)
+            for j, other in enumerate(order):
+                m.zonelists[i * m.nr_zones + j].zone = other
+                if watermarks == "linux":
+                    m.zonelists[i * m.nr_zones + j].reserve = layout.lowmem_reserve(self.specs, managed, other, i)
+            for j in range(3):
+                m.zones[i].watermark[j] = self.watermarks[i][j]
+
+    cdef add_page_sets(self, int i):
+        cdef PageZone *z = self.m.zones[i]
+        cdef Pcp *sets = <Pcp *> aligned_alloc(64, self.m.nr_cpus * sizeof(Pcp))
+        cdef int cpu
+        if sets == NULL:
+            raise MemoryError(f"no memory for the per-CPU page sets of zone {self.specs[i].name}")
+        memset(sets, 0, self.m.nr_cpus * sizeof(Pcp))
+        for cpu in range(self.m.nr_cpus):
+            pcp_init(&sets[cpu], z.managed_pages)
+        z.pcp = sets
+        z.atomic_words = True
+
+    def __dealloc__(self):
+        cdef int i
+        if self.m.zones != NULL:
+            for i in range(self.m.nr_zones):
+                if self.m.zones[i] != NULL:
+                    zone_destroy(self.m.zones[i])
+        free(self.m.zones)
+        free(self.m.zonelists)
+        free(self.m.zonelist_length)
+
+    # -- where there is memory
+
+    def present(self, int i, start, end):
+        """The runs of a zone that are neither hole nor offline, within [start, end)."""
+        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i])
+        runs = []
+        for first, last in absent:
+            if first >= end:
+                break
+            if first > start:
+                runs.append((start, first))
+            start = max(start, last)
+        if start < end:
+            runs.append((start, end))
+        return runs
+
+    def absence(self, int i, pfn):
+        """Why a PFN in a zone's span has no memory, or None."""
+        if any(start <= pfn < end for start, end in self.offline[i]):
+            return "in an offline section"
+        holes = [(hole, hole + n) for hole, n in self.specs[i].holes] + self.grown[i]
+        return "in a hole" if any(start <= pfn < end for start, end in holes) else None
+
+    cdef object refusal(self, int rc, uint64_t pfn, object what):
+        """The error for a refused call."""
+        cdef PageZone *z = find_zone(&self.m, pfn)
+        cdef uint64_t head = 0
+        cdef int order
+        if z == NULL:
+            return errors.BadPageError(f"PFN {pfn:#x} ({what}): outside every zone")
+        spec = self.specs[z.index]
+        where = f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
+        why = self.absence(z.index, pfn)
+        if why is None:
+            with nogil:
+                lock_acquire(&z.lock, True)
+                order = free_block_around(z, pfn - z.base_pfn, 0, &head)
+                lock_release(&z.lock)
+            if rc == E_INSIDE and order != NOT_FREE:
+                rc = E_FREE
+            why = {
+                E_ABSENT: "reaches beyond the zone's end, or into a hole or an offline section",
+                E_ALIGN: "not aligned to the order",
+                E_FREE: "already free (a double free?)",
+                E_HELD: "already free, and in a per-CPU page set or out for reporting; or twice in one call",
+                E_SIZE: "allocated, but not as one block of this size (wrong order?)",
+                E_INSIDE: "inside an allocated block, not its first page",
+                E_BUSY: "not all free",
+                E_ISOLATE: "in a pageblock of migratetype isolate",
+            }[rc]
+        return errors.BadPageError(f"{where}: {why}; nothing was changed")
+
+    # -- waiting for memory
+
+    cdef int settle(self) except -1:
+        """Drain the page sets, wait until no batch is out, and keep it so until `engine_resume`.
+
+        A request that has failed before this and fails after it has really no memory.
+        """
+        cdef Engine *e = &self.m.engine
+        cdef bint done = False
+        while not done:
+            with nogil:
+                done = engine_wait_batch(e, pthread_self(), monotonic_ns() + SIGNAL_CHECK)
+                if done:
+                    machine_drain(&self.m)
+            if not done:
+                PyErr_CheckSignals()
+        return 0
+
+    # -- hotplug
+
+    cdef tuple section_range(self, object pfn, object nr_pages):
+        """Check that a range is made of whole sections; returns (start, end)."""
+        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start = as_pfn(pfn)
+        cdef uint64_t end = start + as_count(nr_pages, "nr_pages", 1)
+        cdef PageZone *z = find_zone(&self.m, start)
+        cdef uint64_t first = z.start_pfn if z != NULL else 0, last = z.end_pfn if z != NULL else 0
+        if (start % section and start != first) or (end % section and end != last):
+            raise errors.BadPageError(
+                f"PFN {start:#x}, {end - start} pages: hotplug goes by whole sections of {section} pages ({section:#x})"
+            )
+        return start, end
+
+    def set_offline(self, pfn, nr_pages):
+        cdef uint64_t start, end, busy = 0
+        cdef PageZone *z
+        cdef int rc
+        cdef cnp.ndarray[cnp.uint64_t] ranges
+        with self.hotplug_lock:
+            start, end = self.section_range(pfn, nr_pages)
+            z = find_zone(&self.m, start)
+            if z == NULL or end > z.end_pfn:
+                raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+            spec = self.specs[z.index]
+            for first, last in self.offline[z.index]:
+                if first < end and start < last:
+                    raise errors.BadPageError(f"PFN {max(first, start):#x} (zone {spec.name}): already offline")
+            ranges = np.array(self.present(z.index, start, end), np.uint64).ravel() - np.uint64(z.base_pfn)
+            with nogil:
+                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
+            if rc == E_BUSY:
+                self.settle()
+                try:
+                    with nogil:
+                        rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
+                finally:
+                    engine_resume(&self.m.engine)
+            if rc == E_BUSY:
+                raise errors.BadPageError(
+                    f"PFN {z.base_pfn + busy:#x} (zone {spec.name}, node {spec.node}): in use, so that"
+                    f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
+                )
+            self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
+
+    def set_online(self, pfn, nr_pages):
+        cdef uint64_t start, end, first, last
+        cdef PageZone *z
+        with self.hotplug_lock:
+            start, end = self.section_range(pfn, nr_pages)
+            z = find_zone(&self.m, start)
+            if z == NULL:
+                z = self.grow(start, end)
+            spec = self.specs[z.index]
+            ranges = self.offline[z.index]
+            covered = sum(min(last, end) - max(first, start) for first, last in ranges if first < end and start < last)
+            if covered != end - start:
+                raise errors.BadPageError(
+                    f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
+                    " not all offline; nothing was changed"
+                )
+            left = [(first, min(last, start)) for first, last in ranges if first < start]
+            left += [(max(first, end), last) for first, last in ranges if last > end]
+            self.offline[z.index] = sorted(left)
+            for first, last in reversed(self.present(z.index, start, end)):
+                first -= z.base_pfn
+                last -= z.base_pfn
+                with nogil:
+                    lock_acquire(&z.lock, True)
+                    range_appear(z, first, last)
+                    zone_unlock(z)
+
+    cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
+        """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
+        cdef PageZone *z = NULL
+        cdef int i
+        cdef uint64_t old
+        for i in range(self.m.nr_zones):
+            if self.m.zones[i].end_pfn <= start and (z == NULL or self.m.zones[i].end_pfn > z.end_pfn):
+                z = self.m.zones[i]
+        for i in range(self.m.nr_zones):
+            if start < self.m.zones[i].end_pfn and self.m.zones[i].start_pfn < end:
+                z = NULL
+        if z == NULL:
+            raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
+        if leaves_for(z, end) > z.limit_leaves:
+            name = self.specs[z.index].name
+            raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
+        if zone_open(z, leaves_for(z, end)):
+            raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
+        old = z.end_pfn
+        with nogil:
+            lock_acquire(&z.lock, True)
+            zone_extend(z, end)
+            zone_unlock(z)
+        if old < start:
+            self.grown[z.index].append((old, start))
+        self.offline[z.index].append((start, end))
+        return z
+
+    def set_migratetype(self, pfn, nr_pages, migratetype):
+        cdef int mt = as_type(migratetype, MT_ISOLATE), cpu
+        cdef uint64_t start = as_pfn(pfn), end = start + as_count(nr_pages, "nr_pages", 1)
+        # A granule is reported as a whole, so its pageblocks, where it has several, change together.
+        cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
+        cdef PageZone *z = find_zone(&self.m, start)
+        with self.hotplug_lock:
+            if z == NULL or end > z.end_pfn:
+                raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+            if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):
+                raise errors.BadPageError(
+                    f"PFN {start:#x}, {end - start} pages (zone {self.specs[z.index].name}):"
+                    f" a migratetype is set for whole pageblocks of {unit} pages; nothing was changed"
+                )
+            first = (start - z.base_pfn) >> PAGEBLOCK_ORDER
+            last = (end - z.base_pfn + (1 << PAGEBLOCK_ORDER) - 1) >> PAGEBLOCK_ORDER
+            with nogil:
+                zone_retype(z, first, last, mt)
+                if z.pcp != NULL:
+                    for cpu in range(self.m.nr_cpus):
+                        pcp_drain_all(z, <Pcp *> z.pcp + cpu)
+
+    # -- consistency
+
+    def verify(self):
+        cdef PageZone *z
+        cdef Finding finding
+        cdef int i
+        cdef bint bad
+        cdef cnp.ndarray[cnp.uint64_t] absent
+        with self.hotplug_lock:
+            for i in range(self.m.nr_zones):
+                z = self.m.zones[i]
+                holes = [(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i]
+                edges = [(z.base_pfn, z.start_pfn), (z.end_pfn, z.base_pfn + (z.nr_leaves << LEAF_SHIFT))]
+                absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
+                with nogil:
+                    self.lock_zone(z)
+                    bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2, &finding)
+                    self.unlock_zone(z)
+                if bad:
+                    spec = self.specs[i]
+                    raise errors.PageHintError(
+                        f"zone {spec.name} (node {spec.node}) is inconsistent at PFN {z.base_pfn + finding.page:#x}:"
+                        f" {finding.what.decode()}"
+                    )
+
+    @staticmethod
+    def disjoint(ranges):
+        """The union of ranges, as disjoint ones; holes lie in offline sections, too."""
+        merged = {}
+        first = last = None
+        for start, end in sorted(ranges):
+            if first is None or start > last:
+                first, last = start, end
+            merged[first] = last = max(end, last)
+        return list(merged.items())
+
+    cdef void lock_zone(self, PageZone *z) noexcept nogil:
+        """Stop everything in a zone: its page sets' locks, then its own."""
+        cdef int cpu
+        if z.pcp != NULL:
+            for cpu in range(self.m.nr_cpus):
+                bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
+        lock_acquire(&z.lock, True)
+
+    cdef void unlock_zone(self, PageZone *z) noexcept nogil:
+        cdef int cpu
+        lock_release(&z.lock)
+        if z.pcp != NULL:
+            for cpu in range(self.m.nr_cpus):
+                bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
+
+    # -- fork
+
+    cdef void stop_the_world(self) noexcept nogil:
+        """Hold every zone across a fork. Not the engine's mutex, which the child makes anew.
+
+        We take the GIL back while holding, and a thread that has it may wait for that mutex in `engine_notify`; for a
+        zone's lock nobody waits with the GIL.
+        """
+        cdef int i
+        for i in range(self.m.nr_zones):
+            self.lock_zone(self.m.zones[i])
+
+    cdef void resume_the_world(self) noexcept nogil:
+        cdef int i
+        for i in range(self.m.nr_zones):
+            self.unlock_zone(self.m.zones[i])
+
+    def before_fork(self):
+        with nogil:
+            self.stop_the_world()
+
+    def after_fork_in_parent(self):
+        with nogil:
+            self.resume_the_world()
+
+    def after_fork_in_child(self):
+        """Every other thread is gone, those that waited for a lock or a batch included."""
+        cdef int i, cpu
+        with nogil:
+            for i in range(self.m.nr_zones):
+                lock_forget_sleepers(&self.m.zones[i].lock)
+                if self.m.zones[i].pcp != NULL:
+                    for cpu in range(self.m.nr_cpus):
+                        lock_forget_sleepers(&(<Pcp *> self.m.zones[i].pcp + cpu).lock.lock)
+            self.resume_the_world()
+            engine_init(&self.m.engine)
+            self.m.engine.waiters = 0
+        self.hotplug_lock = threading.Lock()
