@@ -7,16 +7,26 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
 from pagehint._engine cimport NEVER, SECOND
 from pagehint._memory cimport Memory
+from pagehint._zone cimport MT_MOVABLE
+
+cdef extern from "Python.h":
+    uint64_t PyLong_AsUnsignedLongLong(object) noexcept
+    long PyLong_AsLongAndOverflow(object, int *) noexcept
+    void *PyErr_Occurred() noexcept
+    void PyErr_Clear() noexcept
 
 
 cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
+    cdef uint64_t number
     if type(pfn) is not int:
         pfn = PyNumber_Index(pfn)       # no float, whose fraction would be lost
-    try:
-        return pfn
-    except OverflowError:
+    # Not by `try`, which costs as much as the rest of the call even where nothing is raised.
+    number = PyLong_AsUnsignedLongLong(pfn)
+    if number == <uint64_t>-1 and PyErr_Occurred():
+        PyErr_Clear()
         from pagehint import errors
-        raise errors.BadPageError(f"PFN {pfn} is outside every zone") from None
+        raise errors.BadPageError(f"PFN {pfn} is outside every zone")
+    return number
 
 
 cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFFFFFFFFFFF:
@@ -28,17 +38,15 @@ cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0x
 
 
 cdef inline int as_order(Memory memory, object order) except -1:
-    cdef int number
+    cdef long number
+    cdef int overflow = 0
     if type(order) is not int:
         order = PyNumber_Index(order)
-    try:
-        number = order
-    except OverflowError:
-        number = -1
-    if not 0 <= number <= memory.max_page_order:
+    number = PyLong_AsLongAndOverflow(order, &overflow)
+    if overflow or not 0 <= number <= memory.max_page_order:
         from pagehint import errors
         raise errors.BadPageError(f"order {order} is out of range: from 0 to {memory.max_page_order} (max_page_order)")
-    return number
+    return <int>number
 
 
 cdef inline tuple migratetypes():
@@ -47,8 +55,11 @@ cdef inline tuple migratetypes():
 
 
 cdef inline int as_type(object migratetype, int most) except -1:
-    cdef tuple names = migratetypes()
+    cdef tuple names
     cdef int number
+    if <void *>migratetype == <void *>"movable":        # the default, known without looking at its letters
+        return MT_MOVABLE
+    names = migratetypes()
     if isinstance(migratetype, str):
         for number in range(most + 1):
             if migratetype == <str>names[number]:

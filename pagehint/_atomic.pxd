@@ -34,6 +34,10 @@ cdef extern from *:
     {
         return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
     }
+    static inline int ph_swap64_if(uint64_t *p, uint64_t expected, uint64_t value)
+    {
+        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    }
     """
     bint PH_DEBUG
     void PH_ASSERT(bint condition) noexcept nogil
@@ -50,7 +54,8 @@ cdef extern from *:
     int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
     void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
     int32_t fetch_add_i32 "__atomic_fetch_add" (int32_t *p, int32_t value, int order) noexcept nogil
-    bint swap_i32_if "ph_swap_i32_if" (int32_t *p, int32_t expected, int32_t value) noexcept nogil   # acquires
+    bint swap_i32_if "ph_swap_i32_if" (int32_t *p, int32_t expected, int32_t value) noexcept nogil
+    bint swap64_if "ph_swap64_if" (uint64_t *p, uint64_t expected, uint64_t value) noexcept nogil
     uint64_t fetch_add64 "__atomic_fetch_add" (uint64_t *p, uint64_t value, int order) noexcept nogil
     uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil
     void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil

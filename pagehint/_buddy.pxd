@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
                                store8, store64)
 from pagehint._leaf cimport (aligned_starts, block_starts, count_blocks, largest_order, leaf_avail, lowest_ones,
-                             maximal_order, next_starts, order_ones, spread)
+                             maximal_order, merge_count, merged_order, next_starts, order_ones, spread)
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
                              PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
@@ -94,29 +94,31 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
 
     A block of 64 pages or more must have the kind TAIL in all leaves but the first.
     """
-    cdef uint64_t i = page >> LEAF_SHIFT, mask, avail
-    cdef int at = page & 63, merged = order, old
+    cdef uint64_t i = page >> LEAF_SHIFT, mask, free, head
+    cdef int merged, old, o
     cdef FreeArea *area
     assert_held(&z.lock)
     z.free_pages += <uint64_t>1 << order
     if order >= LEAF_SHIFT:
         return merge_leaves(z, i, order)
     area = &z.areas[type_of(z, i)]
-    avail = leaf_avail(&z.leaves[i])
-    mask = order_ones[order] << at
-    while merged < z.leaf_top and (avail >> (at ^ (1 << merged))) & order_ones[merged] == order_ones[merged]:
-        area.nr_free[merged] -= 1
-        at &= ~(1 << merged)
-        merged += 1
+    mask = order_ones[order] << (page & 63)
+    free = load64(&z.leaves[i].free, RELAXED)
+    head = z.leaves[i].head
+    merged = merged_order((free & ~head) | mask, page & 63, z.leaf_top)
+    for o in range(8):
+        area.nr_free[o] += merge_count[merged][o]
+    for o in range(order):
+        area.nr_free[o] += 1        # there are no buddies of the orders under its own
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
-    change_free(z, i, 0, mask & ~load64(&z.leaves[i].free, RELAXED))
-    set_head(z, i, z.leaves[i].head & ~mask)
+    if mask & ~free:
+        change_free(z, i, 0, mask)
+    set_head(z, i, head & ~mask)
     old = z.kinds[i]
     if merged == LEAF_SHIFT:
         if old < FULL:
             list_del(z, i, type_of(z, i), old - SPLIT)
         return merge_leaves(z, i, LEAF_SHIFT)
-    area.nr_free[merged] += 1
     if old == FULL or old < SPLIT + merged:
         relist(z, i, SPLIT + merged)
     return merged

@@ -137,17 +137,18 @@ cdef enum BulkStep:
     FREE_HELD
 
 
-cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
+cdef inline uint64_t gather(const uint64_t *pfns, uint64_t n, uint64_t base_pfn, int order, uint64_t *starts) noexcept nogil:
     """How many of the next blocks lie in the leaf of the first, each of them once, and where they start in it."""
-    cdef uint64_t k = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT, page, bit, seen = 0
+    cdef uint64_t k = 0, first = pfns[0] - base_pfn, offset = first & 63, seen = 0
     cdef uint64_t allowed = aligned_starts[order]
-    while k < n:
-        page = pfns[k] - z.base_pfn
-        bit = <uint64_t>1 << (page & 63)
-        if page >> LEAF_SHIFT != leaf or not bit & allowed & ~seen:
-            break
-        seen |= bit
+    first -= offset
+    while offset < LEAF_PAGES and (allowed >> offset) & 1:
+        seen |= <uint64_t>1 << offset
+        allowed &= ~seen
         k += 1
+        if k == n:
+            break
+        offset = pfns[k] - base_pfn - first
     starts[0] = seen
     return k
 
@@ -190,7 +191,7 @@ cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int or
                            uint64_t *done) noexcept nogil:
     """One step on the first block, of order < 6, and on those after it that lie in the same leaf."""
     cdef uint64_t starts = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT
-    cdef uint64_t got = gather(z, pfns, n, order, &starts)
+    cdef uint64_t got = gather(pfns, n, z.base_pfn, order, &starts)
     if got == 0:
         return E_ALIGN
     if step == FREE_HELD:
@@ -222,14 +223,14 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
 cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, uint64_t known,
                            BulkStep step, bint locked, uint64_t *done) noexcept nogil:
     """One step on up to `n` blocks of one zone; `known` PFNs, more perhaps, are there to look ahead."""
-    cdef uint64_t i = 0, got
+    cdef uint64_t i = 0, got, start_pfn = z.start_pfn, size = z.end_pfn - z.start_pfn
     cdef int rc = OK
-    while rc == OK and i < n and z.start_pfn <= pfns[i] < z.end_pfn:
+    while rc == OK and i < n and pfns[i] - start_pfn < size:
         if orders != NULL:
             order = orders[i]
         if order < LEAF_SHIFT:
-            # Blocks of whole leaves do not use the words, whose pages may never have been touched.
-            if i + BULK_AHEAD < known and z.start_pfn <= pfns[i + BULK_AHEAD] < z.end_pfn:
+            # Not for blocks of whole leaves, which do not use the words. Whatever the PFN is, a prefetch never faults.
+            if i + BULK_AHEAD < known:
                 prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
             got = 0
             rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)

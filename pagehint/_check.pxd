@@ -5,7 +5,7 @@ to take the lock and ask again, since a neighbour may have been changing.
 """
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, load8, load64
-from pagehint._leaf cimport low_ones, spread
+from pagehint._leaf cimport low_ones
 from pagehint._zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, PageZone, TAIL, USED,
                              is_split)
 
@@ -39,14 +39,6 @@ cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexce
     if at + n < LEAF_PAGES and not ((head | free) >> (at + n)) & 1:
         return E_SIZE
     return OK
-
-
-cdef inline bint are_blocks(const PageZone *z, uint64_t i, uint64_t starts, int order, uint64_t withheld) noexcept nogil:
-    """As `check_words`, for all the blocks of one order that begin at `starts` in a leaf; of them, `withheld` are so."""
-    cdef uint64_t free = load64(&z.leaves[i].free, ACQUIRE), head = load64(&z.leaves[i].head, ACQUIRE)
-    cdef uint64_t pages = spread(starts, order)
-    return (is_split(load8(&z.kinds[i], ACQUIRE)) and not (free & pages) ^ withheld and not (head & pages) ^ starts
-            and not (starts << (1 << order)) & ~(free | head))
 
 
 cdef inline int check_kind(const PageZone *z, uint64_t i) noexcept nogil:

@@ -25,5 +25,5 @@ cdef class PageAllocator:
     cdef HintingEngine engine
     cdef tuple zone_objects
 
-    cdef int preferred(self, object zone) except -1
+    cdef int zone_index(self, object zone) except -1
     cdef int out_of_memory(self, object what) except -1

@@ -193,7 +193,8 @@ cdef class Zone:
         sets = []
         if copy.pcp != NULL:
             for cpu in range(m.nr_cpus):
-                sets.append((pcp_held(<Pcp *> copy.pcp + cpu), 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
+                held = pcp_held(<Pcp *> copy.pcp + cpu)
+                sets.append((held, 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
         return {
             "name": self.spec.name,
@@ -261,6 +262,11 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
 
 # ---- the allocator ------------------------------------------------------------------------------------------
+
+cdef inline int preferred(PageAllocator pages, object zone) except -1:
+    """The index of the zone a request names, or of the default one."""
+    return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
+
 
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
@@ -339,9 +345,7 @@ cdef class PageAllocator:
             raise ValueError("a PC has pages of 4096 bytes")
         return cls(layout.x86_64_zones(parse_size(memory), operator.index(nodes)), watermarks=watermarks, **options)
 
-    cdef int preferred(self, object zone) except -1:
-        if zone is None:
-            return self.memory.m.default_zone
+    cdef int zone_index(self, object zone) except -1:
         for each in self.zone_objects:
             if zone is each or zone == each.name:
                 return each.index
@@ -377,7 +381,7 @@ cdef class PageAllocator:
         -----
         O(max_page_order); without a system call or the release of the GIL where no lock is contended.
         """
-        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = self.preferred(zone), rc
+        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
         cdef uint64_t pfn = 0
         rc = machine_alloc(m, prefer, o, mt, False, &pfn)
@@ -420,7 +424,7 @@ cdef class PageAllocator:
         Runs without the GIL, a chunk of blocks to a lock round. Parameters and errors as in `alloc_pages`.
         """
         cdef uint64_t n = as_count(count, "count", 0)
-        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = self.preferred(zone), rc
+        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
         cdef cnp.ndarray pfns
         cdef uint64_t *out
@@ -510,7 +514,7 @@ cdef class PageAllocator:
         64 pages, which costs O(spanned pages / 64). Errors as in `alloc_pages`.
         """
         cdef uint64_t n = as_count(nr_pages, "nr_pages", 1), pfn = 0
-        cdef int mt = as_type(migratetype, 2), prefer = self.preferred(zone), rc
+        cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
         with nogil:
             rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)

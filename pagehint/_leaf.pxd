@@ -10,7 +10,7 @@ A wrong free is thereby detected exactly: the first page must be (0, 1), the res
 the block must not be (0, 0). Sixty-four pages to a word because a search for a block then never leaves it
 (the "leaf 64" layout measured in RESEARCH.md section 8).
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from pagehint._atomic cimport RELAXED, load64, popcount64
 
 cdef extern from *:
@@ -22,7 +22,12 @@ cdef extern from *:
     /* As many ones as a block of the order has pages. */
     static const uint64_t ph_ones[7] = {
         0x1ULL, 0x3ULL, 0xfULL, 0xffULL, 0xffffULL, 0xffffffffULL, 0xffffffffffffffffULL};
+    /* What a free that ends as a block of the order does to the counts, if it began as a single page: its buddies are no
+     * blocks of their own any more, and it is one. A whole leaf is counted elsewhere. Eight, to be added as vectors. */
+    static const int64_t ph_merge_count[7][8] = {
+        {1}, {-1, 1}, {-1, -1, 1}, {-1, -1, -1, 1}, {-1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, -1}};
     """
+    const int64_t[7][8] merge_count "ph_merge_count"
     const uint64_t[7] aligned_starts "ph_aligned"
     const uint64_t[7] order_ones "ph_ones"
 
@@ -96,6 +101,18 @@ cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:
         avail = wider
         o += 1
     return o
+
+
+cdef inline int merged_order(uint64_t avail, int page, int top) noexcept nogil:
+    """Order, at most `top`, of the free block around the free page, without a branch: how far it goes is never foreseen."""
+    cdef uint64_t pairs = avail & (avail >> 1) & aligned_starts[1]
+    cdef uint64_t fours = pairs & (pairs >> 2) & aligned_starts[2]
+    cdef uint64_t eights = fours & (fours >> 4) & aligned_starts[3]
+    cdef uint64_t sixteens = eights & (eights >> 8) & aligned_starts[4]
+    cdef uint64_t halves = sixteens & (sixteens >> 16) & aligned_starts[5]
+    cdef uint64_t whole = halves & (halves >> 32) & 1
+    return min(<int>(((pairs >> (page & 62)) & 1) + ((fours >> (page & 60)) & 1) + ((eights >> (page & 56)) & 1)
+                     + ((sixteens >> (page & 48)) & 1) + ((halves >> (page & 32)) & 1) + whole), top)
 
 
 cdef inline int maximal_order(uint64_t avail, int page, int order, int top) noexcept nogil:

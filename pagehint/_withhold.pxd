@@ -4,28 +4,35 @@ One bit, set atomically, decides between two threads that free the same block: t
 nobody may free or allocate the block but whoever set the bit.
 """
 from libc.stdint cimport uint64_t
-from pagehint._atomic cimport ACQ_REL, fetch_and64, fetch_or64
-from pagehint._check cimport are_blocks
-from pagehint._zone cimport PageZone
+from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if
+from pagehint._leaf cimport Leaf, spread
+from pagehint._zone cimport PageZone, is_split
 
 
 cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
     """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
 
-    Without the zone lock False means no more than "take it and ask again": a neighbour may have been changing.
+    They are when their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0). Without the zone
+    lock False means no more than "take it and ask again": a neighbour may have been changing.
     """
-    cdef uint64_t old
-    if not are_blocks(z, i, starts, order, 0):
+    cdef Leaf *leaf = &z.leaves[i]
+    cdef uint64_t pages = spread(starts, order), after = starts << (1 << order)
+    cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
+    if (free & pages) | ((head & pages) ^ starts) | (after & ~(free | head)) or not is_split(load8(&z.kinds[i], ACQUIRE)):
         return False
     if not z.atomic_words:
-        z.leaves[i].free |= starts
+        leaf.free = free | starts
         return True
-    old = fetch_or64(&z.leaves[i].free, starts, ACQ_REL) & starts
-    # Looked at again: the block may have been freed, wrongly, by two, and be another by now. Now it stays what it is.
-    if old == 0 and are_blocks(z, i, starts, order, starts):
-        return True
-    fetch_and64(&z.leaves[i].free, ~(starts & ~old), ACQ_REL)
-    return False
+    while not swap64_if(&leaf.free, free, free | starts):
+        free = load64(&leaf.free, ACQUIRE)
+        if free & starts:
+            return False
+    # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
+    head = load64(&leaf.head, ACQUIRE)
+    if ((head & pages) ^ starts) | (after & ~(free | head)):
+        unwithhold(z, i, starts)
+        return False
+    return True
 
 
 cdef inline void unwithhold(PageZone *z, uint64_t i, uint64_t starts) noexcept nogil:
