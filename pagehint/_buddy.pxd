@@ -11,7 +11,7 @@ from pagehint._leaf cimport (aligned_starts, block_starts, count_blocks, largest
                              maximal_order, merge_count, merged_order, next_starts, order_ones, spread)
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                             PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
+                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
 
 cdef enum:
     NOT_FREE = -1
@@ -89,6 +89,18 @@ cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     return order
 
 
+cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
+    """Free a block of whole leaves: one, or, where parts of it have been isolated, a block for each unit of one type."""
+    cdef int unit = max(<int>PAGEBLOCK_ORDER, z.min_order), merged = order
+    cdef uint64_t end = i + (<uint64_t>1 << (order - LEAF_SHIFT))
+    if order <= unit or z.isolate_pageblocks == 0:
+        return merge_leaves(z, i, order)
+    while i < end:
+        merged = merge_leaves(z, i, unit)
+        i += <uint64_t>1 << (unit - LEAF_SHIFT)
+    return merged
+
+
 cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Put a block that is nobody's on the free lists; return the order of the free block it is now part of.
 
@@ -100,7 +112,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     assert_held(&z.lock)
     z.free_pages += <uint64_t>1 << order
     if order >= LEAF_SHIFT:
-        return merge_leaves(z, i, order)
+        return free_leaves(z, i, order)
     area = &z.areas[type_of(z, i)]
     mask = order_ones[order] << (page & 63)
     free = load64(&z.leaves[i].free, RELAXED)
@@ -125,7 +137,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
 
 
 cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:
-    """As `buddy_free`, for all these pages of one split leaf at once; the order of the block they became, if the leaf is whole.
+    """As `buddy_free`, for all these pages of one split leaf at once; the order of the block they became if it is whole now.
 
     Else LEAF_SHIFT - 1: too small to be a granule, where granules are leaves or more.
     """
@@ -248,7 +260,8 @@ cdef inline uint64_t best_fitting(uint64_t avail, int order, int top, uint64_t w
     return taken
 
 
-cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state, bint was_whole) noexcept nogil:
+cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state,
+                                    bint was_whole) noexcept nogil:
     """Take up to `want` blocks from a split leaf, at least one; returns their first pages.
 
     `was_whole`: a moment ago it was a free block, and the counts know nothing of it yet.

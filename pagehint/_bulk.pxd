@@ -10,7 +10,7 @@ from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, spread
 from pagehint._lock cimport lock_acquire
-from pagehint._machine cimport Machine, ZoneTry, locate, machine_free
+from pagehint._machine cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport spare_pages
@@ -115,7 +115,8 @@ cdef inline uint64_t zone_alloc_bulk(PageZone *z, int order, int mt, uint64_t re
     return zone_alloc_large(z, order, mt, reserve, pfns, n)
 
 
-cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt, uint64_t *pfns, uint64_t n) noexcept nogil:
+cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfns,
+                                   uint64_t n) noexcept nogil:
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t done = 0, i
     cdef int s
@@ -127,7 +128,7 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
         if done == n:
             return OK
     for i in range(done):       # others were faster
-        machine_free(m, pfns[i], order, True)
+        machine_free(m, pfns[i], order, how)
     return E_NOMEM
 
 

@@ -28,8 +28,8 @@ from pagehint._engine cimport Engine, NEVER, SECOND, engine_resume
 from pagehint._hint cimport hint_find
 from pagehint._hinting cimport HintingEngine
 from pagehint._lock cimport lock_acquire, lock_release
-from pagehint._machine cimport (Machine, machine_alloc, machine_alloc_at, machine_alloc_run, machine_drain,
-                                machine_free, machine_free_run)
+from pagehint._machine cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
+                                machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
 from pagehint._mapping cimport zone_metadata_bytes
 from pagehint._memory cimport Memory
 from pagehint._pcp cimport Pcp, pcp_held
@@ -384,14 +384,16 @@ cdef class PageAllocator:
         cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
         cdef uint64_t pfn = 0
-        rc = machine_alloc(m, prefer, o, mt, False, &pfn)
+        rc = machine_alloc(m, prefer, o, mt, TRY, &pfn)
         if rc == E_AGAIN:
             with nogil:
-                rc = machine_alloc(m, prefer, o, mt, True, &pfn)
+                rc = machine_alloc(m, prefer, o, mt, WAIT, &pfn)
         if rc == E_NOMEM:
             self.memory.settle()
             with nogil:
-                rc = machine_alloc(m, prefer, o, mt, True, &pfn)
+                machine_hold(m)
+                rc = machine_alloc(m, prefer, o, mt, ALONE, &pfn)
+                machine_let_go(m)
                 engine_resume(&m.engine)
             if rc == E_NOMEM:
                 self.out_of_memory(f"order {o}, {migratetype}")
@@ -409,10 +411,10 @@ cdef class PageAllocator:
         cdef uint64_t at = as_pfn(pfn)
         cdef int o = as_order(self.memory, order), rc
         cdef Machine *m = &self.memory.m
-        rc = machine_free(m, at, o, False)
+        rc = machine_free(m, at, o, TRY)
         if rc == E_AGAIN:
             with nogil:
-                rc = machine_free(m, at, o, True)
+                rc = machine_free(m, at, o, WAIT)
         if rc != OK:
             raise self.memory.refusal(rc, at, f"order {o}")
         if m.engine.needs_stamp:
@@ -433,11 +435,13 @@ cdef class PageAllocator:
         pfns = np.empty(n, np.uint64)
         out = <uint64_t *> pfns.data
         with nogil:
-            rc = machine_alloc_bulk(m, prefer, o, mt, out, n)
+            rc = machine_alloc_bulk(m, prefer, o, mt, WAIT, out, n)
         if rc == E_NOMEM:
             self.memory.settle()
             with nogil:
-                rc = machine_alloc_bulk(m, prefer, o, mt, out, n)
+                machine_hold(m)
+                rc = machine_alloc_bulk(m, prefer, o, mt, ALONE, out, n)
+                machine_let_go(m)
                 engine_resume(&m.engine)
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
@@ -501,7 +505,9 @@ cdef class PageAllocator:
         if rc == E_BUSY:
             self.memory.settle()
             with nogil:
+                machine_hold(m)
                 rc = machine_alloc_at(m, at, o, True)
+                machine_let_go(m)
                 engine_resume(&m.engine)
         if rc != OK:
             raise self.memory.refusal(rc, at, f"order {o}")
@@ -517,11 +523,13 @@ cdef class PageAllocator:
         cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
         with nogil:
-            rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
+            rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, WAIT, &pfn)
         if rc == E_NOMEM:
             self.memory.settle()
             with nogil:
-                rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, &pfn)
+                machine_hold(m)
+                rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, ALONE, &pfn)
+                machine_let_go(m)
                 engine_resume(&m.engine)
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} contiguous pages, {migratetype}")

@@ -1,6 +1,7 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._buddy cimport buddy_free, buddy_take, free_block_around
+from pagehint._atomic cimport PH_ASSERT
+from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport granules_of, hint_assign, hint_find, hint_mark, hints_all_set
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, type_of
@@ -33,6 +34,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             break
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
+        PH_ASSERT(source != NOT_FREE)       # the bit is exact
         if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
             # Its bit stays for the day the pageblock is given back.
             cursor[0] = max(granule + 1, ((page >> PAGEBLOCK_ORDER) + 1) << PAGEBLOCK_ORDER >> z.min_order)

@@ -1,23 +1,29 @@
 """All zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
 
-Every operation returns OK or an `E_` code from `_check.pxd`, and has changed nothing unless it returns OK. With
-`may_block` false it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases
-and asks again.
+Every operation returns OK or an `E_` code from `_check.pxd`, and has changed nothing unless it returns OK. Asked to
+TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport clz64, ctz64
+from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
-from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
+from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
 from pagehint._engine cimport Engine
 from pagehint._hint cimport hint_broken, hint_freed
-from pagehint._lock cimport lock_acquire
+from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
-from pagehint._pcp cimport PCP_ORDERS, Pcp, pcp_alloc, pcp_drain_all, pcp_free, pcp_here
+from pagehint._pcp cimport PCP_ORDERS, Pcp, pcp_alloc, pcp_drain_all, pcp_drain_held, pcp_free, pcp_here
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport may_take
+from pagehint._withhold cimport withhold
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+
+cdef enum How:
+    TRY = 0                     # do not wait for a lock
+    WAIT = 1
+    ALONE = 2                   # the caller is between `machine_hold` and `machine_let_go`: past the page sets
 
 cdef struct ZoneTry:            # one step of a zonelist
     int zone
@@ -30,6 +36,7 @@ cdef struct Machine:
     ZoneTry *zonelists          # [preferred][nr_zones]
     int *zonelist_length
     int default_zone
+    Lock last_resort            # of the one that holds all page sets; taken before them
     Engine engine
 
 
@@ -44,12 +51,12 @@ cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
     return NULL
 
 
-cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, bint may_block,
+cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, How how,
                            uint64_t *page) noexcept nogil:
     cdef int source
-    if z.pcp != NULL and order < PCP_ORDERS:
-        return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, may_block, page)
-    if not lock_acquire(&z.lock, may_block):
+    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
+        return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, how, page)
+    if not lock_acquire(&z.lock, how):
         return E_AGAIN
     source = zone_take(z, mt, order, USED, page) if may_take(z, <uint64_t>1 << order, reserve) else NOT_FREE
     if source != NOT_FREE:
@@ -58,13 +65,13 @@ cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t 
     return OK if source != NOT_FREE else E_NOMEM
 
 
-cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, bint may_block, uint64_t *pfn) noexcept nogil:
+cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
     """A block from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i, rc
     for i in range(m.zonelist_length[preferred]):
-        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, step[i].reserve, may_block, &page)
+        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, step[i].reserve, how, &page)
         if rc != E_NOMEM:
             pfn[0] = m.zones[step[i].zone].base_pfn + page
             return rc
@@ -73,7 +80,7 @@ cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, bint
 
 cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """A run of `n` pages, not a power of two: the front of a block, or a run across blocks."""
-    cdef int order = 64 - clz64(n - 1), rc = E_NOMEM
+    cdef int order = 64 - clz64(n - 1) if n > 1 else 0, rc = E_NOMEM
     lock_acquire(&z.lock, True)
     if may_take(z, n, reserve):
         if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
@@ -111,7 +118,21 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
     return OK if n <= zone[0].end_pfn - pfn else E_ABSENT
 
 
-cdef inline int machine_free(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
+cdef inline int zone_free(PageZone *z, uint64_t page, int order, How how) noexcept nogil:
+    """Past the page sets."""
+    cdef int rc
+    if not lock_acquire(&z.lock, how):
+        return E_AGAIN
+    rc = check_used(z, page, order)
+    if rc == OK and order < LEAF_SHIFT and not withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
+        rc = E_HELD                 # a page set was faster
+    if rc == OK:
+        hint_freed(z, page, order, buddy_free(z, page, order))
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, 1, &z)
@@ -120,17 +141,11 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, bint may_block
     page = pfn - z.base_pfn
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
-    if z.pcp != NULL and order < PCP_ORDERS:
-        rc = pcp_free(z, pcp_here(z, m.nr_cpus), page, order, may_block)
+    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
+        rc = pcp_free(z, pcp_here(z, m.nr_cpus), page, order, how)
         if rc == OK or rc == E_AGAIN:
             return rc
-    if not lock_acquire(&z.lock, may_block):
-        return E_AGAIN
-    rc = check_used(z, page, order)
-    if rc == OK:
-        hint_freed(z, page, order, buddy_free(z, page, order))
-    zone_unlock(z)
-    return rc
+    return zone_free(z, page, order, how)
 
 
 cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
@@ -148,18 +163,18 @@ cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcep
     return rc
 
 
-cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order,
+cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
                                   uint64_t *pfn) noexcept nogil:
     """`n` contiguous pages: a block, where that is what they are."""
     cdef int rc = E_NOMEM
     if n & (n - 1) == 0 and ctz64(n) <= max_order:
-        rc = machine_alloc(m, preferred, ctz64(n), mt, True, pfn)
+        rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
     return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
 
 
 cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
     """Free what `machine_alloc_run` gave."""
-    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), True) == OK:
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
         return OK
     return machine_free_exact(m, pfn, n)
 
@@ -195,3 +210,27 @@ cdef inline void machine_drain(Machine *m) noexcept nogil:
         if m.zones[i].pcp != NULL:
             for cpu in range(m.nr_cpus):
                 pcp_drain_all(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)
+
+
+cdef inline void machine_hold(Machine *m) noexcept nogil:
+    """Empty every page set and keep them so until `machine_let_go`: what fails now, fails for want of memory.
+
+    Else another CPU's set could take in one batch what was drained for us, or two large requests each fail because of
+    what the other had for a moment.
+    """
+    cdef int i, cpu
+    lock_acquire(&m.last_resort, True)
+    for i in range(m.nr_zones):
+        if m.zones[i].pcp != NULL:
+            for cpu in range(m.nr_cpus):
+                bias_acquire(&(<Pcp *> m.zones[i].pcp + cpu).lock, True)
+                pcp_drain_held(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)
+
+
+cdef inline void machine_let_go(Machine *m) noexcept nogil:
+    cdef int i, cpu
+    for i in range(m.nr_zones):
+        if m.zones[i].pcp != NULL:
+            for cpu in range(m.nr_cpus):
+                bias_release(&(<Pcp *> m.zones[i].pcp + cpu).lock, False)
+    lock_release(&m.last_resort)

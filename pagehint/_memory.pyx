@@ -19,10 +19,10 @@ from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
 from pagehint._hint cimport hint_evaluate
-from pagehint._lock cimport lock_acquire, lock_forget_sleepers, lock_release, pthread_self
+from pagehint._lock cimport lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
-from pagehint._migratetype cimport retype
+from pagehint._migratetype cimport granule_pageblocks, retype
 from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_init
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
@@ -52,9 +52,10 @@ cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *b
 
 
 cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
-    cdef uint64_t chunk
+    """Retype pageblocks, some a lock round, but never a part of a granule: its bit stands for all of it."""
+    cdef uint64_t chunk, step = max(<uint64_t>64, granule_pageblocks(z))
     while block < end:
-        chunk = min(block + 64, end)
+        chunk = min((block // step + 1) * step, end)
         lock_acquire(&z.lock, True)
         while block < chunk:
             retype(z, block, mt)
@@ -77,6 +78,7 @@ cdef class Memory:
         cdef uint64_t[2] ranges
         cdef int i, j
         engine_init(&m.engine)
+        lock_init(&m.last_resort)
         m.engine.delay_armed = True
         self.specs = tuple(specs)
         self.page_size = page_size
@@ -398,6 +400,7 @@ cdef class Memory:
         zone's lock nobody waits with the GIL.
         """
         cdef int i
+        lock_acquire(&self.m.last_resort, True)
         for i in range(self.m.nr_zones):
             self.lock_zone(self.m.zones[i])
 
@@ -405,6 +408,7 @@ cdef class Memory:
         cdef int i
         for i in range(self.m.nr_zones):
             self.unlock_zone(self.m.zones[i])
+        lock_release(&self.m.last_resort)
 
     def before_fork(self):
         with nogil:
@@ -418,6 +422,7 @@ cdef class Memory:
         """Every other thread is gone, those that waited for a lock or a batch included."""
         cdef int i, cpu
         with nogil:
+            lock_forget_sleepers(&self.m.last_resort)
             for i in range(self.m.nr_zones):
                 lock_forget_sleepers(&self.m.zones[i].lock)
                 if self.m.zones[i].pcp != NULL:

@@ -30,6 +30,11 @@ cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept n
         count_blocks(z.areas[new].nr_free, leaf_avail(&z.leaves[i]), leaf_top(z), True)
 
 
+cdef inline uint64_t granule_pageblocks(const PageZone *z) noexcept nogil:
+    """Pageblocks in a granule, at least one."""
+    return <uint64_t>1 << (max(z.min_order, <int>PAGEBLOCK_ORDER) - PAGEBLOCK_ORDER)
+
+
 cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
     """Give pageblock `block` another migratetype. O(1). Hint bits stay: nothing is used or freed."""
     cdef int old = z.types[block], whole

@@ -15,7 +15,7 @@ from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
-from pagehint._watermark cimport spare_pages
+from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold
 from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone
 from pagehint._wake cimport zone_unlock
@@ -97,11 +97,10 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
     pcp.count[mt][order] = left
 
 
-cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
-    """Empty one CPU's set of one zone."""
+cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
+    """Empty one CPU's set of one zone. The set's lock held."""
     cdef Reserve *reserve
     cdef int mt, order
-    bias_acquire(&pcp.lock, True)
     lock_acquire(&z.lock, True)
     for mt in range(PCP_TYPES):
         for order in range(PCP_ORDERS):
@@ -111,6 +110,12 @@ cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
             hint_freed(z, reserve.page, LEAF_SHIFT, buddy_free(z, reserve.page, LEAF_SHIFT))
             reserve.page += LEAF_PAGES
     zone_unlock(z)
+
+
+cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
+    """Empty one CPU's set of one zone."""
+    bias_acquire(&pcp.lock, True)
+    pcp_drain_held(z, pcp)
     bias_release(&pcp.lock, False)
 
 
@@ -191,6 +196,9 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
     cdef int rc, top
+    # What a set holds is not free memory to those who must leave a reserve.
+    if reserve + z.watermark[WMARK_MIN] and not may_take(z, <uint64_t>1 << order, reserve):
+        return E_NOMEM
     if not bias_acquire(&pcp.lock, may_block):
         return E_AGAIN
     if pcp.count[mt][order] == 0:

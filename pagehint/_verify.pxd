@@ -8,7 +8,8 @@ from pagehint._atomic cimport RELAXED, load64, popcount64
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
-                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PageZone, SPLIT, TAIL, is_split, type_of)
+                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
+                             PageZone, SPLIT, TAIL, is_split, type_of)
 
 cdef struct Finding:
     const char *what            # NULL: all is well
@@ -83,6 +84,9 @@ cdef inline bint verify_leaves(const PageZone *z, Count *c, Finding *f) noexcept
                 if (order < z.max_order and buddy < z.nr_leaves and z.kinds[buddy] == kind
                         and (type_of(z, buddy) == MT_ISOLATE) == (type_of(z, i) == MT_ISOLATE)):
                     return found(f, "two free buddies are not merged", i << LEAF_SHIFT)
+                for j in range(i // PAGEBLOCK_LEAVES, (i + n - 1) // PAGEBLOCK_LEAVES + 1):
+                    if (z.types[j] == MT_ISOLATE) != (type_of(z, i) == MT_ISOLATE):
+                        return found(f, "a free block is isolated in part", j << PAGEBLOCK_ORDER)
                 c.blocks[type_of(z, i)][order] += 1
                 c.listed[type_of(z, i)][order] += 1
                 c.free_pages += <uint64_t>1 << order

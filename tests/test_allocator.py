@@ -463,3 +463,44 @@ def test_any_largest_order(make, top):
     pages.free_pages(pfn, min(top, 11))
     assert free_set(pages) == before
     pages.verify()
+
+
+def test_a_block_isolated_in_part_while_allocated_is_freed_in_parts(make, few_host):
+    """A free block never lies across the border of isolation: what is isolated is neither reported nor allocated."""
+    pages = make("16MiB")
+    block = pages.alloc_pages_at(0, 10)
+    pages.set_migratetype(512, 512, "isolate")
+    pages.free_pages(block, 10)
+    assert pages.zones[0].free_blocks()[:2].tolist() == [(0, 9), (512, 9)]
+    pages.verify()
+    pages.enable_hinting(few_host.callbacks, workqueue="manual")
+    pages.flush_hinting()
+    assert not any(pfn <= 512 < pfn + (1 << order) for pfn, order in few_host.blocks)
+    pages.disable_hinting()
+
+
+def test_a_block_isolated_in_part_while_it_is_out_is_put_back_in_parts():
+    pages = real("16MiB")
+    once = iter([True])
+
+    def hint_pages(blocks):
+        if blocks["pfn"][0] == 0 and next(once, False):
+            pages.set_migratetype(512, 512, "isolate")
+
+    with pages.hinting(ph.PageHintingCallbacks(hint_pages, 1), workqueue="manual"):
+        pages.flush_hinting()
+        assert pages.zones[0].free_blocks()[:2].tolist() == [(0, 9), (512, 9)]
+        pages.verify()
+
+
+def test_lowmem_reserve_holds_in_front_of_page_sets():
+    """What lies in a lower zone's set is not for those who must leave that zone its reserve."""
+    pages = ph.PageAllocator.x86_64("8GiB")
+    for order in (10, 0):
+        with pytest.raises(ph.OutOfMemoryError):
+            while True:
+                pages.alloc_pages(order)
+    pages.free_pages(pages.alloc_pages(zone="DMA32"))
+    assert pages.stats().pcp_pages > 0
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages()

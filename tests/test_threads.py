@@ -246,3 +246,51 @@ def test_hotplug_and_isolation_while_threads_work():
     pages.verify()
     pages.drain_pcp()
     assert pages.stats().free_pages == pages.stats().managed_pages == 131072
+
+
+def test_granules_of_several_pageblocks_are_retyped_whole():
+    """A worker never sees a granule of which a part is isolated, wherever the zone begins."""
+    nr_pages = (1 << 22) - 512
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", 512, nr_pages)], pcp=False, max_page_order=18, min_order=17)
+    for _ in range(20):
+        pages.set_migratetype(512, nr_pages, "isolate")
+        with pages.hinting(Host(4).callbacks, delay=None, threshold=1):
+            pages.set_migratetype(512, nr_pages, "movable")
+            pages.flush_hinting()
+        pages.verify()
+        assert pages.stats().free_pages == nr_pages
+
+
+def test_out_of_memory_only_without_memory():
+    """Forty pages for four threads that want nine each: whatever sets they lie in, there is always one."""
+    pages = ph.PageAllocator("256MiB")
+    pages.alloc_pages_bulk(pages.stats().managed_pages - 40)
+
+    def work(stop, rng):
+        while not stop.is_set():
+            for pfn in [pages.alloc_pages() for _ in range(9)]:
+                pages.free_pages(pfn)
+
+    in_threads([work] * 4)
+    pages.verify()
+
+
+def test_of_two_large_requests_one_is_served():
+    pages = ph.PageAllocator("1GiB", pcp=False)
+    count = pages.stats().managed_pages * 6 // 10
+    for _ in range(100):
+        barrier, got = threading.Barrier(2), []
+
+        def ask(barrier=barrier, got=got):
+            barrier.wait()
+            with contextlib.suppress(ph.OutOfMemoryError):
+                got.append(pages.alloc_pages_bulk(count))
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert got
+        for pfns in got:
+            pages.free_pages_bulk(pfns)
