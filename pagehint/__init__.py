@@ -7,7 +7,7 @@ blocks to a host, in small batches that nobody else can touch meanwhile.
 from importlib.metadata import version
 from pathlib import Path
 
-from pagehint._core import BLOCK_DTYPE, PageAllocator, PageHintingCallbacks, Zone
+from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
 from pagehint.arena import Arena
 from pagehint.errors import (
     BadPageError,
@@ -24,6 +24,9 @@ __version__ = version("pagehint")
 
 __all__ = [
     "BLOCK_DTYPE",
+    "OP_ALLOC",
+    "OP_DTYPE",
+    "OP_FREE",
     "Arena",
     "BadPageError",
     "Explanation",

@@ -61,6 +61,7 @@ cdef extern from *:
     void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil
 
     int ctz64 "__builtin_ctzll" (uint64_t x) noexcept nogil
+    int clz32 "__builtin_clz" (unsigned int x) noexcept nogil
     int clz64 "__builtin_clzll" (uint64_t x) noexcept nogil
     int popcount64 "__builtin_popcountll" (uint64_t x) noexcept nogil
     void prefetch "__builtin_prefetch" (const void *p) noexcept nogil

@@ -5,13 +5,14 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
                                store8, store64)
-from pagehint._leaf cimport (aligned_starts, block_starts, count_blocks, largest_order, leaf_avail, lowest_ones,
-                             maximal_order, merge_count, merged_order, next_starts, order_ones, spread)
+from pagehint._leaf cimport (aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
+                             lowest_ones, maximal_blocks, maximal_order, merge_count, merged_order, next_starts, order_ones,
+                             spread)
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, type_of)
+                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, list_first, type_of)
 
 cdef enum:
     NOT_FREE = -1
@@ -119,9 +120,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     head = z.leaves[i].head
     merged = merged_order((free & ~head) | mask, page & 63, z.leaf_top)
     for o in range(8):
-        area.nr_free[o] += merge_count[merged][o]
-    for o in range(order):
-        area.nr_free[o] += 1        # there are no buddies of the orders under its own
+        area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
     if mask & ~free:
         change_free(z, i, 0, mask)
@@ -161,24 +160,30 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
 
 # ---- allocate -----------------------------------------------------------------------------------------------
 
-cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int source, int state) noexcept nogil:
+cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int source, int left, int state) noexcept nogil:
     """Take a block from the maximal free block of order `source` around it, in a split leaf.
 
-    `source` is LEAF_SHIFT when the leaf was whole a moment ago; the counts then know nothing of it yet.
+    `source` is LEAF_SHIFT when the leaf was whole a moment ago; the counts then know nothing of it yet. `left` has a bit
+    for each order of which there are other maximal blocks in the leaf.
     """
     cdef FreeArea *area = &z.areas[type_of(z, i)]
     cdef uint64_t first = <uint64_t>1 << at, mask = order_ones[order] << at
-    cdef int o, old = z.kinds[i], largest
-    if source < LEAF_SHIFT:
-        area.nr_free[source] -= 1
-    for o in range(order, source):
-        area.nr_free[o] += 1
+    cdef int o
+    for o in range(8):
+        area.nr_free[o] -= merge_count[source][o] + block_count[order][o]
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)
     z.free_pages -= <uint64_t>1 << order
-    if old == FULL or old - SPLIT <= source:
-        largest = largest_order(leaf_avail(&z.leaves[i]), leaf_top(z))
-        relist(z, i, FULL if largest < 0 else SPLIT + largest)
+    left |= (1 << source) - (1 << order)        # the halves split off
+    left &= (1 << LEAF_SHIFT) - 1
+    relist(z, i, SPLIT + 31 - clz32(left) if left else FULL)
+
+
+cdef inline int leaf_others(uint64_t avail, int top, uint64_t page, int order) noexcept nogil:
+    """The orders of the maximal free blocks in a leaf besides the one of `order` that begins at `page`, one bit each."""
+    cdef uint64_t[6] starts
+    cdef int orders = maximal_blocks(avail, top, starts)
+    return orders ^ ((starts[order] == <uint64_t>1 << page) << order)
 
 
 cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t page, int order, int state) noexcept nogil:
@@ -206,7 +211,7 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
         store64(&z.leaves[head].free, <uint64_t>-1, RELEASE)
         set_head(z, head, 0)
         set_kind(z, head, FULL)
-        leaf_take(z, head, page & 63, order, LEAF_SHIFT, state)
+        leaf_take(z, head, page & 63, order, LEAF_SHIFT, 0, state)
 
 
 cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
@@ -214,31 +219,24 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
 
     `state` is USED for a caller's block, HELD for one that goes to a per-CPU page set.
     """
-    cdef FreeArea *area = &z.areas[mt]
-    cdef uint64_t lists = area.nonempty >> order, i, avail, starts, wider
-    cdef int largest, source
+    cdef uint64_t lists = z.areas[mt].nonempty >> order, i
+    cdef uint64_t[6] starts
+    cdef int largest, source, orders, at
     assert_held(&z.lock)
     if lists == 0:
         return NOT_FREE
     largest = order + ctz64(lists)
-    i = area.first[largest]
+    i = list_first(z, mt, largest)
     if largest >= LEAF_SHIFT:
         page[0] = i << LEAF_SHIFT
         split_leaves(z, i, largest, page[0], order, state)
         return largest
     # The leaf is listed by its largest block, but a smaller one in it may fit better.
-    avail = leaf_avail(&z.leaves[i])
-    source = order
-    starts = block_starts(avail, order)
-    while source < largest:
-        wider = block_starts(avail, source + 1)
-        if starts & ~(wider | wider << (1 << source)):
-            starts &= ~(wider | wider << (1 << source))
-            break
-        starts = wider
-        source += 1
-    page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
-    leaf_take(z, i, ctz64(starts), order, source, state)
+    orders = maximal_blocks(leaf_avail(&z.leaves[i]), leaf_top(z), starts)
+    source = order + ctz64(orders >> order)
+    at = ctz64(starts[source])
+    page[0] = (i << LEAF_SHIFT) | <uint64_t>at
+    leaf_take(z, i, at, order, source, orders ^ ((starts[source] == <uint64_t>1 << at) << source), state)
     return source
 
 
@@ -294,14 +292,13 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
 
     The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or those of a few whole leaves.
     """
-    cdef FreeArea *area = &z.areas[mt]
-    cdef uint64_t lists = area.nonempty >> order, i, j
+    cdef uint64_t lists = z.areas[mt].nonempty >> order, i, j
     cdef int largest, whole
     assert_held(&z.lock)
     if lists == 0:
         return 0
     largest = order + ctz64(lists)
-    i = area.first[largest]
+    i = list_first(z, mt, largest)
     taken.leaf = i
     taken.nr_leaves = 1
     taken.source = largest
@@ -363,7 +360,8 @@ cdef inline int buddy_take(PageZone *z, uint64_t page, int order, int state) noe
     if source == NOT_FREE:
         return NOT_FREE
     if is_split(z.kinds[page >> LEAF_SHIFT]):
-        leaf_take(z, page >> LEAF_SHIFT, page & 63, order, source, state)
+        leaf_take(z, page >> LEAF_SHIFT, page & 63, order, source,
+                  leaf_others(leaf_avail(&z.leaves[page >> LEAF_SHIFT]), leaf_top(z), head & 63, source), state)
     else:
         split_leaves(z, head >> LEAF_SHIFT, source, page, order, state)
     return source

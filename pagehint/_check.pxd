@@ -22,6 +22,7 @@ cdef enum:
     E_BUSY = 9              # asked for exactly this block, and part of it is in use
     E_ISOLATE = 10
     E_HELD = 11             # out for reporting, or a per-CPU page set
+    E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
 
 
 cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:

@@ -2,6 +2,8 @@
 
 Allocate and free without the GIL on ``memory.m`` with the functions of `pagehint._machine` and `pagehint._bulk`.
 """
+from libc.stdint cimport uint64_t
+cimport numpy as cnp
 from pagehint._callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
 from pagehint._engine cimport Engine
 from pagehint._hinting cimport HintingEngine
@@ -27,3 +29,4 @@ cdef class PageAllocator:
 
     cdef int zone_index(self, object zone) except -1
     cdef int out_of_memory(self, object what) except -1
+    cdef int refuse_op(self, int rc, uint64_t index, cnp.ndarray trace, cnp.ndarray table) except -1

@@ -20,6 +20,9 @@ _Watermarks = Literal["linux"] | tuple[SupportsIndex, SupportsIndex, SupportsInd
 _Indices = Sequence[SupportsIndex] | NDArray[np.integer]
 
 DEBUG: Final[bool]
+OP_DTYPE: Final[np.dtype[np.void]]
+OP_ALLOC: Final[int]
+OP_FREE: Final[int]
 FREE_BLOCK_DTYPE: Final[np.dtype[np.void]]
 MIGRATETYPES: Final[tuple[str, ...]]
 
@@ -105,6 +108,13 @@ class PageAllocator:
         zone: Zone | str | None = None,
     ) -> NDArray[np.uint64]: ...
     def free_pages_bulk(self, pfns: _Indices, order: _Order | _Indices = 0) -> None: ...
+    def run_ops(
+        self,
+        ops: NDArray[np.void],
+        pfns: NDArray[np.uint64],
+        migratetype: _AllocType = "movable",
+        zone: Zone | str | None = None,
+    ) -> None: ...
     def alloc_pages_at(self, pfn: _Pfn, order: _Order = 0) -> int: ...
     def alloc_pages_exact(
         self, nr_pages: SupportsIndex, migratetype: _AllocType = "movable", zone: Zone | str | None = None

@@ -23,7 +23,7 @@ from pagehint._arguments cimport as_count, as_order, as_pfn, as_type, migratetyp
 from pagehint._atomic cimport PH_DEBUG
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
-from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, OK
+from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint._engine cimport Engine, NEVER, SECOND, engine_resume
 from pagehint._hint cimport hint_find
 from pagehint._hinting cimport HintingEngine
@@ -32,6 +32,7 @@ from pagehint._machine cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machin
                                 machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
 from pagehint._mapping cimport zone_metadata_bytes
 from pagehint._memory cimport Memory
+from pagehint._ops cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint._pcp cimport Pcp, pcp_held
 from pagehint._walk cimport FreeBlock, list_free_blocks
 from pagehint._watermark cimport report_gate
@@ -46,6 +47,9 @@ cnp.import_array()
 
 DEBUG = bool(PH_DEBUG)
 BLOCK_DTYPE = _callbacks.BLOCK_DTYPE
+OP_DTYPE = np.dtype([("slot", np.uint32), ("order", np.uint16), ("op", np.uint16)])
+OP_ALLOC = _OP_ALLOC
+OP_FREE = _OP_FREE
 FREE_BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32)])
 MIGRATETYPES = migratetypes()
 # A type that is only cimported has no name here for Python.
@@ -484,6 +488,75 @@ cdef class PageAllocator:
             raise self.memory.refusal(rc, at[refused], f"order {o if each == NULL else each[refused]}, index {refused}")
         if m.engine.needs_stamp:
             self.engine.stamp()
+
+    def run_ops(self, ops, pfns, migratetype="movable", zone=None):
+        """Run an array of allocations and frees in one call, without the GIL: a trace, replayed.
+
+        Parameters
+        ----------
+        ops : ndarray of dtype `OP_DTYPE`
+            Operations in order: ``op`` is `OP_ALLOC` or `OP_FREE`, ``order`` the block's, ``slot`` says where in `pfns`
+            its first PFN is put, or found.
+        pfns : ndarray of uint64
+            Contiguous and writeable; changed in place.
+        migratetype, zone
+            Of all allocations, as in `alloc_pages`.
+
+        Raises
+        ------
+        OutOfMemoryError, BadPageError
+            For the first operation that is refused, with its index in the attribute `index`. It has changed nothing;
+            those before it stay done, the others are not begun. (All or nothing cannot be had: others have used since
+            what was freed.)
+
+        Notes
+        -----
+        O(max_page_order) an operation. The zone's lock is held for up to 64 operations at a time.
+        """
+        cdef Machine *m = &self.memory.m
+        cdef cnp.ndarray trace = np.array(ops, order="C")       # ours: nobody changes it meanwhile
+        cdef cnp.ndarray table = pfns
+        cdef uint64_t n, nr_slots, done = 0
+        cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
+        cdef Op *op
+        if trace.dtype != OP_DTYPE or trace.ndim != 1:
+            raise TypeError("ops must be a one-dimensional array of dtype OP_DTYPE")
+        if table.dtype != np.uint64 or not (table.flags.c_contiguous and table.flags.writeable) or table.ndim != 1:
+            raise TypeError("pfns must be a one-dimensional, contiguous and writeable array of uint64")
+        n, nr_slots = <uint64_t>trace.shape[0], <uint64_t>table.shape[0]
+        op = <Op *> trace.data
+        while True:
+            with nogil:
+                rc = machine_run_ops(m, prefer, mt, self.memory.max_page_order, op, n, WAIT,
+                                     <uint64_t *> table.data, nr_slots, &done)
+            if rc != E_NOMEM:
+                break
+            # The one that failed again, with all that is in page sets and out for reporting back.
+            self.memory.settle()
+            with nogil:
+                machine_hold(m)
+                rc = machine_run_ops(m, prefer, mt, self.memory.max_page_order, op, done + 1, ALONE,
+                                     <uint64_t *> table.data, nr_slots, &done)
+                machine_let_go(m)
+                engine_resume(&m.engine)
+            if rc != OK:
+                break
+        if m.engine.needs_stamp:
+            self.engine.stamp()
+        if rc != OK:
+            self.refuse_op(rc, done, trace, table)
+
+    cdef int refuse_op(self, int rc, uint64_t index, cnp.ndarray trace, cnp.ndarray table) except -1:
+        cdef Op *op = <Op *> trace.data + index
+        if rc == E_NOMEM:
+            error = errors.OutOfMemoryError(f"operation {index}, order {op.order}: no zone has the pages")
+        elif rc == E_SLOT:
+            error = errors.BadPageError(
+                f"operation {index}: slot {op.slot} of {table.shape[0]}, order {op.order}, op {op.op}: out of range")
+        else:
+            error = self.memory.refusal(rc, (<uint64_t *> table.data)[op.slot], f"operation {index}, order {op.order}")
+        error.index = index
+        raise error
 
     def alloc_pages_at(self, pfn, order=0):
         """Allocate exactly this block: for replays, and for memory that has to be at one place. O(max_page_order).

@@ -22,12 +22,16 @@ cdef extern from *:
     /* As many ones as a block of the order has pages. */
     static const uint64_t ph_ones[7] = {
         0x1ULL, 0x3ULL, 0xfULL, 0xffULL, 0xffffULL, 0xffffffffULL, 0xffffffffffffffffULL};
-    /* What a free that ends as a block of the order does to the counts, if it began as a single page: its buddies are no
-     * blocks of their own any more, and it is one. A whole leaf is counted elsewhere. Eight, to be added as vectors. */
+    /* What it does to the counts when a single page is freed and becomes part of a block of the order: its buddies are no
+     * blocks any more, and it is one, but for a whole leaf, which is counted elsewhere. Eight, to be added as vectors. */
     static const int64_t ph_merge_count[7][8] = {
         {1}, {-1, 1}, {-1, -1, 1}, {-1, -1, -1, 1}, {-1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, -1}};
+    /* And what of that does not happen when a block of the order is freed. */
+    static const int64_t ph_block_count[6][8] = {
+        {0}, {1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}};
     """
     const int64_t[7][8] merge_count "ph_merge_count"
+    const int64_t[6][8] block_count "ph_block_count"
     const uint64_t[7] aligned_starts "ph_aligned"
     const uint64_t[7] order_ones "ph_ones"
 
@@ -86,6 +90,18 @@ cdef inline uint64_t block_starts(uint64_t avail, int order) noexcept nogil:
     for o in range(order):
         avail &= (avail >> (1 << o)) & aligned_starts[o + 1]
     return avail
+
+
+cdef inline int maximal_blocks(uint64_t avail, int top, uint64_t *starts) noexcept nogil:
+    """First pages of the maximal free blocks of orders 0 to 5; returns the orders that there are, one bit each."""
+    cdef uint64_t runs = avail, wider
+    cdef int o, orders = 0
+    for o in range(6):
+        wider = next_starts(runs, o) if o < top else 0
+        starts[o] = runs & ~(wider | wider << (1 << o))
+        orders |= (starts[o] != 0) << o
+        runs = wider
+    return orders
 
 
 cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:

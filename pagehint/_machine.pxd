@@ -51,18 +51,28 @@ cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
     return NULL
 
 
+cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
+    """Past the page sets. Zone lock held."""
+    cdef int source
+    if not may_take(z, <uint64_t>1 << order, reserve):
+        return E_NOMEM
+    source = zone_take(z, mt, order, USED, page)
+    if source == NOT_FREE:
+        return E_NOMEM
+    hint_broken(z, page[0], order, source)
+    return OK
+
+
 cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, How how,
                            uint64_t *page) noexcept nogil:
-    cdef int source
+    cdef int rc
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, how, page)
     if not lock_acquire(&z.lock, how):
         return E_AGAIN
-    source = zone_take(z, mt, order, USED, page) if may_take(z, <uint64_t>1 << order, reserve) else NOT_FREE
-    if source != NOT_FREE:
-        hint_broken(z, page[0], order, source)
+    rc = zone_alloc_held(z, order, mt, reserve, page)
     zone_unlock(z)
-    return OK if source != NOT_FREE else E_NOMEM
+    return rc
 
 
 cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
@@ -118,18 +128,19 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
     return OK if n <= zone[0].end_pfn - pfn else E_ABSENT
 
 
-cdef inline int zone_free(PageZone *z, uint64_t page, int order, How how) noexcept nogil:
-    """Past the page sets."""
-    cdef int rc
-    if not lock_acquire(&z.lock, how):
-        return E_AGAIN
-    rc = check_used(z, page, order)
-    if rc == OK and order < LEAF_SHIFT and not withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
-        rc = E_HELD                 # a page set was faster
-    if rc == OK:
-        hint_freed(z, page, order, buddy_free(z, page, order))
-    zone_unlock(z)
-    return rc
+cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Past the page sets. Zone lock held."""
+    cdef bint ours
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if order < LEAF_SHIFT:
+        ours = withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order)
+    else:
+        ours = check_used(z, page, order) == OK
+    if not ours:
+        return check_used(z, page, order) or E_HELD     # a page set was faster
+    hint_freed(z, page, order, buddy_free(z, page, order))
+    return OK
 
 
 cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
@@ -139,13 +150,15 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexc
     if rc != OK:
         return rc
     page = pfn - z.base_pfn
-    if page & ((<uint64_t>1 << order) - 1):
-        return E_ALIGN
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         rc = pcp_free(z, pcp_here(z, m.nr_cpus), page, order, how)
         if rc == OK or rc == E_AGAIN:
             return rc
-    return zone_free(z, page, order, how)
+    if not lock_acquire(&z.lock, how):
+        return E_AGAIN
+    rc = zone_free_held(z, page, order)
+    zone_unlock(z)
+    return rc
 
 
 cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:

@@ -1,24 +1,19 @@
 """A zone's metadata in memory: one reservation, opened as far as the zone reaches. No lock; nobody else knows it yet."""
-from libc.stdint cimport INT64_MAX, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport lock_init
-from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, Links, MT_MOVABLE, NO_HINTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
-                             PageZone)
+from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
+                             PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "<string.h>" nogil:
     void *memset(void *p, int value, size_t n)
-
-cdef enum:
-    # Page offsets in page sets have 32 bits, so a zone spans at most 2**32 pages: 16 TiB of 4 KiB pages.
-    LIMIT_LEAVES = 1 << 26
-
 
 cdef inline uint64_t whole_pages(uint64_t nr_bytes) noexcept nogil:
     cdef uint64_t page = sysconf(_SC_PAGESIZE)
@@ -59,13 +54,14 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + (z.nr_granules // 64 + 1) * 8 + sizeof(PageZone))
+            + (z.nr_granules // 64 + 1) * 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
 
 
 cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
     """A zone without present pages; NULL and errno where memory lacks."""
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (sizeof(PageZone) + 63) // 64 * 64)
     cdef uint64_t leaves, links, kinds, types, hints
+    cdef uint32_t i
     cdef uint8_t *at
     if z == NULL:
         return NULL
@@ -79,7 +75,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
     z.limit_leaves = LIMIT_LEAVES
     leaves = whole_pages(LIMIT_LEAVES * sizeof(Leaf))
-    links = whole_pages(LIMIT_LEAVES * sizeof(Links))
+    links = whole_pages((LIMIT_LEAVES + NR_LISTS) * sizeof(Links))
     kinds = whole_pages(LIMIT_LEAVES)
     types = whole_pages(LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1)
     hints = whole_pages((granules_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
@@ -94,10 +90,13 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.kinds = at + leaves + links
     z.types = at + leaves + links + kinds
     z.hints = <uint64_t *> (at + leaves + links + kinds + types)
-    if leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn)):
+    if (leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn))
+            or open_array(&z.links[LIMIT_LEAVES], NR_LISTS * sizeof(Links))):
         munmap(z.mapping, z.mapping_bytes)
         free(z)
         return NULL
+    for i in range(LIMIT_LEAVES, LIMIT_LEAVES + NR_LISTS):
+        z.links[i].next = z.links[i].prev = i
     zone_extend(z, end_pfn)
     lock_init(&z.lock)
     return z

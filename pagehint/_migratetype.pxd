@@ -11,7 +11,7 @@ from pagehint._leaf cimport count_blocks, leaf_avail
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE, MT_MOVABLE,
                              MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT, is_split,
-                             list_add, list_del)
+                             list_add, list_del, list_first)
 
 
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:
@@ -88,7 +88,7 @@ cdef inline int fallback_alloc(PageZone *z, int mt, int order, int state, uint64
             best = other
     if largest < 0:
         return NOT_FREE
-    block = (<uint64_t>z.areas[best].first[largest] << LEAF_SHIFT) >> PAGEBLOCK_ORDER
+    block = (list_first(z, best, largest) << LEAF_SHIFT) >> PAGEBLOCK_ORDER
     if largest >= PAGEBLOCK_ORDER:
         n = <uint64_t>1 << (max(order, <int>PAGEBLOCK_ORDER) - PAGEBLOCK_ORDER)
         for block in range(block, block + n):

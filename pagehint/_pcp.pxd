@@ -126,7 +126,7 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
         return E_AGAIN
     # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
     mt = load8(&z.types[page >> 9], ACQUIRE)
-    if mt != MT_ISOLATE:
+    if mt != MT_ISOLATE and page & ((1 << order) - 1) == 0:
         most = 2 * pcp_batch(pcp, order)
         if pcp.count[mt][order] >= most:
             if not lock_acquire(&z.lock, may_block):

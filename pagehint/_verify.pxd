@@ -9,7 +9,8 @@ from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
                              MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
-                             PageZone, SPLIT, TAIL, is_split, type_of)
+                             PageZone, SPLIT, TAIL, is_split, list_first,
+                             list_head, type_of)
 
 cdef struct Finding:
     const char *what            # NULL: all is well
@@ -110,16 +111,15 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
                 return found(f, "nr_free is not the number of free blocks", 0)
             n = 0
             if (area.nonempty >> order) & 1:
-                i = prev = area.first[order]
-                while True:
+                prev = list_head(mt, order)
+                i = list_first(z, mt, order)
+                while i != list_head(mt, order):
                     n += 1
                     kind = z.kinds[i]
                     if kind != (SPLIT + order if order < LEAF_SHIFT else FREE | order) or type_of(z, i) != mt:
                         return found(f, "a leaf is on the wrong free list", i << LEAF_SHIFT)
                     if z.links[i].prev != prev or n > c.listed[mt][order]:
                         return found(f, "a free list is not linked both ways", i << LEAF_SHIFT)
-                    if z.links[i].next == i:
-                        break
                     prev = i
                     i = z.links[i].next
             if n != c.listed[mt][order]:

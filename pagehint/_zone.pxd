@@ -19,6 +19,8 @@ cdef enum:
     PAGEBLOCK_LEAVES = 8
     MAX_ORDER_LIMIT = 32
     NR_ORDERS = 33
+    # Page offsets in page sets have 32 bits, so a zone spans at most 2**32 pages: 16 TiB of 4 KiB pages.
+    LIMIT_LEAVES = 1 << 26
     NO_HINTS = 127              # a hint order that no block reaches: hinting is off
 
 cdef enum:                      # migratetypes; the first three are what callers may ask for
@@ -27,6 +29,7 @@ cdef enum:                      # migratetypes; the first three are what callers
     MT_RECLAIMABLE = 2
     MT_ISOLATE = 3
     NR_TYPES = 4
+    NR_LISTS = 132              # NR_TYPES * NR_ORDERS
 
 # What a leaf is, one byte each. ABSENT is zero, so that a hole costs no memory.
 cdef enum:
@@ -41,14 +44,13 @@ cdef enum:
     KIND_STATE = 0xC0
     KIND_ORDER = 0x3F
 
-cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf index
+cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf index; list heads have indices past the leaves
     uint32_t next
     uint32_t prev
 
 cdef struct FreeArea:
     uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
-    uint32_t first[NR_ORDERS]       # a leaf is listed once, by the largest order free in it
-    uint64_t nonempty               # bit o: list o has a member
+    uint64_t nonempty               # bit o: list o has a member; a leaf is listed once, by the largest order free in it
 
 cdef struct ZoneCounters:           # written under the zone lock only
     uint64_t hints_set
@@ -113,37 +115,38 @@ cdef inline bint is_split(int kind) noexcept nogil:
     return SPLIT <= kind <= FULL
 
 
+cdef inline uint32_t list_head(int mt, int order) noexcept nogil:
+    return <uint32_t>(LIMIT_LEAVES + mt * NR_ORDERS + order)
+
+
+cdef inline uint64_t list_first(const PageZone *z, int mt, int order) noexcept nogil:
+    """The first leaf of a list that is not empty. Zone lock held."""
+    return z.links[list_head(mt, order)].next
+
+
+# A list is a ring through its head: adding and taking off need no branch, which could not be foreseen.
+
 cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
     """Put a leaf first in the list of its largest order. Zone lock held."""
-    cdef FreeArea *area = &z.areas[mt]
-    cdef uint32_t i = <uint32_t>leaf, old = area.first[order]
+    cdef Links *links = z.links
+    cdef uint32_t i = <uint32_t>leaf, head = list_head(mt, order), next = links[head].next
     assert_held(&z.lock)
-    if (area.nonempty >> order) & 1:
-        z.links[i].next = old
-        z.links[old].prev = i
-    else:
-        z.links[i].next = i         # the last one points to itself
-        area.nonempty |= <uint64_t>1 << order
-    z.links[i].prev = i             # and so does the first
-    area.first[order] = i
+    links[i].next = next
+    links[i].prev = head
+    links[next].prev = i
+    links[head].next = i
+    z.areas[mt].nonempty |= <uint64_t>1 << order
 
 
 cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
     """Take a leaf off the list it is on. Zone lock held."""
-    cdef FreeArea *area = &z.areas[mt]
-    cdef uint32_t i = <uint32_t>leaf
-    cdef uint32_t next = z.links[i].next, prev = z.links[i].prev
+    cdef Links *links = z.links
+    cdef uint32_t next = links[leaf].next, prev = links[leaf].prev
     assert_held(&z.lock)
-    PH_ASSERT((area.nonempty >> order) & 1)
-    if prev != i:
-        z.links[prev].next = next if next != i else prev
-        if next != i:
-            z.links[next].prev = prev
-    elif next != i:
-        area.first[order] = next
-        z.links[next].prev = next
-    else:
-        area.nonempty &= ~(<uint64_t>1 << order)
+    PH_ASSERT((z.areas[mt].nonempty >> order) & 1)
+    links[prev].next = next
+    links[next].prev = prev
+    z.areas[mt].nonempty &= ~(<uint64_t>(next == prev) << order)     # both are the head
 
 
 cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
