@@ -22,6 +22,19 @@ SECTION = 128
 orders = st.integers(0, 12)
 types = st.sampled_from(["movable", "unmovable", "reclaimable"])
 picks = st.integers(0, 10**6)
+layouts = st.sampled_from(sorted(LAYOUTS))
+batches = st.integers(1, 3) | st.integers(1, 20)  # mostly so few that small zones are above the watermark gate
+moods = st.sampled_from(["takes all", "raises", "sometimes", "refuses some", "prepare raises", "prepare refuses"])
+pauses = st.sampled_from([0.0, 0.001])
+hintings = st.fixed_dictionaries(
+    {
+        "batch": batches,
+        "threshold": st.sampled_from([None, 1, 3]),
+        "delay": st.integers(0, 2),
+        "least_order": st.booleans(),
+        "mark_free": st.booleans(),
+    }
+)
 
 
 class HostError(Exception):
@@ -198,36 +211,31 @@ class Operations(RuleBasedStateMachine):
 
     # -- hinting
 
-    @rule(
-        batch=st.integers(1, 20),
-        threshold=st.sampled_from([None, 1, 3]),
-        delay=st.integers(0, 2),
-        report_order=st.booleans(),
-        mark_free=st.booleans(),
-    )
-    def enable(self, batch, threshold, delay, report_order, mark_free):
+    @rule(settings=hintings)
+    def enable(self, settings):
         self.switch_on(
-            batch,
-            threshold=threshold,
-            delay=self.delays[delay],
-            mark_free=mark_free,
-            max_report_order=self.real.min_order if report_order else None,
+            settings["batch"],
+            threshold=settings["threshold"],
+            delay=self.delays[settings["delay"]],
+            mark_free=settings["mark_free"],
+            max_report_order=self.real.min_order if settings["least_order"] else None,
         )
         self.on = True
 
-    @rule()
-    def disable(self):
+    @precondition(lambda self: self.on)
+    @rule(settings=st.none() | hintings)
+    def disable(self, settings):
         self.switch_off()
         self.on = False
+        if settings:
+            self.enable(settings)
 
-    @rule(
-        mood=st.sampled_from(["takes all", "raises", "sometimes", "refuses some", "prepare raises", "prepare refuses"])
-    )
+    @rule(mood=moods)
     def change_mood(self, mood):
         self.mood = mood
 
     @precondition(lambda self: self.on)
-    @rule(what=st.sampled_from(["max_pages", "threshold"]), value=st.integers(1, 20))
+    @rule(what=st.sampled_from(["max_pages", "threshold"]), value=batches)
     def change_settings(self, what, value):
         self.set(what, value)
 
@@ -246,11 +254,13 @@ class AllocatorMachine(Operations):
 
     delays = (None, 0.0, 2.0)
 
-    @initialize(name=st.sampled_from(sorted(LAYOUTS)))
-    def begin(self, name):
+    @initialize(name=layouts, settings=st.none() | hintings)
+    def begin(self, name, settings):
         self.build(name, pcp=False)
         self.clock = Clock()
         self.real_log, self.oracle_log = [], []
+        if settings:
+            self.enable(settings)
 
     def host(self, most, log, check):
         """The callbacks for one of the two."""
@@ -398,17 +408,18 @@ class ThreadedMachine(Operations):
     delays = (None, 0.0, 0.001)
     ROOM = 1 << 16  # pages; zones grow
 
-    @initialize(name=st.sampled_from(sorted(LAYOUTS)), pcp=st.booleans())
-    def begin(self, name, pcp):
+    @initialize(name=layouts, pcp=st.booleans(), mood=moods, pause=pauses, settings=hintings)
+    def begin(self, name, pcp, mood, pause, settings):
         self.build(name, pcp=pcp)
-        self.pcp = pcp
-        self.pause, self.most, self.reports, self.broken = 0.0, 0, 0, []
+        self.pcp, self.mood, self.pause = pcp, mood, pause
+        self.most, self.reports, self.broken = 0, 0, []
         self.at_host = np.zeros(self.ROOM, bool)
         self.taken = ~self.free_pages()  # allocated or absent
         self.closed = np.zeros(self.ROOM, bool)  # isolated, and every batch from before is back
         # By granule: what may be reported, as it has been touched since; and what must be by the end of a flush.
         self.untold = np.ones(self.ROOM >> self.real.min_order, bool)
         self.due = np.ones(self.ROOM >> self.real.min_order, bool)
+        self.enable(settings)
 
     # -- who has what
 
@@ -531,10 +542,17 @@ class ThreadedMachine(Operations):
                     assert not self.due[(zone.base >> order) + granule], "not reported"
                     assert not bits[granule], "still to be reported"
 
-    @rule(pause=st.sampled_from([0.0, 0.0, 0.001]))
+    @rule(pause=pauses)
     def change_pause(self, pause):
         """How long a report takes; not under one switch of threads."""
         self.pause = pause
+
+    @rule(seed=picks, most=st.integers(0, 4))
+    def churn(self, seed, most):
+        """A burst, so that much happens while one report is out."""
+        rng = np.random.default_rng(seed)
+        for pick in rng.integers(0, 10**6, 10).tolist():
+            self.free(pick) if pick % 2 else self.alloc(pick % 13 * most // 4, "movable", None)
 
     @rule()
     def drain(self):
