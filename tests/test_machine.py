@@ -21,6 +21,7 @@ import pagehint as ph
 SECTION = 128
 orders = st.integers(0, 12)
 types = st.sampled_from(["movable", "unmovable", "reclaimable"])
+pageblock_types = st.sampled_from(["isolate", "movable", "unmovable"])
 picks = st.integers(0, 10**6)
 layouts = st.sampled_from(sorted(LAYOUTS))
 batches = st.integers(1, 3) | st.integers(1, 20)  # mostly so few that small zones are above the watermark gate
@@ -198,10 +199,13 @@ class Operations(RuleBasedStateMachine):
         if offline:
             self.both("online", offline[pick % len(offline)] // SECTION * SECTION, SECTION)
 
-    @rule(pick=picks, blocks=st.integers(1, 3), migratetype=st.sampled_from(["isolate", "movable", "unmovable"]))
+    @rule(pick=picks, blocks=st.integers(1, 3), migratetype=pageblock_types)
     def set_migratetype(self, pick, blocks, migratetype):
+        self.retype(self.any_pfn(pick), blocks, migratetype)
+
+    def retype(self, pfn, blocks, migratetype):
         unit = max(512, 1 << self.real.min_order)
-        start = self.any_pfn(pick) // unit * unit
+        start = pfn // unit * unit
         end = start + blocks * unit
         for zone in self.oracle.zones:
             if start < zone.end_pfn and zone.start_pfn < end:
@@ -432,8 +436,8 @@ class ThreadedMachine(Operations):
         """A property of pages, by PFN, as the oracle has it."""
         pages = np.zeros(self.ROOM, bool)
         for zone in self.oracle.zones:
-            values = getattr(zone, name)
-            pages[zone.base : zone.base + len(values)] |= values
+            span = slice(zone.start_pfn, zone.end_pfn)  # the arrays reach further, perhaps into the next zone
+            pages[span] = getattr(zone, name)[zone.start_pfn - zone.base : zone.end_pfn - zone.base]
         return pages
 
     def free_pages(self):
