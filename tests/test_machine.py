@@ -203,6 +203,12 @@ class Operations(RuleBasedStateMachine):
     def set_migratetype(self, pick, blocks, migratetype):
         self.retype(self.any_pfn(pick), blocks, migratetype)
 
+    @rule(pick=picks, at=st.integers(0, 3), migratetype=pageblock_types)
+    def set_migratetype_where_used(self, pick, at, migratetype):
+        """Also of a part of a block, which must not come back as one."""
+        if block := self.pick_used(pick):
+            self.retype(block[0] + block[1] * at // 4, 1, migratetype)
+
     def retype(self, pfn, blocks, migratetype):
         unit = max(512, 1 << self.real.min_order)
         start = pfn // unit * unit
