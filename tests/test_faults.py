@@ -201,8 +201,24 @@ def test_refused_isolation_eating_the_hint(host):
     assert pages.stats().isolation_refused > 0
     pages.verify()
     pages.free_pages_bulk(taken, 9)
-    pages.run_pending()  # the gate opened, which is enough of a wake-up
+    pages.run_pending()
     assert granules(host.blocks) == list(range(0, 16384, GRANULE))
+    pages.disable_hinting()
+
+
+def test_refused_isolation_is_tried_again_when_the_gate_opens(host):
+    """Memory that is freed and hints nothing, being parts of granules, is enough of a wake-up."""
+    pages = real("64MiB", watermarks=(0, 1024, 2048))
+    halves = pages.alloc_pages_bulk(48, 8)
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=8, delay=None)
+    hinted = bits(pages)
+    assert len(hinted) == 8
+    assert pages.run_pending() == 1
+    assert host.blocks == []
+    pages.free_pages_bulk(halves[halves % GRANULE == 0], 8)
+    assert bits(pages) == hinted
+    assert pages.run_pending() == 1
+    assert granules(host.blocks) == hinted
     pages.disable_hinting()
 
 
@@ -227,6 +243,35 @@ def test_published_before_initialised():
         pages.disable_hinting()
         assert granules([(pfn, order) for pfn, order, _ in seen]) == list(range(0, 4096, GRANULE))
         assert pages.last_error is None
+
+
+def test_published_before_initialised_as_seen_from_inside(host):
+    """Until all is set the hook is off, and nothing that the last time has left is acted on."""
+    pages = real("64MiB")
+    block = pages.alloc_pages(9)
+    seen = []
+
+    class LastError(Exception):
+        def __del__(self):  # the last error of the last time is dropped in the midst of enabling
+            pages.free_pages(block, 9)
+            seen.append((pages.hinting_enabled, bits(pages)))
+
+    errors = [OSError, LastError]  # the first is logged, and so kept
+
+    def hint_pages(blocks):
+        raise errors.pop(0)
+
+    with pages.hinting(ph.PageHintingCallbacks(hint_pages), workqueue="manual", threshold=1, delay=None):
+        pages.flush_hinting()
+        pages.flush_hinting()
+    queued = pages.stats().work_queued
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=33, delay=None)
+    assert seen == [(False, [])]
+    assert pages.run_pending() == 0
+    assert pages.stats().work_queued == queued
+    pages.flush_hinting()
+    assert granules(host.blocks) == list(range(0, 16384, GRANULE))
+    pages.disable_hinting()
 
 
 def test_remainder_below_the_threshold_never_reported(make, host, clock):
@@ -263,15 +308,17 @@ def test_free_memory_at_enable_never_reported(make, host):
     pages.disable_hinting()
 
 
-def test_isolate_pageblock_reported(make, host):
-    """Blocks in isolate pageblocks are not reported; their hints wait."""
+def test_isolate_pageblock_reported(make, host, clock):
+    """Blocks in isolate pageblocks are not reported; their hints wait, and go out without a flush when they may."""
     pages = make("64MiB")
     pages.set_migratetype(1024, 1024, "isolate")
-    pages.enable_hinting(host.callbacks, workqueue="manual")
+    pages.enable_hinting(host.callbacks, workqueue="manual", clock=clock)
     pages.flush_hinting()
     assert granules(host.take()) == [g for g in range(0, 16384, GRANULE) if g not in (1024, 1536)]
     pages.set_migratetype(1024, 1024, "movable")
-    pages.flush_hinting()
+    assert pages.run_pending() == 0
+    clock.sleep(2.1)
+    assert pages.run_pending() == 1
     assert granules(host.take()) == [1024, 1536]
     pages.disable_hinting()
 
