@@ -388,6 +388,10 @@ class OwningHost:
         self.expect(self.live, "a report after disable_hinting")
         self.expect(self.prepared, "a report outside prepare and cleanup")
         self.expect(0 < len(blocks) <= machine.most, f"{len(blocks)} blocks at once")
+        for pfn, order, index in blocks.tolist():
+            zone = machine.real.zones[index]
+            self.expect(zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages, "the wrong zone")
+            self.expect(machine.real.min_order <= order <= machine.real.max_page_order, f"a block of order {order}")
         pages = machine.pages_of(blocks)
         self.expect(len(np.unique(pages)) == len(pages), "a page twice in one report")
         machine.at_host[pages] = True
