@@ -155,6 +155,34 @@ def test_disable_racing_with_a_free():
     assert pages.stats().isolated_pages == 0
 
 
+def test_disable_racing_with_a_free_in_the_same_instant():
+    """Frees that spend nearly all their time at the zone's lock, one of them in the midst of every disable."""
+    pages = real("64MiB", min_order=0)
+    bitmap = pages.zones[0].hint_bitmap
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(8000))
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    stale = []
+    for _ in range(150):
+        pages.enable_hinting(Host().callbacks, workqueue="manual", threshold=1 << 20, delay=None, mark_free=False)
+        while not bitmap.any():
+            pass
+        pages.disable_hinting()
+        if bitmap.any() or pages.stats().hints_pending:
+            stale.append(pages.stats().hints_pending)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert stale == []
+    pages.verify()
+
+
 def test_put_back_merging_with_a_neighbour_freed_meanwhile(few_host):
     """A buddy freed while a block is out merges with it at put-back, and keeps its own hint."""
     pages = real("16MiB")
@@ -428,7 +456,10 @@ def test_re_enable_without_disable(make, few_host):
     assert pages.threshold == 5
     pages.flush_hinting()
     assert other.blocks == []
-    assert granules(few_host.blocks) == list(range(0, 4096, GRANULE))
+    assert granules(few_host.take()) == list(range(0, 4096, GRANULE))
+    with pytest.raises(ph.HintingActiveError):
+        pages.enable_hinting(other.callbacks, workqueue="manual")
+    assert pages.stats().hints_pending == 0  # nor has it hinted anew what is reported
     pages.disable_hinting()
     pages.enable_hinting(other.callbacks, workqueue="manual")
     pages.disable_hinting()
