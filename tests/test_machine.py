@@ -26,7 +26,7 @@ picks = st.integers(0, 10**6)
 layouts = st.sampled_from(sorted(LAYOUTS))
 batches = st.integers(1, 3) | st.integers(1, 20)  # mostly so few that small zones are above the watermark gate
 moods = st.sampled_from(["takes all", "raises", "sometimes", "refuses some", "prepare raises", "prepare refuses"])
-pauses = st.sampled_from([0.0, 0.001])
+pauses = st.sampled_from([0.0, 0.001, 0.005])
 hintings = st.fixed_dictionaries(
     {
         "batch": batches,
@@ -134,9 +134,10 @@ class Operations(RuleBasedStateMachine):
         assert len(pfns) == count
         self.took(pfns, 1 << order)
 
-    @rule(pick=picks, order=orders)
-    def alloc_at(self, pick, order):
-        self.both("alloc_pages_at", self.any_pfn(pick), order)
+    @rule(pick=picks, order=orders, aligned=st.booleans())
+    def alloc_at(self, pick, order, aligned):
+        pfn = self.any_pfn(pick)
+        self.both("alloc_pages_at", pfn >> order << order if aligned else pfn, order)
 
     @rule(nr_pages=st.one_of(st.integers(1, 70), st.integers(1, 1500)), migratetype=types)
     def alloc_exact(self, nr_pages, migratetype):
@@ -422,7 +423,7 @@ class ThreadedMachine(Operations):
     delays = (None, 0.0, 0.001)
     ROOM = 1 << 16  # pages; zones grow
 
-    @initialize(name=layouts, pcp=st.booleans(), mood=moods, pause=pauses, settings=hintings)
+    @initialize(name=layouts, pcp=st.booleans(), mood=st.just("takes all") | moods, pause=pauses, settings=hintings)
     def begin(self, name, pcp, mood, pause, settings):
         self.build(name, pcp=pcp)
         self.pcp, self.mood, self.pause = pcp, mood, pause
@@ -561,12 +562,17 @@ class ThreadedMachine(Operations):
         """How long a report takes; not under one switch of threads."""
         self.pause = pause
 
-    @rule(seed=picks, most=st.integers(0, 4))
-    def churn(self, seed, most):
-        """A burst, so that much happens while one report is out."""
+    @rule(seed=picks, top=orders)
+    def churn(self, seed, top):
+        """A burst, without the checks between, so that much happens while one report is out."""
         rng = np.random.default_rng(seed)
-        for pick in rng.integers(0, 10**6, 10).tolist():
-            self.free(pick) if pick % 2 else self.alloc(pick % 13 * most // 4, "movable", None)
+        for pick, order in zip(rng.integers(0, 10**6, 20).tolist(), rng.integers(0, top + 1, 20).tolist(), strict=True):
+            if pick % 4 < 2:
+                self.free(pick)
+            elif pick % 4 == 2:
+                self.alloc(order, "movable", None)
+            else:
+                self.alloc_at(pick, order, True)
 
     @rule()
     def drain(self):
