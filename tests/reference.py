@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from itertools import takewhile
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from pagehint import layout
 from pagehint.sizes import parse_size
 
 PAGEBLOCK = 512
+BULK_CHUNK = 256
 
 
 class ReferenceZone:
@@ -222,15 +224,17 @@ class ReferenceAllocator:
 
     # -- free
 
-    def _give(self, zone, page, nr_pages):
+    def _give(self, zone, page, nr_pages, evaluate=True):
         zone.free[page : page + nr_pages] = True
-        self._hint(zone, [g for g in zone.granules(page, nr_pages) if zone.granule_is_free(g)])
+        return self._hint(zone, [g for g in zone.granules(page, nr_pages) if zone.granule_is_free(g)], evaluate)
 
-    def _hint(self, zone, granules):
+    def _hint(self, zone, granules, evaluate=True):
         if self.hinting_enabled and granules:
             self.count.hints_set += len(set(granules) - zone.hints)
             zone.hints.update(granules)
-            self._evaluate(zone)
+            if evaluate:
+                self._evaluate(zone)
+        return bool(granules)
 
     def _check_used(self, pfn, nr_pages):
         zone = self._zone(pfn)
@@ -262,8 +266,19 @@ class ReferenceAllocator:
             self._check_used(pfn, 1 << each)
         if len(set(pfns)) < len(pfns):
             raise ph.BadPageError("a PFN is there twice")
-        for pfn, each in zip(pfns, orders, strict=True):
-            self.free_pages(pfn, each)
+        # The count is looked at when a lock round ends: so many blocks of one zone.
+        blocks = [(self._zone(pfn), pfn, 1 << each) for pfn, each in zip(pfns, orders, strict=True)]
+        while blocks:
+            zone = blocks[0][0]
+            round_ = list(takewhile(lambda block, zone=zone: block[0] is zone, blocks[:BULK_CHUNK]))
+            hinted = False
+            for _, pfn, nr_pages in round_:
+                del zone.used[pfn - zone.base]
+                hinted |= self._give(zone, pfn - zone.base, nr_pages, evaluate=False)
+            if hinted:
+                self._evaluate(zone)
+            self._settle()
+            del blocks[: len(round_)]
 
     def drain_pcp(self):
         pass

@@ -325,6 +325,39 @@ def test_what_is_freed_into_an_isolate_pageblock_stays_there(make):
     assert free_set(pages) == [[(0, 9), (512, 9)]]
 
 
+@pytest.mark.parametrize("way", ["block", "bulk", "run", "report", "online"])
+def test_what_comes_back_with_one_isolate_pageblock_in_it_comes_back_in_parts(make, few_host, way):
+    """However a block of two pageblocks gets free again: isolate never merges, so nobody is given its pages."""
+    pages = make("256MiB")
+    if way == "block":
+        pages.alloc_pages_at(0, 10)
+    elif way == "bulk":
+        pages.alloc_pages_at(0, 10), pages.alloc_pages_at(1024, 10)
+    elif way == "run":
+        assert pages.alloc_pages_exact(1536) == 0
+    elif way == "online":
+        pages.offline(0, 32768)
+    if way == "report":
+        few_host.answer = lambda blocks: pages.set_migratetype(512, 512, "isolate")
+        with pages.hinting(few_host.callbacks, workqueue="manual"):
+            pages.flush_hinting()
+    else:
+        pages.set_migratetype(512, 512, "isolate")
+    if way == "block":
+        pages.free_pages(0, 10)
+    elif way == "bulk":
+        pages.free_pages_bulk([0, 1024], 10)
+    elif way == "run":
+        pages.free_pages_exact(0, 1536)
+    elif way == "online":
+        pages.online(0, 32768)
+    assert pages.zones[0].free_blocks().tolist()[:3] == [(0, 9), (512, 9), (1024, 10)]
+    pages.verify()
+    assert 0 not in pages.alloc_pages_bulk(63, 10)
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages(10)
+
+
 def test_stealing_claims_whole_pageblocks():
     """Unmovable pages gather in few pageblocks instead of being scattered over the movable ones."""
     pages = real("64MiB")

@@ -12,6 +12,9 @@ import pagehint as ph
 
 GRANULE = 512  # pages, by default
 
+# Some of the faults hang in compiled code, where a signal's handler is never run: a thread has to notice.
+pytestmark = pytest.mark.timeout(60, method="thread")
+
 
 def bits(pages):
     """PFNs of the granules hinted in all zones."""
@@ -35,9 +38,11 @@ def test_bitmap_allocated_under_the_spinlock_and_lock_kept_on_failure(host):
         assert not pages.hinting_enabled
         assert bits(pages) == []
         pages.free_pages(pages.alloc_pages())  # would hang if a lock were kept
-    before = pages.zones[0].metadata_bytes
+    before, bitmap = pages.zones[0].metadata_bytes, pages.zones[0].hint_bitmap
     pages.enable_hinting(host.callbacks, workqueue="manual")
     assert pages.zones[0].metadata_bytes == before
+    assert bitmap.any()  # it is where it was; enabling allocates none
+    assert np.shares_memory(bitmap, pages.zones[0].hint_bitmap)
     pages.disable_hinting()
 
 
@@ -45,6 +50,8 @@ def test_zone_index_over_populated_zones(host):
     """Zones are told apart by identity: one without any memory online before the others shifts nobody's hints."""
     pages = real([ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)])
     pages.offline(0, 32768)  # the first zone is empty now
+    zones = set()
+    host.answer = lambda blocks: zones.update(blocks["zone"].tolist())
     with pages.hinting(host.callbacks, workqueue="manual", mark_free=False):
         pages.free_pages(pages.alloc_pages(9), 9)
         assert all(pfn >= 32768 for pfn in bits(pages))
@@ -52,6 +59,7 @@ def test_zone_index_over_populated_zones(host):
     [(pfn, order)] = host.blocks
     assert pfn >= 32768
     assert order == 9
+    assert zones == {1}
     pages.verify()
 
 
@@ -128,7 +136,7 @@ def test_disable_racing_with_a_free():
     threads = [threading.Thread(target=churn) for _ in range(2)]
     for thread in threads:
         thread.start()
-    after = []
+    after, stale = [], set()
     for _ in range(150):
         live = []
         callbacks = ph.PageHintingCallbacks(lambda blocks, live=live: live.append(len(blocks)), 4)
@@ -136,14 +144,43 @@ def test_disable_racing_with_a_free():
         pages.flush_hinting()
         pages.disable_hinting()
         after.append((live, len(live)))
+        stale.update(bits(pages))
     stop.set()
     for thread in threads:
         thread.join()
     assert errors == []
     assert all(len(live) == count for live, count in after)  # no callback after disable
-    assert bits(pages) == []
+    assert stale == set()
     pages.verify()
     assert pages.stats().isolated_pages == 0
+
+
+def test_disable_racing_with_a_free_in_the_same_instant():
+    """Frees that spend nearly all their time at the zone's lock, one of them in the midst of every disable."""
+    pages = real("64MiB", min_order=0)
+    bitmap = pages.zones[0].hint_bitmap
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(8000))
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    stale = []
+    for _ in range(150):
+        pages.enable_hinting(Host().callbacks, workqueue="manual", threshold=1 << 20, delay=None, mark_free=False)
+        while not bitmap.any():
+            pass
+        pages.disable_hinting()
+        if bitmap.any() or pages.stats().hints_pending:
+            stale.append(pages.stats().hints_pending)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert stale == []
+    pages.verify()
 
 
 def test_put_back_merging_with_a_neighbour_freed_meanwhile(few_host):
@@ -192,8 +229,24 @@ def test_refused_isolation_eating_the_hint(host):
     assert pages.stats().isolation_refused > 0
     pages.verify()
     pages.free_pages_bulk(taken, 9)
-    pages.run_pending()  # the gate opened, which is enough of a wake-up
+    pages.run_pending()
     assert granules(host.blocks) == list(range(0, 16384, GRANULE))
+    pages.disable_hinting()
+
+
+def test_refused_isolation_is_tried_again_when_the_gate_opens(host):
+    """Memory that is freed and hints nothing, being parts of granules, is enough of a wake-up."""
+    pages = real("64MiB", watermarks=(0, 1024, 2048))
+    halves = pages.alloc_pages_bulk(48, 8)
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=8, delay=None)
+    hinted = bits(pages)
+    assert len(hinted) == 8
+    assert pages.run_pending() == 1
+    assert host.blocks == []
+    pages.free_pages_bulk(halves[halves % GRANULE == 0], 8)
+    assert bits(pages) == hinted
+    assert pages.run_pending() == 1
+    assert granules(host.blocks) == hinted
     pages.disable_hinting()
 
 
@@ -218,6 +271,35 @@ def test_published_before_initialised():
         pages.disable_hinting()
         assert granules([(pfn, order) for pfn, order, _ in seen]) == list(range(0, 4096, GRANULE))
         assert pages.last_error is None
+
+
+def test_published_before_initialised_as_seen_from_inside(host):
+    """Until all is set the hook is off, and nothing that the last time has left is acted on."""
+    pages = real("64MiB")
+    block = pages.alloc_pages(9)
+    seen = []
+
+    class LastError(Exception):
+        def __del__(self):  # the last error of the last time is dropped in the midst of enabling
+            pages.free_pages(block, 9)
+            seen.append((pages.hinting_enabled, bits(pages)))
+
+    errors = [OSError, LastError]  # the first is logged, and so kept
+
+    def hint_pages(blocks):
+        raise errors.pop(0)
+
+    with pages.hinting(ph.PageHintingCallbacks(hint_pages), workqueue="manual", threshold=1, delay=None):
+        pages.flush_hinting()
+        pages.flush_hinting()
+    queued = pages.stats().work_queued
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=33, delay=None)
+    assert seen == [(False, [])]
+    assert pages.run_pending() == 0
+    assert pages.stats().work_queued == queued
+    pages.flush_hinting()
+    assert granules(host.blocks) == list(range(0, 16384, GRANULE))
+    pages.disable_hinting()
 
 
 def test_remainder_below_the_threshold_never_reported(make, host, clock):
@@ -254,15 +336,17 @@ def test_free_memory_at_enable_never_reported(make, host):
     pages.disable_hinting()
 
 
-def test_isolate_pageblock_reported(make, host):
-    """Blocks in isolate pageblocks are not reported; their hints wait."""
+def test_isolate_pageblock_reported(make, host, clock):
+    """Blocks in isolate pageblocks are not reported; their hints wait, and go out without a flush when they may."""
     pages = make("64MiB")
     pages.set_migratetype(1024, 1024, "isolate")
-    pages.enable_hinting(host.callbacks, workqueue="manual")
+    pages.enable_hinting(host.callbacks, workqueue="manual", clock=clock)
     pages.flush_hinting()
     assert granules(host.take()) == [g for g in range(0, 16384, GRANULE) if g not in (1024, 1536)]
     pages.set_migratetype(1024, 1024, "movable")
-    pages.flush_hinting()
+    assert pages.run_pending() == 0
+    clock.sleep(2.1)
+    assert pages.run_pending() == 1
     assert granules(host.take()) == [1024, 1536]
     pages.disable_hinting()
 
@@ -372,7 +456,10 @@ def test_re_enable_without_disable(make, few_host):
     assert pages.threshold == 5
     pages.flush_hinting()
     assert other.blocks == []
-    assert granules(few_host.blocks) == list(range(0, 4096, GRANULE))
+    assert granules(few_host.take()) == list(range(0, 4096, GRANULE))
+    with pytest.raises(ph.HintingActiveError):
+        pages.enable_hinting(other.callbacks, workqueue="manual")
+    assert pages.stats().hints_pending == 0  # nor has it hinted anew what is reported
     pages.disable_hinting()
     pages.enable_hinting(other.callbacks, workqueue="manual")
     pages.disable_hinting()
