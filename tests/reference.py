@@ -19,7 +19,7 @@ from pagehint import layout
 from pagehint.sizes import parse_size
 
 PAGEBLOCK = 512
-BULK_CHUNK = 256
+BULK_CHUNK = 128
 
 
 class ReferenceZone:
