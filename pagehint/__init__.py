@@ -18,7 +18,7 @@ from pagehint.errors import (
 )
 from pagehint.explain import Explanation
 from pagehint.layout import Watermarks, ZoneSpec
-from pagehint.stats import Stats
+from pagehint.stats import LockStats, Stats
 
 __version__ = version("pagehint")
 
@@ -32,6 +32,7 @@ __all__ = [
     "Explanation",
     "HintingActiveError",
     "HintingInactiveError",
+    "LockStats",
     "OutOfMemoryError",
     "PageAllocator",
     "PageHintError",

@@ -41,7 +41,7 @@ from pagehint._zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAG
 from pagehint import _callbacks, errors, layout, procfs
 from pagehint.explain import explain_zones
 from pagehint.sizes import format_size, parse_size
-from pagehint.stats import Stats
+from pagehint.stats import LockStats, Stats
 
 cnp.import_array()
 
@@ -221,6 +221,9 @@ cdef class Zone:
             "hinting": copy.hint_order != NO_HINTS,
             "lock_acquired": copy.lock.acquired,
             "lock_contended": copy.lock.contended,
+            "longest_wait": copy.lock.longest_wait,
+            "longest_hold": copy.longest_hold,
+            "holds": list(copy.holds),
             **counters,
         }
 
@@ -805,8 +808,14 @@ cdef class PageAllocator:
         """A granule is ``2**min_order`` pages."""
         return self.memory.min_order
 
-    def stats(self):
-        """Return the counts as of now, added over all zones: a `Stats`."""
+    def stats(self, bint locks=False):
+        """Return the counts as of now, added over all zones: a `Stats`.
+
+        Parameters
+        ----------
+        locks : bool, default False
+            Also how long the zone locks were waited for and held: a `LockStats`, in the attribute `locks`.
+        """
         cdef Engine *e = &self.memory.m.engine
         zones = [zone.figures() for zone in self.zone_objects]
         pcp = sum(count for zone in zones for count, _, _ in zone["page_sets"])
@@ -822,6 +831,11 @@ cdef class PageAllocator:
             "reports": e.reports,
             "report_errors": e.report_errors,
             "prepare_errors": e.prepare_errors,
+            "locks": LockStats(
+                max(zone["longest_wait"] for zone in zones),
+                max(zone["longest_hold"] for zone in zones),
+                tuple([(1 << i, count) for i, count in enumerate(map(sum, zip(*[zone["holds"] for zone in zones]))) if count]),
+            ) if locks else None,
         })
 
     def explain(self):

@@ -25,6 +25,7 @@ from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backo
                                engine_batch_end, engine_disarm, engine_due, engine_lock, engine_next, engine_release,
                                engine_unlock, engine_wait, pthread_cond_broadcast, pthread_cond_signal)
 from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
+from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_release, pthread_self
 from pagehint._machine cimport machine_drain
@@ -362,6 +363,7 @@ cdef class HintingEngine:
         """One pass over a zone's hints. Returns whether anything failed."""
         cdef Engine *e = &self.m.engine
         cdef uint64_t cursor = 0, most, n
+        cdef int64_t began
         cdef bint failed = False, open
         lock_acquire(&z.lock, True)
         z.queued = False
@@ -380,18 +382,22 @@ cdef class HintingEngine:
                 break
             most = self.grow_batch(engine_batch_begin(e))
             lock_acquire(&z.lock, True)
+            began = monotonic_ns()
             open = self.gate(z, most)
             n = isolate_batch(z, &cursor, most, e.max_report_order, self.blocks) if open else 0
             self.batch = n
             self.batch_zone = z
+            hold_note(z, began)
             zone_unlock(z)
             if n:
                 memset(self.failed, 0, n)
                 failed |= self.report(n)
                 lock_acquire(&z.lock, True)
+                began = monotonic_ns()
                 if self.batch:          # else the callback has forked, and we are the child, which has put it back
                     put_back(z, self.blocks, n, self.failed)
                 self.batch = 0
+                hold_note(z, began)
                 zone_unlock(z)
             engine_batch_end(e)
         return failed

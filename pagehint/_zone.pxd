@@ -30,6 +30,7 @@ cdef enum:                      # migratetypes; the first three are what callers
     MT_ISOLATE = 3
     NR_TYPES = 4
     NR_LISTS = 132              # NR_TYPES * NR_ORDERS
+    HOLD_BUCKETS = 32
 
 # What a leaf is, one byte each. ABSENT is zero, so that a hole costs no memory.
 cdef enum:
@@ -97,6 +98,8 @@ cdef struct PageZone:
     uint64_t managed_pages          # present and online
     uint64_t watermark[3]           # min, low, high
     ZoneCounters counters
+    uint64_t holds[HOLD_BUCKETS]    # rounds of the engine that held the lock for under 2**i nanoseconds
+    uint64_t longest_hold           # nanoseconds
     # Outside the lock.
     void *pcp                       # Pcp[nr_cpus], or NULL
     void *engine                    # Engine

@@ -10,6 +10,25 @@ from pagehint.sizes import format_size
 
 
 @dataclass(frozen=True)
+class LockStats:
+    """How the zone locks fare, over all zones since the allocator was made.
+
+    `holds` are the engine's rounds (a batch isolated, a batch put back) by how long each held the lock: pairs of a limit
+    in nanoseconds, a power of two, and how many rounds stayed under it and over the one before.
+    """
+
+    longest_wait_ns: int
+    longest_hold_ns: int
+    holds: tuple[tuple[int, int], ...]
+
+    def __repr__(self) -> str:
+        most = max((count for _, count in self.holds), default=0)
+        bars = [f"  under {limit:>9,} ns {count:>9,} {'#' * (40 * count // most)}" for limit, count in self.holds]
+        title = f"LockStats: longest wait {self.longest_wait_ns:,} ns, longest hold {self.longest_hold_ns:,} ns"
+        return "\n".join([title, *bars])
+
+
+@dataclass(frozen=True)
 class Stats:
     """Counts, added over all zones. At rest managed = free + pcp + isolated + allocated, and isolated is 0.
 
@@ -40,11 +59,12 @@ class Stats:
     lock_acquired: int
     lock_contended: int
     page_size: int = field(default=4096, repr=False, compare=False)
+    locks: LockStats | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts by name."""
         values = asdict(self)
-        del values["page_size"]
+        del values["page_size"], values["locks"]
         return values
 
     def _rows(self) -> list[tuple[str, str]]:
