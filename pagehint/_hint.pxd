@@ -1,7 +1,8 @@
 """The hint bitmap and its hook: which granules are free, in the buddy, and unreported since they were last in use.
 
 The bits are written under the zone lock only, and the count changes with them, so it is exact. The worker
-looks for the next bit without the lock, hence the relaxed atomic accesses.
+looks for the next bit without the lock, hence the relaxed atomic accesses. A second level has a bit for each word of
+the first that is not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, store64
@@ -11,9 +12,23 @@ from pagehint._lock cimport assert_held
 from pagehint._zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
 
 
+cdef struct HintScan:           # a walk over the bits
+    uint64_t index              # of the word it is in
+    uint64_t word               # the bits of that word still to come
+    uint64_t filled             # the words after it, of the 64 that share a word of the second level, that are not empty
+
+
+cdef inline void hint_store(PageZone *z, uint64_t i, uint64_t word) noexcept nogil:
+    """Write a word of the bitmap, and keep the second level in step. Zone lock held."""
+    cdef uint64_t *filled = &z.hint_words[i >> 6]
+    cdef uint64_t bit = <uint64_t>1 << (i & 63)
+    store64(&z.hints[i], word, RELAXED)
+    store64(filled, filled[0] | bit if word else filled[0] & ~bit, RELAXED)
+
+
 cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint value) noexcept nogil:
     """Set or clear `n` bits from `granule` on; return how many changed. Zone lock held."""
-    cdef uint64_t changed = 0, end = granule + n, mask, old
+    cdef uint64_t changed = 0, end = granule + n, mask, old, new
     cdef int bit, width
     assert_held(&z.lock)
     PH_ASSERT(end <= z.nr_granules)
@@ -22,12 +37,10 @@ cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint
         width = <int>min(<uint64_t>(64 - bit), end - granule)
         mask = low_ones(width) << bit
         old = z.hints[granule >> 6]
-        if value:
-            changed += popcount64(mask & ~old)
-            store64(&z.hints[granule >> 6], old | mask, RELAXED)
-        else:
-            changed += popcount64(mask & old)
-            store64(&z.hints[granule >> 6], old & ~mask, RELAXED)
+        new = old | mask if value else old & ~mask
+        if new != old:
+            changed += popcount64(new ^ old)
+            hint_store(z, granule >> 6, new)
         granule += width
     if value:
         z.hint_count += changed
@@ -96,20 +109,38 @@ cdef inline bint hint_ready(const PageZone *z) noexcept nogil:
     return z.wake_at != INT64_MAX and <int64_t>usable_free_pages(z) >= z.wake_at
 
 
+cdef inline void scan_begin(const PageZone *z, HintScan *scan, uint64_t granule) noexcept nogil:
+    """Look for bits from `granule` on, which is in the bitmap."""
+    scan.index = granule >> 6
+    scan.word = load64(&z.hints[scan.index], RELAXED) & (<uint64_t>-1 << (granule & 63))
+    scan.filled = load64(&z.hint_words[scan.index >> 6], RELAXED) & (<uint64_t>-2 << (scan.index & 63))
+
+
+cdef inline uint64_t scan_next(const PageZone *z, HintScan *scan, uint64_t end) noexcept nogil:
+    """The next granule whose bit is set, or `end`. Needs no lock: a bit may be set or cleared at once."""
+    cdef uint64_t last = (end - 1) >> 12, group, granule
+    while scan.word == 0:
+        group = scan.index >> 6
+        while scan.filled == 0:
+            group += 1
+            if group > last:
+                return end
+            scan.filled = load64(&z.hint_words[group], RELAXED)
+        scan.index = group << 6 | <uint64_t>ctz64(scan.filled)
+        scan.filled &= scan.filled - 1
+        scan.word = load64(&z.hints[scan.index], RELAXED)
+    granule = scan.index << 6 | <uint64_t>ctz64(scan.word)
+    scan.word &= scan.word - 1
+    return min(granule, end)
+
+
 cdef inline uint64_t hint_find(const PageZone *z, uint64_t granule, uint64_t end) noexcept nogil:
-    """First granule at or after `granule` whose bit is set, or `end`. Needs no lock: a bit may be set or cleared at once."""
-    cdef uint64_t i, last, word
+    """First granule at or after `granule` whose bit is set, or `end`. Needs no lock."""
+    cdef HintScan scan
     if granule >= end:
         return end
-    i = granule >> 6
-    last = (end - 1) >> 6
-    word = load64(&z.hints[i], RELAXED) & (<uint64_t>-1 << (granule & 63))
-    while word == 0:
-        if i == last:
-            return end
-        i += 1
-        word = load64(&z.hints[i], RELAXED)
-    return min((i << 6) + ctz64(word), end)
+    scan_begin(z, &scan, granule)
+    return scan_next(z, &scan, end)
 
 
 cdef inline bint hints_all_set(const PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:

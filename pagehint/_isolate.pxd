@@ -2,9 +2,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
-from pagehint._hint cimport granules_of, hint_assign, hint_find, hint_mark, hints_all_set
+from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
 from pagehint._lock cimport assert_held
-from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, type_of
+from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
 
 cdef extern from "pagehint.h":
     ctypedef struct pagehint_block:
@@ -24,21 +24,23 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
     """
     cdef uint64_t n = 0, granule, page, head = 0, end
+    cdef HintScan scan
     cdef int order, source
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
+    if cursor[0] >= end:
+        return 0
+    scan_begin(z, &scan, cursor[0])
     while n < max_blocks:
-        granule = hint_find(z, cursor[0], end)
-        cursor[0] = granule
+        granule = scan_next(z, &scan, end)
+        cursor[0] = min(granule + 1, end)
         if granule == end:
             break
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
         PH_ASSERT(source != NOT_FREE)       # the bit is exact
         if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
-            # Its bit stays for the day the pageblock is given back.
-            cursor[0] = max(granule + 1, ((page >> PAGEBLOCK_ORDER) + 1) << PAGEBLOCK_ORDER >> z.min_order)
-            continue
+            continue                        # its bit stays for the day the pageblock is given back
         order = z.min_order
         while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
                and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
@@ -48,7 +50,9 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         blocks[n].pfn = z.base_pfn + page
         blocks[n].order = order
         blocks[n].zone = z.index
-        cursor[0] = granule + granules_of(z, order)
+        if order > z.min_order:
+            cursor[0] = granule + granules_of(z, order)
+            scan_begin(z, &scan, min(cursor[0], z.nr_granules - 1))
         n += 1
         z.isolated_pages += <uint64_t>1 << order
         z.counters.blocks_isolated += 1

@@ -33,11 +33,16 @@ cdef inline uint64_t granules_for(const PageZone *z, uint64_t nr_leaves) noexcep
     return ((nr_leaves << LEAF_SHIFT) + (<uint64_t>1 << z.min_order) - 1) >> z.min_order
 
 
+cdef inline uint64_t hint_words_for(const PageZone *z, uint64_t nr_leaves) noexcept nogil:
+    return granules_for(z, nr_leaves) // 64 + 1
+
+
 cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
     """Make the metadata of the first `nr_leaves` leaves usable; -1 and errno where the kernel refuses."""
     if (open_array(z.leaves, nr_leaves * sizeof(Leaf)) or open_array(z.links, nr_leaves * sizeof(Links))
             or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
-            or open_array(z.hints, (granules_for(z, nr_leaves) // 64 + 1) * 8)):
+            or open_array(z.hints, hint_words_for(z, nr_leaves) * 8)
+            or open_array(z.hint_words, (hint_words_for(z, nr_leaves) // 64 + 1) * 8)):
         return -1
     return 0
 
@@ -54,13 +59,13 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + (z.nr_granules // 64 + 1) * 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
+            + hint_words_for(z, z.nr_leaves) * 8 + hint_words_for(z, z.nr_leaves) // 64 * 8 + 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
 
 
 cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
     """A zone without present pages; NULL and errno where memory lacks."""
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (sizeof(PageZone) + 63) // 64 * 64)
-    cdef uint64_t leaves, links, kinds, types, hints
+    cdef uint64_t leaves, links, kinds, types, hints, hint_words
     cdef uint32_t i
     cdef uint8_t *at
     if z == NULL:
@@ -78,8 +83,9 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     links = whole_pages((LIMIT_LEAVES + NR_LISTS) * sizeof(Links))
     kinds = whole_pages(LIMIT_LEAVES)
     types = whole_pages(LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1)
-    hints = whole_pages((granules_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
-    z.mapping_bytes = leaves + links + kinds + types + hints
+    hints = whole_pages(hint_words_for(z, LIMIT_LEAVES) * 8)
+    hint_words = whole_pages((hint_words_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
+    z.mapping_bytes = leaves + links + kinds + types + hints + hint_words
     z.mapping = mmap(NULL, z.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if z.mapping == MAP_FAILED:
         free(z)
@@ -90,6 +96,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.kinds = at + leaves + links
     z.types = at + leaves + links + kinds
     z.hints = <uint64_t *> (at + leaves + links + kinds + types)
+    z.hint_words = <uint64_t *> (at + leaves + links + kinds + types + hints)
     if (leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn))
             or open_array(&z.links[LIMIT_LEAVES], NR_LISTS * sizeof(Links))):
         munmap(z.mapping, z.mapping_bytes)

@@ -139,6 +139,9 @@ cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
         count += 1
         if not granule_is_free(z, granule << z.min_order):
             return found(f, "a hint for a granule that is not free", granule << z.min_order)
+    for granule in range(0, z.nr_granules, 64):
+        if (z.hint_words[granule >> 12] >> ((granule >> 6) & 63)) & 1 != (z.hints[granule >> 6] != 0):
+            return found(f, "the second level of the hints is not in step", granule << z.min_order)
     if count != z.hint_count:
         return found(f, "the hint count is not the number of bits", 0)
     if z.hint_order == NO_HINTS and count:

@@ -4,7 +4,7 @@ All indices are relative to `base_pfn`, the zone's start rounded down to a block
 pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
 
 Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
-of 2 MiB): 0.393 in all. The five arrays stand in one reserved mapping whose pages the kernel provides on first
+of 2 MiB): 0.393 in all. The six arrays stand in one reserved mapping whose pages the kernel provides on first
 touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -72,6 +72,7 @@ cdef struct PageZone:
     uint8_t *kinds
     uint8_t *types                  # migratetype of each pageblock
     uint64_t *hints                 # one bit a granule
+    uint64_t *hint_words            # one bit a word of `hints`: it is not empty
     uint64_t base_pfn
     uint64_t start_pfn
     uint64_t end_pfn
