@@ -6,7 +6,7 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport lock_init
-from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
+from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
                              PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
 
 cdef extern from "<stdlib.h>" nogil:
@@ -41,6 +41,7 @@ cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
     """Make the metadata of the first `nr_leaves` leaves usable; -1 and errno where the kernel refuses."""
     if (open_array(z.leaves, nr_leaves * sizeof(Leaf)) or open_array(z.links, nr_leaves * sizeof(Links))
             or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
+            or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)
             or open_array(z.hints, hint_words_for(z, nr_leaves) * 8)
             or open_array(z.hint_words, (hint_words_for(z, nr_leaves) // 64 + 1) * 8)):
         return -1
@@ -59,13 +60,13 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + hint_words_for(z, z.nr_leaves) * 8 + hint_words_for(z, z.nr_leaves) // 64 * 8 + 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
+            + z.nr_leaves // LINE_LEAVES + 1 + hint_words_for(z, z.nr_leaves) * 8 + hint_words_for(z, z.nr_leaves) // 64 * 8 + 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
 
 
 cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
     """A zone without present pages; NULL and errno where memory lacks."""
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (sizeof(PageZone) + 63) // 64 * 64)
-    cdef uint64_t leaves, links, kinds, types, hints, hint_words
+    cdef uint64_t leaves, links, kinds, types, lines, hints, hint_words
     cdef uint32_t i
     cdef uint8_t *at
     if z == NULL:
@@ -85,7 +86,8 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     types = whole_pages(LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1)
     hints = whole_pages(hint_words_for(z, LIMIT_LEAVES) * 8)
     hint_words = whole_pages((hint_words_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
-    z.mapping_bytes = leaves + links + kinds + types + hints + hint_words
+    lines = whole_pages(LIMIT_LEAVES // LINE_LEAVES + 1)
+    z.mapping_bytes = leaves + links + kinds + types + lines + hints + hint_words
     z.mapping = mmap(NULL, z.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if z.mapping == MAP_FAILED:
         free(z)
@@ -95,8 +97,9 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.links = <Links *> (at + leaves)
     z.kinds = at + leaves + links
     z.types = at + leaves + links + kinds
-    z.hints = <uint64_t *> (at + leaves + links + kinds + types)
-    z.hint_words = <uint64_t *> (at + leaves + links + kinds + types + hints)
+    z.lines = at + leaves + links + kinds + types
+    z.hints = <uint64_t *> (z.lines + lines)
+    z.hint_words = <uint64_t *> (z.lines + lines + hints)
     if (leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn))
             or open_array(&z.links[LIMIT_LEAVES], NR_LISTS * sizeof(Links))):
         munmap(z.mapping, z.mapping_bytes)

@@ -134,7 +134,7 @@ cdef class Memory:
             raise MemoryError(f"no memory for the per-CPU page sets of zone {self.specs[i].name}")
         memset(sets, 0, self.m.nr_cpus * sizeof(Pcp))
         for cpu in range(self.m.nr_cpus):
-            pcp_init(&sets[cpu], z.managed_pages)
+            pcp_init(&sets[cpu], cpu, z.managed_pages)
         z.pcp = sets
         z.atomic_words = True
 

@@ -2,12 +2,14 @@
 
 A block in a set is withheld: in its leaf, the `free` bit of its first page is set beside the `head` bit. That one
 bit, flipped atomically, is what makes a double free certain to be seen, on whichever CPU it happens; `head` itself
-changes under the zone lock only. A stack is filled from the set's reserve, four whole leaves where they are to be had:
-one cache line of leaf words, so that two CPUs do not flip bits in the same line all the time. What is too much goes
-back by halves. One set of one CPU is 3.2 KiB.
+changes under the zone lock only.
+
+So that two CPUs do not flip bits in the same cache line all the time, a stack is filled from the set's reserve, where it
+can be had a whole line of leaf words (256 pages), and a page of a line that another CPU filled from goes to the bottom of
+the stack, where it is the last to be used and the first to go back. What is too much goes back by halves. 3 KiB a CPU.
 """
-from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport ACQ_REL, ACQUIRE, clz64, ctz64, fetch_and64, load8, popcount64
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from pagehint._atomic cimport ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, load8, popcount64, store8
 from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
@@ -17,7 +19,7 @@ from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold
-from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone
+from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, PageZone
 from pagehint._wake cimport zone_unlock
 
 cdef extern from *:
@@ -38,7 +40,6 @@ cdef enum:
     PCP_TYPES = 3
     PCP_SLOTS = 240             # 128 + 64 + 32 + 16
     PCP_BATCH = 64
-    PCP_RESERVE_ORDER = 8       # 256 pages: a cache line of leaves
 
 cdef struct Reserve:            # whole leaves, each held as a block of order 6; none where page is end
     uint64_t page
@@ -46,15 +47,18 @@ cdef struct Reserve:            # whole leaves, each held as a block of order 6;
 
 cdef struct Pcp:
     BiasedLock lock             # a line of its own; all else is protected by it
+    uint8_t cpu                 # low byte of the CPU's number
     int batch                   # pages moved at once; half of what a stack may hold
     int count[PCP_TYPES][PCP_ORDERS]
     Reserve reserve[PCP_TYPES]
     uint32_t stack[PCP_TYPES][PCP_SLOTS]
+    uint64_t spare[3]           # up to a cache line: the next CPU's set follows
 
 
-cdef inline void pcp_init(Pcp *pcp, uint64_t managed_pages) noexcept nogil:
+cdef inline void pcp_init(Pcp *pcp, int cpu, uint64_t managed_pages) noexcept nogil:
     """An empty set, of zeroed memory. As in Linux, it holds no more than about a thousandth of its zone."""
     bias_init(&pcp.lock)
+    pcp.cpu = <uint8_t>cpu
     pcp.batch = <int>min(max(managed_pages // 1024, <uint64_t>1), <uint64_t>PCP_BATCH)
 
 
@@ -121,6 +125,7 @@ cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
 
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
     """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
+    cdef uint32_t *stack
     cdef int mt, most, rc = E_HELD
     if not bias_acquire(&pcp.lock, may_block):
         return E_AGAIN
@@ -135,7 +140,12 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
             pcp_drain(z, pcp, mt, order, most // 2)
             zone_unlock(z)
         if withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
-            pcp_stack(pcp, mt, order)[pcp.count[mt][order]] = <uint32_t>page
+            stack = pcp_stack(pcp, mt, order)
+            if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
+                stack[pcp.count[mt][order]] = <uint32_t>page
+            else:
+                stack[pcp.count[mt][order]] = stack[0]
+                stack[0] = <uint32_t>page
             pcp.count[mt][order] += 1
             rc = OK
     bias_release(&pcp.lock, True)
@@ -144,10 +154,11 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
 
 # ---- allocate -----------------------------------------------------------------------------------------------
 
-cdef inline void pcp_push(Pcp *pcp, int mt, int order, uint64_t leaf, uint64_t starts) noexcept nogil:
+cdef inline void pcp_push(PageZone *z, Pcp *pcp, int mt, int order, uint64_t leaf, uint64_t starts) noexcept nogil:
     """Stack the blocks that begin at `starts` in a leaf, the lowest on top."""
     cdef uint32_t *stack = pcp_stack(pcp, mt, order)
     cdef int n = pcp.count[mt][order]
+    store8(&z.lines[leaf // LINE_LEAVES], pcp.cpu, RELAXED)
     while starts:
         stack[n] = <uint32_t>(leaf << LEAF_SHIFT) | (63 - clz64(starts))
         starts &= ~(<uint64_t>1 << (63 - clz64(starts)))
@@ -159,12 +170,12 @@ cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
     """Reserve a line of leaves, if nothing smaller is free, so that no large block is broken needlessly. Both locks held."""
     cdef uint64_t page = 0
     cdef int source
-    if z.areas[mt].nonempty == 0 or ctz64(z.areas[mt].nonempty) < PCP_RESERVE_ORDER or pcp.batch < PCP_BATCH:
+    if z.areas[mt].nonempty == 0 or ctz64(z.areas[mt].nonempty) < LINE_ORDER or pcp.batch < PCP_BATCH:
         return
-    source = buddy_alloc(z, mt, PCP_RESERVE_ORDER, HELD, &page)
-    hint_broken(z, page, PCP_RESERVE_ORDER, source)
+    source = buddy_alloc(z, mt, LINE_ORDER, HELD, &page)
+    hint_broken(z, page, LINE_ORDER, source)
     pcp.reserve[mt].page = page
-    pcp.reserve[mt].end = page + (1 << PCP_RESERVE_ORDER)
+    pcp.reserve[mt].end = page + (1 << LINE_ORDER)
     while page < pcp.reserve[mt].end:
         set_kind(z, page >> LEAF_SHIFT, HELD | LEAF_SHIFT)
         page += LEAF_PAGES
@@ -179,16 +190,16 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
         if not lock_acquire(&z.lock, may_block):
             return E_AGAIN
         left = min(spare_pages(z, reserve) >> order, <uint64_t>pcp_batch(pcp, order))
-        if spare_pages(z, reserve) >= 1 << PCP_RESERVE_ORDER:
+        if spare_pages(z, reserve) >= 1 << LINE_ORDER:
             pcp_take_reserve(z, pcp, mt)
         while own.page == own.end and left and zone_take_many(z, mt, order, left, HELD, &taken):
             hint_broken_many(z, &taken, order)
-            pcp_push(pcp, mt, order, taken.leaf, taken.starts)
+            pcp_push(z, pcp, mt, order, taken.leaf, taken.starts)
             left -= popcount64(taken.starts)
         zone_unlock(z)
     if own.page != own.end:
         leaf_fill(z, own.page >> LEAF_SHIFT, order, HELD)
-        pcp_push(pcp, mt, order, own.page >> LEAF_SHIFT, aligned_starts[order])
+        pcp_push(z, pcp, mt, order, own.page >> LEAF_SHIFT, aligned_starts[order])
         own.page += LEAF_PAGES
     return OK if pcp.count[mt][order] else E_NOMEM
 

@@ -4,7 +4,7 @@ All indices are relative to `base_pfn`, the zone's start rounded down to a block
 pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
 
 Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
-of 2 MiB): 0.393 in all. The six arrays stand in one reserved mapping whose pages the kernel provides on first
+of 2 MiB): 0.393 in all. The seven arrays stand in one reserved mapping whose pages the kernel provides on first
 touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -15,6 +15,8 @@ from pagehint._lock cimport Lock, assert_held
 cdef enum:
     LEAF_SHIFT = 6
     LEAF_PAGES = 64
+    LINE_LEAVES = 4             # leaves whose words share a cache line, and the order of their pages
+    LINE_ORDER = 8
     PAGEBLOCK_ORDER = 9
     PAGEBLOCK_LEAVES = 8
     MAX_ORDER_LIMIT = 32
@@ -71,6 +73,7 @@ cdef struct PageZone:
     Links *links
     uint8_t *kinds
     uint8_t *types                  # migratetype of each pageblock
+    uint8_t *lines                  # for each cache line of leaves, the CPU (its low byte) whose page set was filled from it last
     uint64_t *hints                 # one bit a granule
     uint64_t *hint_words            # one bit a word of `hints`: it is not empty
     uint64_t base_pfn
@@ -82,6 +85,7 @@ cdef struct PageZone:
     int leaf_top                    # largest order inside a leaf's word: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
     bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
+    uint64_t spare                  # up to a cache line: what follows is written all the time
     # Everything below is protected by the lock.
     Lock lock
     uint64_t free_pages
