@@ -20,7 +20,7 @@ extensions = [
         include_dirs=["pagehint", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-        extra_compile_args=["-std=gnu11", "-O3", "-g1", "-pthread"] + machine_flags,
+        extra_compile_args=["-std=gnu11", "-O3", "-fno-inline-functions-called-once", "-g1", "-pthread"] + machine_flags,
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )

@@ -26,6 +26,8 @@ cdef extern from *:
     #define PH_DEBUG 0
     #define PH_ASSERT(c) ((void)0)
     #endif
+    #define PH_LIKELY(c) __builtin_expect(!!(c), 1)
+    #define PH_UNLIKELY(c) __builtin_expect(!!(c), 0)
     #define PH_RELAXED __ATOMIC_RELAXED
     #define PH_ACQUIRE __ATOMIC_ACQUIRE
     #define PH_RELEASE __ATOMIC_RELEASE
@@ -41,6 +43,8 @@ cdef extern from *:
     """
     bint PH_DEBUG
     void PH_ASSERT(bint condition) noexcept nogil
+    bint likely "PH_LIKELY" (bint condition) noexcept nogil
+    bint unlikely "PH_UNLIKELY" (bint condition) noexcept nogil
     void cpu_relax "PH_CPU_RELAX" () noexcept nogil
     int RELAXED "PH_RELAXED"
     int ACQUIRE "PH_ACQUIRE"

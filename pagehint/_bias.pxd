@@ -5,7 +5,7 @@ ordinary lock inside, ends the bias, and lets a heavy barrier make sure that the
 After the idea of biased locking (Kawachiya, Koseki, Onodera, OOPSLA 2002), made safe with membarrier(2).
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, load64, load_i32, store64, store_i32, thread_pointer
+from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, load_i32, store64, store_i32, thread_pointer
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._lock cimport Lock, lock_acquire, lock_init, lock_release
 
@@ -51,10 +51,10 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
 cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
     """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
     cdef uint64_t me = <uint64_t>thread_pointer()
-    if load64(&b.owner, RELAXED) == me:
+    if likely(load64(&b.owner, RELAXED) == me):
         store_i32(&b.inside, True, RELAXED)
         light_barrier()
-        if load64(&b.owner, ACQUIRE) == me:
+        if likely(load64(&b.owner, ACQUIRE) == me):
             return True
         store_i32(&b.inside, False, RELEASE)
     return bias_revoke(b, may_block)
@@ -62,7 +62,7 @@ cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
 
 cdef inline void bias_release(BiasedLock *b, bint keep) noexcept nogil:
     """Give it back; with `keep`, biased to this thread."""
-    if b.inside:
+    if likely(b.inside):
         store_i32(&b.inside, False, RELEASE)
         return
     if keep:

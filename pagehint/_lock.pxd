@@ -12,8 +12,8 @@ lines for some microseconds: alternating with every operation costs ten times as
 a millisecond asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from pagehint._atomic cimport (ACQUIRE, PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, load_i32, store_i32,
-                               swap_i32_if)
+from pagehint._atomic cimport (ACQUIRE, PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32, store_i32,
+                               swap_i32_if, unlikely)
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._clock cimport monotonic_ns
 
@@ -112,7 +112,7 @@ cdef inline void lock_wait(Lock *lk) noexcept nogil:
 
 cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
     """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
-    if lock_try(lk, LOCK_FREE):
+    if likely(lock_try(lk, LOCK_FREE)):
         lock_taken(lk)
     elif may_block:
         lock_wait(lk)
@@ -127,7 +127,7 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
         lk.owner = 0
     store_i32(&lk.word, LOCK_HANDED if load_i32(&lk.starving, RELAXED) else LOCK_FREE, RELEASE)
     light_barrier()
-    if load_i32(&lk.sleepers, RELAXED):
+    if unlikely(load_i32(&lk.sleepers, RELAXED)):
         futex_wake(&lk.word)
 
 

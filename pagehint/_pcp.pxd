@@ -9,7 +9,8 @@ can be had a whole line of leaf words (256 pages), and a page of a line that ano
 the stack, where it is the last to be used and the first to go back. What is too much goes back by halves. 3 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, load8, popcount64, store8
+from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, popcount64, store8,
+                               unlikely)
 from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
@@ -85,7 +86,7 @@ cdef inline uint64_t pcp_held(const Pcp *pcp) noexcept nogil:
 cdef inline Pcp *pcp_here(PageZone *z, int nr_cpus) noexcept nogil:
     """The set of the CPU we run on. Only a hint for speed: its lock is what makes it safe."""
     cdef unsigned int cpu = current_cpu()       # huge where the kernel does not say
-    return <Pcp *>z.pcp + (cpu if cpu < <unsigned int>nr_cpus else cpu % <unsigned int>nr_cpus)
+    return <Pcp *>z.pcp + (cpu if likely(cpu < <unsigned int>nr_cpus) else 0)
 
 
 # ---- free ---------------------------------------------------------------------------------------------------
@@ -127,19 +128,19 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
     """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
     cdef uint32_t *stack
     cdef int mt, most, rc = E_HELD
-    if not bias_acquire(&pcp.lock, may_block):
+    if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
     # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
     mt = load8(&z.types[page >> 9], ACQUIRE)
-    if mt != MT_ISOLATE and page & ((1 << order) - 1) == 0:
+    if likely(mt != MT_ISOLATE and page & ((1 << order) - 1) == 0):
         most = 2 * pcp_batch(pcp, order)
-        if pcp.count[mt][order] >= most:
+        if unlikely(pcp.count[mt][order] >= most):
             if not lock_acquire(&z.lock, may_block):
                 bias_release(&pcp.lock, True)
                 return E_AGAIN
             pcp_drain(z, pcp, mt, order, most // 2)
             zone_unlock(z)
-        if withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
+        if likely(withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order)):
             stack = pcp_stack(pcp, mt, order)
             if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
                 stack[pcp.count[mt][order]] = <uint32_t>page
@@ -208,11 +209,11 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
                           uint64_t *page) noexcept nogil:
     cdef int rc, top
     # What a set holds is not free memory to those who must leave a reserve.
-    if reserve + z.watermark[WMARK_MIN] and not may_take(z, <uint64_t>1 << order, reserve):
+    if unlikely(reserve + z.watermark[WMARK_MIN] != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
-    if not bias_acquire(&pcp.lock, may_block):
+    if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
-    if pcp.count[mt][order] == 0:
+    if unlikely(pcp.count[mt][order] == 0):
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
         if rc != OK:
             bias_release(&pcp.lock, True)

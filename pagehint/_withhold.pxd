@@ -4,7 +4,7 @@ One bit, set atomically, decides between two threads that free the same block: t
 nobody may free or allocate the block but whoever set the bit.
 """
 from libc.stdint cimport uint64_t
-from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if
+from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
 from pagehint._leaf cimport Leaf, spread
 from pagehint._zone cimport PageZone, is_split
 
@@ -18,18 +18,19 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, int order) n
     cdef Leaf *leaf = &z.leaves[i]
     cdef uint64_t pages = spread(starts, order), after = starts << (1 << order)
     cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
-    if (free & pages) | ((head & pages) ^ starts) | (after & ~(free | head)) or not is_split(load8(&z.kinds[i], ACQUIRE)):
+    if (unlikely(((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) != 0)
+            or unlikely(not is_split(load8(&z.kinds[i], ACQUIRE)))):
         return False
     if not z.atomic_words:
         leaf.free = free | starts
         return True
-    while not swap64_if(&leaf.free, free, free | starts):
+    while unlikely(not swap64_if(&leaf.free, free, free | starts)):
         free = load64(&leaf.free, ACQUIRE)
         if free & starts:
             return False
     # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
     head = load64(&leaf.head, ACQUIRE)
-    if ((head & pages) ^ starts) | (after & ~(free | head)):
+    if unlikely((((head & pages) ^ starts) | (after & ~(free | head))) != 0):
         unwithhold(z, i, starts)
         return False
     return True
