@@ -242,7 +242,7 @@ def test_attributes_of_instances():
 
 def test_the_fields_of_stats():
     fields = [field.name for field in dataclasses.fields(ph.Stats)]
-    assert fields == [*STATS, "page_size"]
+    assert fields == [*STATS, "page_size", "locks"]
     stats = ph.PageAllocator("4MiB").stats()
     assert list(stats.to_dict()) == STATS
     with pytest.raises(dataclasses.FrozenInstanceError):
