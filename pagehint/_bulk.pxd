@@ -224,7 +224,7 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
 cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, uint64_t known,
                            BulkStep step, bint locked, uint64_t *done) noexcept nogil:
     """One step on up to `n` blocks of one zone; `known` PFNs, more perhaps, are there to look ahead."""
-    cdef uint64_t i = 0, got, start_pfn = z.start_pfn, size = z.end_pfn - z.start_pfn
+    cdef uint64_t i = 0, got, leaf, start_pfn = z.start_pfn, size = z.end_pfn - z.start_pfn
     cdef int rc = OK
     while rc == OK and i < n and pfns[i] - start_pfn < size:
         if orders != NULL:
@@ -232,7 +232,11 @@ cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *or
         if order < LEAF_SHIFT:
             # Not for blocks of whole leaves, which do not use the words. Whatever the PFN is, a prefetch never faults.
             if i + BULK_AHEAD < known:
-                prefetch(&z.leaves[(pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT])
+                leaf = (pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT
+                prefetch(&z.leaves[leaf])
+                prefetch(&z.kinds[leaf])
+                if step == FREE_HELD:
+                    prefetch(&z.links[leaf])
             got = 0
             rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
             i += got
