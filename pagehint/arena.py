@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -15,8 +16,6 @@ from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import DTypeLike, NDArray
 
 HUGE_PAGE = 2 << 20
@@ -71,7 +70,7 @@ class Arena:
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return not self._mapping.mapped
+        return not self._mapping.open
 
     @property
     def live_arrays(self) -> int:
@@ -148,7 +147,7 @@ class Arena:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
         self._require_open()
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
-        return self.pages.hinting(callbacks, **options)
+        return _Hinting(self, self.pages.hinting(callbacks, **options))
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
@@ -160,11 +159,17 @@ class Arena:
         """
         if self.closed:
             return
-        if self.live_arrays:
-            arrays = "1 array" if self.live_arrays == 1 else f"{self.live_arrays} arrays"
+        # First of all, since stopping may take a while, in which others could make arrays.
+        live = self._mapping.retire()
+        if live:
+            arrays = "1 array" if live == 1 else f"{live} arrays"
             raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
-        self.pages.disable_hinting()
-        self._mapping.unmap()
+        try:
+            self.pages.disable_hinting()
+            self._mapping.discard()
+        except BaseException:
+            self._mapping.reopen()
+            raise
 
     def __enter__(self) -> Arena:
         return self
@@ -186,3 +191,22 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
+
+
+class _Hinting(AbstractContextManager[PageAllocator]):
+    """What `Arena.hinting` returns."""
+
+    def __init__(self, arena: Arena, context: AbstractContextManager[PageAllocator]) -> None:
+        self._arena = arena
+        self._context = context
+
+    def __enter__(self) -> PageAllocator:
+        pages = self._context.__enter__()
+        # Not before: a close that begins after this will find hinting on and end it.
+        if self._arena.closed:
+            pages.disable_hinting()
+            self._arena._require_open()
+        return pages
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._context.__exit__(*exc_info)

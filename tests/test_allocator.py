@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import real
+from conftest import real, survives
 
 import pagehint as ph
 from pagehint import layout
@@ -431,11 +434,18 @@ def test_texts_have_the_formats_of_proc():
     assert text.startswith("Page block order: 9\nPages per block:  512\n")
     assert "Number of blocks type" in text
     assert text.count(", type ") == 12
+    assert "Free pages count per migrate type at order       0      1      2 " in text
+    assert "\nNumber of blocks type     Unmovable      Movable " in text
     text = pages.zoneinfo()
     assert text.count("pages free") == 3
     assert text.count("protection: (") == 3
     for zone in pages.zones:
         assert f"start_pfn:           {zone.start_pfn}" in text
+
+
+def shape_of(line):
+    """A line of a /proc file with its numbers taken out: what stays is where they stand and what they are called."""
+    return re.sub(r" *[0-9]+", " 0", line)
 
 
 def test_representations_read_well():

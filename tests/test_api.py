@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,7 @@ METHODS = {
     ph.Arena: {
         "address": "(self, pfn)",
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
-        "hinting": "(self, advice='dontneed', *, max_pages=16, **options)",
+        "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
         "close": "(self)",
     },
 }

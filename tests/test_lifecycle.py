@@ -153,23 +153,6 @@ def test_exit_with_work_in_flight():
         assert run(code) == (0, "end\n", "")
 
 
-def test_exit_from_a_callback_and_with_daemon_threads():
-    code = """
-        import threading
-        import pagehint as ph
-        pages = ph.PageAllocator("64MiB")
-        def churn():
-            while True:
-                pages.free_pages(pages.alloc_pages(9), 9)
-        for _ in range(2):
-            threading.Thread(target=churn, daemon=True).start()
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), delay=0.0)
-        pages.flush_hinting()
-        print("end")
-    """
-    assert run(code) == (0, "end\n", "")
-
-
 @pytest.mark.parametrize("call", ["pages.flush_hinting()", "pages.disable_hinting()", "pages.alloc_pages(10)"])
 def test_ctrl_c_ends_a_wait(call):
     code = f"""
