@@ -177,7 +177,13 @@ class Arena:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PageHintError:
+            if exc_type is None:
+                raise
+            # The exception on its way holds the arrays, and matters more; the mapping goes when all of them have gone.
+            self.pages.disable_hinting()
 
     def __repr__(self) -> str:
         if self.closed:

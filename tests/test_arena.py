@@ -301,3 +301,14 @@ def test_a_close_that_is_refused_leaves_the_arena_open(few_host):
     assert not arena.closed
     arena.empty(10)[:] = 1
     arena.close()
+
+
+def test_closing_after_an_exception_hid_the_exception():
+    with pytest.raises(ZeroDivisionError), ph.Arena("16MiB") as arena, arena.hinting():
+        array = arena.empty(10)
+        array[:] = 1 / 0
+    assert not arena.pages.hinting_enabled
+    array[:] = 1  # still good: the mapping goes with the last of its arrays
+    with pytest.raises(ph.PageHintError, match="1 array"), ph.Arena("16MiB") as other:
+        kept = other.empty(10)
+    del array, kept
