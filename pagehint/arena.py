@@ -129,7 +129,7 @@ class Arena:
         return np.ndarray(lengths, kind, buffer=memoryview(block), order=order)
 
     def hinting(
-        self, advice: str = "dontneed", *, max_pages: int = 16, **options: Any
+        self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any
     ) -> AbstractContextManager[PageAllocator]:
         """Return a context manager in which free blocks are given back to the operating system.
 
@@ -138,14 +138,17 @@ class Arena:
         advice : {"dontneed", "free"}
             "dontneed": at once, and pages come back zeroed. "free": when the system is short of memory; cheaper, but
             the pages count as resident until then.
-        max_pages : int, default 16
-            Most blocks out at once. Neighbours among them go in one system call.
+        max_pages : int, optional
+            Most blocks out at once; nothing goes out while as many granules of 2 MiB are not free. Neighbours go in one
+            system call. Default: 16, in an arena under 512 MiB a sixteenth of it.
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
         """
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
         self._require_open()
+        if max_pages is None:
+            max_pages = min(max(self.size // HUGE_PAGE // 16, 1), 16)
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
         return _Hinting(self, self.pages.hinting(callbacks, **options))
 

@@ -312,3 +312,17 @@ def test_closing_after_an_exception_hid_the_exception():
     with pytest.raises(ph.PageHintError, match="1 array"), ph.Arena("16MiB") as other:
         kept = other.empty(10)
     del array, kept
+
+
+@pytest.mark.parametrize(("size", "used"), [("24MiB", 2), ("2MiB", 0), ("256MiB", 230)])
+def test_a_small_or_nearly_full_arena_never_reported(size, used):
+    """A batch of sixteen blocks is more than such an arena can spare, so that its zone was under the gate for ever."""
+    with ph.Arena(size) as arena, arena.hinting():
+        keep = arena.empty(used * MIB, "u1")
+        array = arena.empty(arena.pages.zones[0].free_pages * mmap.PAGESIZE, "u1")
+        array[:] = 1
+        del array
+        arena.pages.flush_hinting()
+        assert arena.pages.stats().hints_pending == 0
+        assert arena.resident_bytes <= 4 * MIB
+        del keep
