@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
+import operator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -11,7 +14,7 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint.errors import PageHintError
+from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size
 
@@ -42,15 +45,20 @@ class Arena:
 
     Raises
     ------
+    ValueError
+        If the size is none, or more than 2**32 pages: 16 TiB where a page has 4 KiB.
     MemoryError
         If the kernel gives no such mapping.
     """
 
     def __init__(self, size: str | SupportsIndex, hugepages: bool = True) -> None:
         nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
+        page_size = mmap.PAGESIZE
+        most = page_size << 32
+        if nr_bytes > most:
+            raise ValueError(f"an arena has at most {format_size(most)}, not {size!r}")
         self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
         self.hugepages = self._mapping.hugepages
-        page_size = self._mapping.page_size
         granule = (HUGE_PAGE // page_size).bit_length() - 1
         # High enough that one array can fill the arena.
         top = max((nr_bytes // page_size - 1).bit_length(), granule)
@@ -86,19 +94,19 @@ class Arena:
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address of a page's first byte."""
         self._require_open()
-        number = pfn.__index__()
+        number = operator.index(pfn)
         if not 0 <= number * self._mapping.page_size < self.size:
             raise ValueError(f"PFN {number:#x} is not in the arena of {format_size(self.size)}")
         return self._mapping.address + number * self._mapping.page_size
 
     def empty(
-        self, shape: SupportsIndex | tuple[SupportsIndex, ...], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
     ) -> NDArray[Any]:
         """Return a new array in the arena, its contents undefined; its pages are freed when it is collected.
 
         Parameters
         ----------
-        shape : int or tuple of int
+        shape : int or sequence of int
             As in `numpy.empty`.
         dtype : data-type, default float
             Any but those that hold Python objects.
@@ -118,11 +126,10 @@ class Arena:
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot live in an arena")
-        dims = shape if isinstance(shape, tuple) else (shape,)
-        lengths = tuple(dim.__index__() for dim in dims)
-        if any(length < 0 for length in lengths):
-            raise ValueError(f"negative dimensions are not allowed: {lengths}")
+        lengths = _lengths(shape)
         nr_bytes = math.prod(lengths) * kind.itemsize
+        if nr_bytes > self.size:
+            raise OutOfMemoryError(f"more contiguous pages than zone Arena has ({self.size // self._mapping.page_size})")
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
         pfn = self.pages.alloc_pages_exact(nr_pages)
         block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
@@ -139,8 +146,8 @@ class Arena:
             "dontneed": at once, and pages come back zeroed. "free": when the system is short of memory; cheaper, but
             the pages count as resident until then.
         max_pages : int, optional
-            Most blocks out at once; nothing goes out while as many granules of 2 MiB are not free. Neighbours go in one
-            system call. Default: 16, in an arena under 512 MiB a sixteenth of it.
+            Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
+            times 2 MiB is free. Default: 16; in an arena under 512 MiB, a sixteenth of it.
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
         """
@@ -200,6 +207,21 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    """Return a shape as NumPy reads it, an integer or several."""
+    lengths: tuple[int, ...]
+    try:
+        lengths = (operator.index(shape),)
+    except TypeError:
+        try:
+            lengths = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"negative dimensions are not allowed: {lengths}")
+    return lengths
 
 
 class _Hinting(AbstractContextManager[PageAllocator]):

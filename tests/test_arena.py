@@ -326,3 +326,21 @@ def test_a_small_or_nearly_full_arena_never_reported(size, used):
         assert arena.pages.stats().hints_pending == 0
         assert arena.resident_bytes <= 4 * MIB
         del keep
+
+
+def test_arguments_of_the_wrong_kind():
+    with ph.Arena("16MiB") as arena:
+        assert arena.empty([3, 4]).shape == (3, 4)
+        assert arena.empty(np.array([3, 4])).shape == (3, 4)
+        for bad in (3.5, (3, 1.5), "3", None):
+            with pytest.raises(TypeError, match="shape"):
+                arena.empty(bad)
+        with pytest.raises(TypeError, match="integer"):
+            arena.address(1.5)
+        for shape in ((2**40, 2**40), (2**20000,), (2**20, 2**10)):
+            with pytest.raises(ph.OutOfMemoryError, match="zone Arena"):
+                arena.empty(shape, "u1")
+        assert arena.empty((2**40, 0)).shape == (2**40, 0)
+    for size in ("32TiB", "20EiB", 2**64 - 1, 2**64):
+        with pytest.raises(ValueError, match="16 TiB"):
+            ph.Arena(size)
