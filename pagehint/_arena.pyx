@@ -17,6 +17,8 @@ from pagehint._madvise cimport Advice, madvise_blocks
 
 import os
 
+from pagehint import errors
+
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
     int mincore(void *address, size_t length, unsigned char *present)
@@ -61,7 +63,7 @@ cdef class Mapping:
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if self.reservation == MAP_FAILED:
             self.reservation = NULL
-            raise MemoryError(f"the kernel gives no mapping of {nr_bytes} bytes: {os.strerror(errno)}")
+            raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
         over = <size_t>self.reservation % alignment
         self.base = <char *>self.reservation + (alignment - over if over else 0)
         self.nr_bytes = nr_bytes

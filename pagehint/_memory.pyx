@@ -8,6 +8,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -96,7 +97,7 @@ cdef class Memory:
         for i, spec in enumerate(self.specs):
             z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
-                raise MemoryError(f"no memory for the metadata of zone {spec.name} ({spec.spanned_pages} pages)")
+                raise errors.no_mapping(errno, f"no memory for the metadata of zone {spec.name} ({spec.spanned_pages} pages)")
             m.zones[i] = z
             z.index = i
             z.engine = &m.engine
@@ -305,7 +306,7 @@ cdef class Memory:
             name = self.specs[z.index].name
             raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
         if zone_open(z, leaves_for(z, end)):
-            raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
+            raise errors.no_mapping(errno, f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
         old = z.end_pfn
         with nogil:
             lock_acquire(&z.lock, True)

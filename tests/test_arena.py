@@ -344,3 +344,19 @@ def test_arguments_of_the_wrong_kind():
     for size in ("32TiB", "20EiB", 2**64 - 1, 2**64):
         with pytest.raises(ValueError, match="16 TiB"):
             ph.Arena(size)
+
+
+def test_a_limit_on_address_space_is_named():
+    code = """
+        import resource
+        import pagehint as ph
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        for make in (lambda: ph.Arena("2GiB"), lambda: ph.PageAllocator("1GiB")):
+            try:
+                make()
+            except MemoryError as error:
+                assert "limited to 1 GiB" in str(error) and "ulimit -v" in str(error), error
+            else:
+                raise AssertionError
+    """
+    survives(code)
