@@ -18,6 +18,7 @@ cdef class Memory:
     cdef add_page_sets(self, int i)
     cdef object refusal(self, int rc, uint64_t pfn, object what)
     cdef int settle(self) except -1
+    cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
     cdef void lock_zone(self, PageZone *z) noexcept nogil

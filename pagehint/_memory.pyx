@@ -219,10 +219,17 @@ cdef class Memory:
 
     # -- hotplug
 
+    cdef tuple page_range(self, object pfn, object nr_pages):
+        """(start, end) of so many pages, which do not wrap around."""
+        cdef uint64_t start = as_pfn(pfn), count = as_count(nr_pages, "nr_pages", 1)
+        if start > layout.PFN_LIMIT - count:
+            raise errors.BadPageError(f"PFN {start:#x}, {count} pages: outside every zone; PFNs are from 0 to 2**52")
+        return start, start + count
+
     cdef tuple section_range(self, object pfn, object nr_pages):
         """Check that a range is made of whole sections; returns (start, end)."""
-        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start = as_pfn(pfn)
-        cdef uint64_t end = start + as_count(nr_pages, "nr_pages", 1)
+        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start, end
+        start, end = self.page_range(pfn, nr_pages)
         cdef PageZone *z = find_zone(&self.m, start)
         cdef uint64_t first = z.start_pfn if z != NULL else 0, last = z.end_pfn if z != NULL else 0
         if (start % section and start != first) or (end % section and end != last):
@@ -319,7 +326,8 @@ cdef class Memory:
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
         cdef int mt = as_type(migratetype, MT_ISOLATE), cpu
-        cdef uint64_t start = as_pfn(pfn), end = start + as_count(nr_pages, "nr_pages", 1)
+        cdef uint64_t start, end
+        start, end = self.page_range(pfn, nr_pages)
         # A granule is reported as a whole, so its pageblocks, where it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
         cdef PageZone *z = find_zone(&self.m, start)

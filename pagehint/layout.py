@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 GIB = 1 << 30
 SECTION_BYTES = 128 << 20
+PFN_LIMIT = 1 << 52
 
 
 class Watermarks(NamedTuple):
@@ -47,7 +48,7 @@ class ZoneSpec:
     def __post_init__(self) -> None:
         end = self.start_pfn + self.spanned_pages
         where = f"zone {self.name} [{self.start_pfn:#x}, {end:#x})"
-        if self.start_pfn < 0 or self.spanned_pages <= 0 or end > 1 << 52:
+        if self.start_pfn < 0 or self.spanned_pages <= 0 or end > PFN_LIMIT:
             raise ValueError(f"{where}: a zone needs at least one page, at PFNs from 0 to 2**52")
         if self.node < 0:
             raise ValueError(f"{where}: node {self.node} is negative")

@@ -473,3 +473,21 @@ def test_any_largest_order(make, top):
     pages.free_pages(pfn, min(top, 11))
     assert free_set(pages) == before
     pages.verify()
+
+
+def test_a_range_that_wraps_around_grew_the_zone_over_everything():
+    survives("""
+        import pagehint as ph
+        pages = ph.PageAllocator("1GiB")
+        for call in (pages.online, pages.offline, lambda *run: pages.set_migratetype(*run, "isolate")):
+            for start in (2**64 - 32768, 2**64 - 65536, 2**52 - 32768, 2**52, 2**63):
+                for nr_pages in (32768, 65536, 2**51):
+                    try:
+                        call(start, nr_pages)
+                    except ph.BadPageError as error:
+                        assert hex(start) in str(error), error
+                    else:
+                        raise AssertionError
+        pages.verify()
+        assert pages.zones[0].spanned_pages == 1 << 18
+    """)
