@@ -53,21 +53,21 @@ globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
 
 cdef cnp.ndarray as_pfn_array(object values, str what, object dtype):
-    """A contiguous array of the dtype; anything but whole numbers that fit is refused."""
-    array = np.asarray(values)
+    """A new contiguous array of the dtype, that nobody can change; anything but whole numbers that fit is refused."""
+    array = np.array(values, order="C")
     if array.ndim != 1:
         raise ValueError(f"{what} must be one-dimensional, not of shape {array.shape}")
     if array.size == 0:
         return np.empty(0, dtype)
-    if array.dtype == object and all(isinstance(value, int) for value in array.tolist()):
-        raise errors.BadPageError(f"{what}: a number is too large or negative")
+    if array.dtype == dtype:
+        return array
     if array.dtype.kind not in "ui":
         raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}")
     if array.dtype.kind == "i" and array.min() < 0:
         raise errors.BadPageError(f"{what}: {int(array.min())} is negative")
     if array.max() > np.iinfo(dtype).max:
         raise errors.BadPageError(f"{what}: {int(array.max())} is too large")
-    return np.ascontiguousarray(array, dtype)
+    return array.astype(dtype)
 
 
 # ---- zones --------------------------------------------------------------------------------------------------

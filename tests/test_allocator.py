@@ -491,3 +491,33 @@ def test_a_range_that_wraps_around_grew_the_zone_over_everything():
         pages.verify()
         assert pages.zones[0].spanned_pages == 1 << 18
     """)
+
+
+@pytest.mark.parametrize("orders", [False, True])
+def test_an_array_changed_while_it_is_freed_broke_the_zone(orders):
+    """A bulk free goes over its arrays twice without the GIL, so they are its own."""
+    pages = real("512MiB")
+    array, scratch = np.zeros(100_000, np.uint64), np.zeros(100_000, np.uint32)
+    good, stop = [0], threading.Event()
+
+    def change():
+        while not stop.is_set():
+            array[-1], scratch[-1] = 7, 3
+            array[-1], scratch[-1] = good[0], 0
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(30):
+            pfns = pages.alloc_pages_bulk(100_000)
+            array[:] = pfns
+            good[0] = pfns[-1]
+            try:
+                pages.free_pages_bulk(array, scratch if orders else 0)
+            except ph.BadPageError:
+                pages.free_pages_bulk(pfns)
+            pages.verify()
+            assert pages.stats().allocated_pages == 0
+    finally:
+        stop.set()
+        thread.join()
