@@ -16,6 +16,7 @@ import weakref
 import numpy as np
 
 cimport numpy as cnp
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -62,11 +63,14 @@ cdef cnp.ndarray as_pfn_array(object values, str what, object dtype):
     if array.dtype == dtype:
         return array
     if array.dtype.kind not in "ui":
-        raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}")
-    if array.dtype.kind == "i" and array.min() < 0:
-        raise errors.BadPageError(f"{what}: {int(array.min())} is negative")
-    if array.max() > np.iinfo(dtype).max:
-        raise errors.BadPageError(f"{what}: {int(array.max())} is too large")
+        # NumPy makes floats of a mix of its own integers and Python's, and objects of large ones.
+        try:
+            array = np.array([PyNumber_Index(value) for value in values], object)
+        except TypeError:
+            raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}") from None
+    for number in (array.min(), array.max()):
+        if not 0 <= number <= np.iinfo(dtype).max:
+            raise errors.BadPageError(f"{what}: {number} is {'negative' if number < 0 else 'too large'}")
     return array.astype(dtype)
 
 

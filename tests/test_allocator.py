@@ -521,3 +521,20 @@ def test_an_array_changed_while_it_is_freed_broke_the_zone(orders):
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_list_of_numpys_and_pythons_integers_was_taken_for_floats():
+    pages = real("16MiB")
+    pages.free_pages_bulk([*pages.alloc_pages_bulk(2), pages.alloc_pages()])
+    pages.free_pages_bulk([np.uint64(pages.alloc_pages(1)), pages.alloc_pages(2)], [np.uint64(1), 2])
+    pages.free_pages_bulk(np.array([pages.alloc_pages()], object))
+    assert pages.stats().allocated_pages == 0
+    for bad in ([np.uint64(1), 2.0], [1.0], [np.float64(1)], np.array([1.0]), ["1"], [None]):
+        with pytest.raises(TypeError, match="pfns"):
+            pages.free_pages_bulk(bad)
+    for bad, number in (([1, 2**63, -3], "-3"), ([np.uint64(1), -1], "-1"), ([1 << 70], str(1 << 70))):
+        with pytest.raises(ph.BadPageError, match=number):
+            pages.free_pages_bulk(bad)
+    for bad in (np.zeros((2, 2), np.uint64), [[1]], 3, "abc"):
+        with pytest.raises(ValueError, match="one-dimensional"):
+            pages.free_pages_bulk(bad)
