@@ -502,13 +502,14 @@ cdef class PageAllocator:
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_alloc_at(m, at, o, True)
-        if rc == E_BUSY:
+        # No memory will be there however long we wait.
+        if rc == E_BUSY and self.memory.absence(at, <uint64_t>1 << o) is None:
             self.memory.settle()
             with nogil:
                 rc = machine_alloc_at(m, at, o, True)
                 engine_resume(&m.engine)
         if rc != OK:
-            raise self.memory.refusal(rc, at, f"order {o}")
+            raise self.memory.refusal(rc, at, f"order {o}", <uint64_t>1 << o)
         return at
 
     def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):

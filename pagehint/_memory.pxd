@@ -16,7 +16,8 @@ cdef class Memory:
     cdef object __weakref__
 
     cdef add_page_sets(self, int i)
-    cdef object refusal(self, int rc, uint64_t pfn, object what)
+    cdef object place(self, uint64_t pfn, object what)
+    cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=*)
     cdef int settle(self) except -1
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)

@@ -16,7 +16,7 @@ from libc.string cimport memset
 from pagehint._arguments cimport as_count, as_pfn, as_type
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
-from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_SIZE, OK
+from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
 from pagehint._hint cimport hint_evaluate
@@ -163,23 +163,37 @@ cdef class Memory:
             runs.append((start, end))
         return runs
 
-    def absence(self, int i, pfn):
-        """Why a PFN in a zone's span has no memory, or None."""
-        if any(start <= pfn < end for start, end in self.offline[i]):
-            return "in an offline section"
-        holes = [(hole, hole + n) for hole, n in self.specs[i].holes] + self.grown[i]
-        return "in a hole" if any(start <= pfn < end for start, end in holes) else None
+    def absence(self, uint64_t pfn, uint64_t nr_pages):
+        """Why some of these pages have no memory, or None."""
+        cdef PageZone *z = find_zone(&self.m, pfn)
+        cdef uint64_t end = pfn + nr_pages
+        if z == NULL:
+            return "outside every zone"
+        holes = [(hole, hole + n) for hole, n in self.specs[z.index].holes] + self.grown[z.index]
+        for what, ranges in (("an offline section", self.offline[z.index]), ("a hole", holes)):
+            for first, last in ranges:
+                if first <= pfn < last:
+                    return f"in {what}"
+                if pfn < first < end:
+                    return f"reaches into {what} at PFN {first:#x}"
+        return "reaches beyond the zone's end" if end > z.end_pfn else None
 
-    cdef object refusal(self, int rc, uint64_t pfn, object what):
+    cdef object place(self, uint64_t pfn, object what):
+        cdef PageZone *z = find_zone(&self.m, pfn)
+        if z == NULL:
+            return f"PFN {pfn:#x} ({what}, outside every zone)"
+        spec = self.specs[z.index]
+        return f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
+
+    cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=1):
         """The error for a refused call."""
         cdef PageZone *z = find_zone(&self.m, pfn)
         cdef uint64_t head = 0
         cdef int order
+        where = self.place(pfn, what)
         if z == NULL:
-            return errors.BadPageError(f"PFN {pfn:#x} ({what}): outside every zone")
-        spec = self.specs[z.index]
-        where = f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
-        why = self.absence(z.index, pfn)
+            return errors.BadPageError(f"{where}; nothing was changed")
+        why = self.absence(pfn, nr_pages)
         if why is None:
             with nogil:
                 lock_acquire(&z.lock, True)
@@ -188,7 +202,8 @@ cdef class Memory:
             if rc == E_INSIDE and order != NOT_FREE:
                 rc = E_FREE
             why = {
-                E_ABSENT: "reaches beyond the zone's end, or into a hole or an offline section",
+                E_NO_ZONE: "was outside every zone, before this one grew",
+                E_ABSENT: "was absent, before it came online",
                 E_ALIGN: "not aligned to the order",
                 E_FREE: "already free (a double free?)",
                 E_HELD: "already free, and in a per-CPU page set or out for reporting; or twice in one call",

@@ -538,3 +538,20 @@ def test_a_list_of_numpys_and_pythons_integers_was_taken_for_floats():
     for bad in (np.zeros((2, 2), np.uint64), [[1]], 3, "abc"):
         with pytest.raises(ValueError, match="one-dimensional"):
             pages.free_pages_bulk(bad)
+
+
+def test_asking_for_a_place_in_a_hole_emptied_the_page_sets():
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", 0, 131072, holes=[(60000, 100)])])
+    pages.offline(98304, 32768)
+    pages.alloc_pages()
+    held = pages.stats().pcp_pages
+    assert held
+    for pfn, order, words in (
+        (60001, 0, "in a hole"),
+        (59904, 8, "reaches into a hole at PFN 0xea60"),
+        (100000, 3, "in an offline section"),
+        (131072 - 1024, 10, "in an offline section"),
+    ):
+        with pytest.raises(ph.BadPageError, match=words):
+            pages.alloc_pages_at(pfn, order)
+        assert pages.stats().pcp_pages == held
