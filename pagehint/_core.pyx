@@ -20,7 +20,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint._arguments cimport as_count, as_order, as_pfn, as_type, migratetypes
+from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
 from pagehint._atomic cimport PH_DEBUG
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
@@ -53,25 +53,52 @@ MIGRATETYPES = migratetypes()
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
 
-cdef cnp.ndarray as_pfn_array(object values, str what, object dtype):
-    """A new contiguous array of the dtype, that nobody can change; anything but whole numbers that fit is refused."""
+cdef cnp.ndarray as_numbers(object values, str what):
+    """A new contiguous array of whole numbers, that nobody else can change."""
     array = np.array(values, order="C")
     if array.ndim != 1:
         raise ValueError(f"{what} must be one-dimensional, not of shape {array.shape}")
     if array.size == 0:
-        return np.empty(0, dtype)
-    if array.dtype == dtype:
-        return array
+        return np.empty(0, np.uint64)
     if array.dtype.kind not in "ui":
         # NumPy makes floats of a mix of its own integers and Python's, and objects of large ones.
         try:
             array = np.array([PyNumber_Index(value) for value in values], object)
         except TypeError:
             raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}") from None
-    for number in (array.min(), array.max()):
-        if not 0 <= number <= np.iinfo(dtype).max:
-            raise errors.BadPageError(f"{what}: {number} is {'negative' if number < 0 else 'too large'}")
-    return array.astype(dtype)
+    return array
+
+
+cdef Py_ssize_t first_outside(object array, object most) except -2:
+    """The index of the first number that is not from 0 to `most`, or -1."""
+    if array.size == 0 or (array.min() >= 0 and array.max() <= most):
+        return -1
+    return np.argmax((array < 0) | (array > most))
+
+
+cdef cnp.ndarray as_pfns(object values):
+    cdef Py_ssize_t bad
+    array = as_numbers(values, "pfns")
+    if array.dtype == np.uint64:
+        return array
+    bad = first_outside(array, 0xFFFFFFFFFFFFFFFF)
+    if bad >= 0:
+        raise errors.BadPageError(
+            f"PFN {array[bad]} (index {bad}): {'negative' if array[bad] < 0 else 'too large'}; nothing was changed"
+        )
+    return array.astype(np.uint64)
+
+
+cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
+    """An order for each PFN."""
+    cdef Py_ssize_t bad
+    array = as_numbers(values, "order")
+    if array.shape[0] != pfns.shape[0]:
+        raise ValueError(f"{array.shape[0]} orders for {pfns.shape[0]} blocks")
+    bad = first_outside(array, memory.max_page_order)
+    if bad >= 0:
+        raise memory.order_refusal(array[bad], pfns[bad])
+    return array.astype(np.uint32)
 
 
 # ---- zones --------------------------------------------------------------------------------------------------
@@ -411,7 +438,7 @@ cdef class PageAllocator:
             hole, offline or outside every zone. O(max_page_order).
         """
         cdef uint64_t at = as_pfn(pfn)
-        cdef int o = as_order(self.memory, order), rc
+        cdef int o = as_order_at(self.memory, order, pfn), rc
         cdef Machine *m = &self.memory.m
         rc = machine_free(m, at, o, False)
         if rc == E_AGAIN:
@@ -462,7 +489,7 @@ cdef class PageAllocator:
         BadPageError
             As `free_pages`, for the first block that cannot be freed, also because it is there twice.
         """
-        cdef cnp.ndarray where = as_pfn_array(pfns, "pfns", np.uint64)
+        cdef cnp.ndarray where = as_pfns(pfns)
         cdef uint64_t n = <uint64_t>where.shape[0], refused = 0
         cdef cnp.ndarray orders
         cdef uint32_t *each = NULL
@@ -470,13 +497,9 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef uint64_t *at = <uint64_t *> where.data
         if hasattr(order, "__index__") and np.ndim(order) == 0:
-            o = as_order(self.memory, order)
+            o = as_order_at(self.memory, order, where[0] if n else None)
         else:
-            orders = as_pfn_array(order, "order", np.uint32)
-            if <uint64_t>orders.shape[0] != n:
-                raise ValueError(f"{orders.shape[0]} orders for {n} blocks")
-            if n and orders.max() > self.memory.max_page_order:
-                as_order(self.memory, int(orders.max()))
+            orders = as_orders(self.memory, order, where)
             each = <uint32_t *> orders.data
         with nogil:
             rc = machine_free_bulk(m, at, each, o, n, &refused)
@@ -496,7 +519,7 @@ cdef class PageAllocator:
             If it is not all free, in an isolate pageblock, not aligned to its order, or not all in one zone.
         """
         cdef uint64_t at = as_pfn(pfn)
-        cdef int o = as_order(self.memory, order), rc
+        cdef int o = as_order_at(self.memory, order, pfn), rc
         cdef Machine *m = &self.memory.m
         rc = machine_alloc_at(m, at, o, False)
         if rc == E_AGAIN:

@@ -214,6 +214,17 @@ cdef class Memory:
             }[rc]
         return errors.BadPageError(f"{where}: {why}; nothing was changed")
 
+    cdef object order_refusal(self, object order, object pfn):
+        """The error for an order that no block has, at a page or, if that is None, anywhere."""
+        if pfn is None:
+            zones = ", ".join([f"{spec.name} (node {spec.node})" for spec in self.specs])
+            where = f"order {order} (zones {zones})"
+        else:
+            where = self.place(as_pfn(pfn), f"order {order}")
+        return errors.BadPageError(
+            f"{where}: orders are from 0 to {self.max_page_order} (max_page_order); nothing was changed"
+        )
+
     # -- waiting for memory
 
     cdef int settle(self) except -1:

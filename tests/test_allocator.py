@@ -555,3 +555,20 @@ def test_asking_for_a_place_in_a_hole_emptied_the_page_sets():
         with pytest.raises(ph.BadPageError, match=words):
             pages.alloc_pages_at(pfn, order)
         assert pages.stats().pcp_pages == held
+
+
+def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
+    pages = real([ph.ZoneSpec("DMA", 0, 1024), ph.ZoneSpec("Normal", 1024, 1024, node=3)])
+    for call in (
+        lambda: pages.free_pages(0x500, 11),
+        lambda: pages.alloc_pages_at(0x500, 11),
+        lambda: pages.free_pages_bulk([0x500], 11),
+        lambda: pages.free_pages_bulk([0x400, 0x500, 0x600], [0, 11, 12]),
+    ):
+        with pytest.raises(ph.BadPageError, match=r"PFN 0x500 .*order 11.*Normal, node 3.*from 0 to 10"):
+            call()
+    with pytest.raises(ph.BadPageError, match=r"PFN 0x9999 .*order -1.*outside every zone"):
+        pages.free_pages(0x9999, -1)
+    for call in (lambda: pages.alloc_pages(11), lambda: pages.alloc_pages_bulk(3, 11)):
+        with pytest.raises(ph.BadPageError, match=r"order 11.*DMA \(node 0\), Normal \(node 3\).*from 0 to 10"):
+            call()
