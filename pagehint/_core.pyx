@@ -594,6 +594,8 @@ cdef class PageAllocator:
     def online(self, pfn, nr_pages):
         """Bring whole sections online: offline ones again, or new ones past the end of a zone, which grows.
 
+        What it grows over is a hole, whose whole sections can come online later.
+
         Raises
         ------
         BadPageError

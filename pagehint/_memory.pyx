@@ -304,16 +304,16 @@ cdef class Memory:
             if z == NULL:
                 z = self.grow(start, end)
             spec = self.specs[z.index]
-            ranges = self.offline[z.index]
+            # What growing has left out was not there then, but may be now.
+            ranges = self.disjoint(self.offline[z.index] + self.grown[z.index])
             covered = sum(min(last, end) - max(first, start) for first, last in ranges if first < end and start < last)
             if covered != end - start:
                 raise errors.BadPageError(
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     " not all offline; nothing was changed"
                 )
-            left = [(first, min(last, start)) for first, last in ranges if first < start]
-            left += [(max(first, end), last) for first, last in ranges if last > end]
-            self.offline[z.index] = sorted(left)
+            self.offline[z.index] = self.without(self.offline[z.index], start, end)
+            self.grown[z.index] = self.without(self.grown[z.index], start, end)
             for first, last in reversed(self.present(z.index, start, end)):
                 first -= z.base_pfn
                 last -= z.base_pfn
@@ -321,6 +321,12 @@ cdef class Memory:
                     lock_acquire(&z.lock, True)
                     range_appear(z, first, last)
                     zone_unlock(z)
+
+    @staticmethod
+    def without(ranges, start, end):
+        """What [start, end) leaves of ranges."""
+        below = [(first, min(last, start)) for first, last in ranges if first < start]
+        return sorted(below + [(max(first, end), last) for first, last in ranges if last > end])
 
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
         """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
@@ -337,7 +343,9 @@ cdef class Memory:
             raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
         if leaves_for(z, end) > z.limit_leaves:
             name = self.specs[z.index].name
-            raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
+            raise errors.BadPageError(
+                f"PFN {start:#x}, {end - start} pages: zone {name} cannot grow so far; nothing was changed"
+            )
         if zone_open(z, leaves_for(z, end)):
             raise errors.no_mapping(errno, f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
         old = z.end_pfn

@@ -39,6 +39,7 @@ class ReferenceZone:
             self.absent[start - self.base : end - self.base] = False
         self.free[:] = ~self.absent
         self.hole = self.absent.copy()
+        self.gap = np.zeros(self._room(), bool)  # hole left by growing, that may come online
 
     def _room(self):
         return -(-(self.end_pfn - self.base) // self.grain) * self.grain
@@ -53,12 +54,13 @@ class ReferenceZone:
             yield start, end
 
     def grow(self, start, end):
-        old = self._room()
+        old, old_end = self._room(), self.end_pfn
         self.end_pfn = end
-        for name, value in (("absent", True), ("hole", True), ("offline", False), ("free", False), ("isolate", False)):
-            grown = np.full(self._room(), value)
+        for name in ("absent", "hole", "gap", "offline", "free", "isolate"):
+            grown = np.full(self._room(), name in ("absent", "hole"))
             grown[:old] = getattr(self, name)
             setattr(self, name, grown)
+        self.gap[old_end - self.base : start - self.base] = True
         self.offline[start - self.base : end - self.base] = True
         self.hole[start - self.base : end - self.base] = False
 
@@ -303,9 +305,11 @@ class ReferenceAllocator:
             max(below, key=lambda z: z.end_pfn).grow(pfn, end)
         zone = self._zone(pfn)
         run = slice(pfn - zone.base, end - zone.base)
-        if end > zone.end_pfn or not zone.offline[run].all():
+        if end > zone.end_pfn or not (zone.offline | zone.gap)[run].all():
             raise ph.BadPageError("not all offline")
         zone.offline[run] = False
+        zone.hole[run] &= ~zone.gap[run]
+        zone.gap[run] = False
         memory = run.start + np.flatnonzero(~zone.hole[run])
         zone.absent[memory] = False
         zone.free[memory] = True

@@ -557,6 +557,27 @@ def test_asking_for_a_place_in_a_hole_emptied_the_page_sets():
         assert pages.stats().pcp_pages == held
 
 
+def test_a_gap_left_by_growth_could_never_come_online(make):
+    pages = make("256MiB")
+    pages.online(10 * 32768, 32768)
+    assert pages.zones[0].managed_pages == 3 * 32768
+    with pytest.raises(ph.BadPageError):
+        pages.alloc_pages_at(9 * 32768)
+    refuse(pages, pages.online, 9 * 32768, 65536)  # one of the two is online
+    pages.online(9 * 32768, 32768)
+    assert pages.alloc_pages_at(9 * 32768, 3) == 9 * 32768
+    refuse(pages, pages.online, 9 * 32768, 32768)
+    pages.offline(3 * 32768, 32768)  # nothing there, and it can come online afterwards
+    pages.online(2 * 32768, 65536)
+    pages.free_pages(9 * 32768, 3)
+    pages.verify()
+    assert pages.zones[0].managed_pages == 6 * 32768
+    pages.offline(9 * 32768, 65536)
+    pages.online(4 * 32768, 7 * 32768)
+    assert pages.stats().free_pages == pages.zones[0].managed_pages == 11 * 32768
+    pages.verify()
+
+
 def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
     pages = real([ph.ZoneSpec("DMA", 0, 1024), ph.ZoneSpec("Normal", 1024, 1024, node=3)])
     for call in (

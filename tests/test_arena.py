@@ -318,8 +318,8 @@ def test_closing_after_an_exception_hid_the_exception():
 def test_a_small_or_nearly_full_arena_never_reported(size, used):
     """A batch of sixteen blocks is more than such an arena can spare, so that its zone was under the gate for ever."""
     with ph.Arena(size) as arena, arena.hinting():
-        keep = arena.empty(used * MIB, "u1") if used else None
         array = arena.empty(arena.size - used * MIB, "u1")
+        keep = arena.empty(used * MIB, "u1") if used else None
         array[:] = 1
         del array
         arena.pages.flush_hinting()
