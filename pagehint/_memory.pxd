@@ -10,11 +10,13 @@ cdef class Memory:
     cdef readonly int max_page_order
     cdef readonly int min_order
     cdef readonly tuple watermarks
+    cdef bint linux_watermarks
     cdef readonly list offline          # for each zone its offline (start, end), sorted and disjoint
     cdef list grown                     # for each zone the holes that growing has left
     cdef object hotplug_lock
     cdef object __weakref__
 
+    cdef int set_watermarks(self) except -1
     cdef add_page_sets(self, int i)
     cdef object place(self, uint64_t pfn, object what)
     cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=*)

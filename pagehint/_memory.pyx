@@ -9,11 +9,12 @@ import numpy as np
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_pfn, as_type
+from pagehint._atomic cimport RELAXED, store64
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
@@ -28,6 +29,7 @@ from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_init
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
+from pagehint._watermark cimport report_gate
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
@@ -63,6 +65,14 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
         # What waited in isolation may be reported now.
         hint_evaluate(z)
         zone_unlock(z)
+
+
+cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil:
+    lock_acquire(&z.lock, True)
+    memcpy(z.watermark, marks, sizeof(z.watermark))
+    if 0 < z.wake_at < INT64_MAX:
+        z.wake_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
+    zone_unlock(z)
 
 
 cdef class Memory:
@@ -112,18 +122,33 @@ cdef class Memory:
             lock_release(&z.lock)
             if pcp:
                 self.add_page_sets(i)
-        managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
-        self.watermarks = tuple(
-            layout.linux_watermarks(managed, page_size) if watermarks == "linux" else [watermarks] * m.nr_zones
-        )
         for i, order in enumerate(layout.zonelists(self.specs)):
             m.zonelist_length[i] = len(order)
             for j, other in enumerate(order):
                 m.zonelists[i * m.nr_zones + j].zone = other
-                if watermarks == "linux":
-                    m.zonelists[i * m.nr_zones + j].reserve = layout.lowmem_reserve(self.specs, managed, other, i)
+        self.linux_watermarks = watermarks == "linux"
+        self.watermarks = (watermarks,) * m.nr_zones
+        self.set_watermarks()
+
+    cdef int set_watermarks(self) except -1:
+        """By Linux's formulas, where they are wanted, and anew whenever there are more or fewer managed pages."""
+        cdef Machine *m = &self.m
+        cdef uint64_t[3] marks
+        cdef int i, j
+        managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        if self.linux_watermarks:
+            self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
+        for i in range(m.nr_zones):
+            if self.linux_watermarks:
+                for j in range(m.zonelist_length[i]):
+                    # Read without a lock, and a request may go by the old one.
+                    store64(&m.zonelists[i * m.nr_zones + j].reserve, layout.lowmem_reserve(
+                        self.specs, managed, m.zonelists[i * m.nr_zones + j].zone, i), RELAXED)
             for j in range(3):
-                m.zones[i].watermark[j] = self.watermarks[i][j]
+                marks[j] = self.watermarks[i][j]
+            with nogil:
+                set_zone_watermarks(m.zones[i], marks, m.engine.max_pages)
+        return 0
 
     cdef add_page_sets(self, int i):
         cdef PageZone *z = self.m.zones[i]
@@ -294,6 +319,7 @@ cdef class Memory:
                     f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
                 )
             self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
+            self.set_watermarks()
 
     def set_online(self, pfn, nr_pages):
         cdef uint64_t start, end, first, last
@@ -321,6 +347,7 @@ cdef class Memory:
                     lock_acquire(&z.lock, True)
                     range_appear(z, first, last)
                     zone_unlock(z)
+            self.set_watermarks()
 
     @staticmethod
     def without(ranges, start, end):

@@ -147,7 +147,7 @@ def default_zone(zones: Sequence[ZoneSpec]) -> int:
 
 def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]:
     """Return each zone's watermarks in pages by Linux's formulas (``min_free_kbytes``, scale factor 10)."""
-    total = sum(managed)
+    total = max(sum(managed), 1)
     kbytes = total * page_size // 1024
     min_free_kbytes = min(max(isqrt(kbytes * 16), 128), 262144)
     pages_min = min_free_kbytes * 1024 // page_size

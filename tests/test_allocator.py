@@ -578,6 +578,28 @@ def test_a_gap_left_by_growth_could_never_come_online(make):
     pages.verify()
 
 
+def test_watermarks_follow_hotplug(make):
+    """As in Linux, every zone's are set anew when managed pages change, and the lowmem reserve with them."""
+    pages = make("1GiB", watermarks="linux")
+    pages.online(8 * 32768, 8 * 32768)
+    assert pages.zones[0].watermarks == make("2GiB", watermarks="linux").zones[0].watermarks
+    pages.offline(8 * 32768, 8 * 32768)
+    assert pages.zones[0].watermarks == make("1GiB", watermarks="linux").zones[0].watermarks
+    pages.offline(0, 8 * 32768)
+    assert pages.zones[0].watermarks == (0, 0, 0)
+    specs = [ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)]
+    pages = make(specs, watermarks="linux")
+    pages.online(65536, 32768)
+    left = pages.zones[0].watermarks.min + 65536 // 256
+    pages.alloc_pages_bulk(3 * 32768 - left - pages.zones[1].watermarks.min)
+    assert pages.zones[0].free_pages == left
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages()
+    pages = make("256MiB", watermarks=(1, 2, 3))
+    pages.online(65536, 32768)
+    assert pages.zones[0].watermarks == (1, 2, 3)
+
+
 def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
     pages = real([ph.ZoneSpec("DMA", 0, 1024), ph.ZoneSpec("Normal", 1024, 1024, node=3)])
     for call in (
