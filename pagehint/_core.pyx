@@ -459,7 +459,7 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef cnp.ndarray pfns
         cdef uint64_t *out
-        if n << o > sum([z.managed_pages for z in self.zone_objects]):
+        if n > <uint64_t>sum([z.managed_pages for z in self.zone_objects]) >> o:
             self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
         pfns = np.empty(n, np.uint64)
         out = <uint64_t *> pfns.data

@@ -587,17 +587,20 @@ def test_watermarks_follow_hotplug(make):
     assert pages.zones[0].watermarks == make("1GiB", watermarks="linux").zones[0].watermarks
     pages.offline(0, 8 * 32768)
     assert pages.zones[0].watermarks == (0, 0, 0)
+    pages = make("256MiB", watermarks=(1, 2, 3))
+    pages.online(65536, 32768)
+    assert pages.zones[0].watermarks == (1, 2, 3)
+
+
+def test_the_lowmem_reserve_follows_hotplug():
     specs = [ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)]
-    pages = make(specs, watermarks="linux")
+    pages = real(specs, watermarks="linux")
     pages.online(65536, 32768)
     left = pages.zones[0].watermarks.min + 65536 // 256
     pages.alloc_pages_bulk(3 * 32768 - left - pages.zones[1].watermarks.min)
     assert pages.zones[0].free_pages == left
     with pytest.raises(ph.OutOfMemoryError):
         pages.alloc_pages()
-    pages = make("256MiB", watermarks=(1, 2, 3))
-    pages.online(65536, 32768)
-    assert pages.zones[0].watermarks == (1, 2, 3)
 
 
 def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
@@ -615,3 +618,10 @@ def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
     for call in (lambda: pages.alloc_pages(11), lambda: pages.alloc_pages_bulk(3, 11)):
         with pytest.raises(ph.BadPageError, match=r"order 11.*DMA \(node 0\), Normal \(node 3\).*from 0 to 10"):
             call()
+
+
+def test_a_count_that_overflows_is_out_of_memory():
+    pages = real("1GiB", max_page_order=20)
+    for count, order in ((2**44, 20), (2**51, 13), (2**51, 20)):
+        with pytest.raises(ph.OutOfMemoryError, match=f"{count} blocks of order {order}"):
+            pages.alloc_pages_bulk(count, order)
