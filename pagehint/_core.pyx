@@ -337,14 +337,7 @@ cdef class PageAllocator:
         least = max(top - 1, 0) if min_order is None else operator.index(min_order)
         if not 0 <= least <= top:
             raise ValueError(f"min_order must be from 0 to max_page_order ({top}), not {least}")
-        if watermarks is None:
-            marks = layout.Watermarks(0, 0, 0)
-        elif watermarks == "linux":
-            marks = watermarks
-        else:
-            marks = layout.Watermarks(*map(operator.index, watermarks))
-            if not 0 <= marks.min <= marks.low <= marks.high < 1 << 52:
-                raise ValueError(f"watermarks must be 0 <= min <= low <= high, not {tuple(marks)}")
+        marks = layout.check_watermarks(watermarks)
         if isinstance(memory, str) or hasattr(memory, "__index__"):
             nr_pages = parse_size(memory) // page
             if nr_pages == 0:

@@ -625,3 +625,23 @@ def test_a_count_that_overflows_is_out_of_memory():
     for count, order in ((2**44, 20), (2**51, 13), (2**51, 20)):
         with pytest.raises(ph.OutOfMemoryError, match=f"{count} blocks of order {order}"):
             pages.alloc_pages_bulk(count, order)
+
+
+def test_a_description_of_the_wrong_type_is_refused_in_words():
+    for bad, error, words in (
+        (1.5, TypeError, "memory must be"),
+        (None, TypeError, "memory must be"),
+        ([1, 2], TypeError, "ZoneSpec"),
+    ):
+        with pytest.raises(error, match=words):
+            ph.PageAllocator(bad)
+    for bad, error in (((1, 2), ValueError), ("foo", ValueError), (5, TypeError), ((1, 2, 3.5), TypeError)):
+        with pytest.raises(error, match="watermarks must be"):
+            ph.PageAllocator("1MiB", watermarks=bad)
+    assert ph.PageAllocator("1MiB", watermarks=np.array([1, 2, 3])).zones[0].watermarks == (1, 2, 3)
+    for bad in (("a", 0.5, 100), ("a", 0, 10.0), ("a", 0, 10, 0.5), (5, 0, 100), ("a", 0, 10, 0, [(1.5, 3)])):
+        with pytest.raises(TypeError, match=r"zone|ZoneSpec"):
+            ph.ZoneSpec(*bad)
+    with pytest.raises(ValueError, match="hole"):
+        ph.ZoneSpec("a", 0, 10, holes=[(1, 2, 3)])
+    assert ph.ZoneSpec("a", np.int64(3), np.uint8(100)).end_pfn == 103
