@@ -274,6 +274,12 @@ def test_importing_needs_numpy_and_nothing_else():
     assert not optional & set(loaded)
 
 
+def test_a_numpy_without_what_is_used_was_allowed():
+    """`numpy.trapezoid` is new in 2.0, and so is what the compiled modules are built with."""
+    [needed] = [line for line in requires("pagehint") if re.match(r"numpy\b", line)]
+    assert needed == "numpy>=2.0"
+
+
 def test_the_typed_program_runs():
     import typing_api
 
