@@ -646,6 +646,7 @@ cdef class PageAllocator:
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
         self.engine.enable(callbacks, workqueue, threshold, delay, max_report_order, mark_free, clock)
+        self.marked = bool(mark_free)
 
     def disable_hinting(self):
         """Stop reporting; nothing happens if it is off. On return no callback runs or will run, and every block is back.
@@ -771,6 +772,7 @@ cdef class PageAllocator:
         return explain_zones(
             [zone.figures() for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
+            marked=self.marked,
         )
 
     def buddyinfo(self):

@@ -463,6 +463,20 @@ def test_explain_accounts_for_every_free_page(few_host):
         assert pages.explain()["under the watermark gate"].pages == 1024
 
 
+def test_memory_that_was_never_reported_is_not_said_to_be_with_the_host(few_host):
+    pages = real("64MiB")
+    with pages.hinting(few_host.callbacks, workqueue="manual", mark_free=False):
+        explanation = pages.explain()
+        assert explanation["reported"].pages == 0
+        assert explanation["reported or unmarked"].pages == 16384
+        assert "mark_free=False" in explanation["reported or unmarked"].why
+        assert "reported or unmarked" in repr(explanation)
+    with pages.hinting(few_host.callbacks, workqueue="manual"):
+        pages.flush_hinting()
+        assert pages.explain()["reported"].pages == 16384
+        assert "unmarked" not in repr(pages.explain())
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap
