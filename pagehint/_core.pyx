@@ -227,6 +227,10 @@ cdef class Zone:
                 held = pcp_held(<Pcp *> copy.pcp + cpu)
                 sets.append((held, 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
+        # As in Linux, one number for each type of zone, whichever node asks.
+        first_of_name = {}
+        for other, spec in enumerate(self.memory.specs):
+            first_of_name.setdefault(spec.name, other)
         return {
             "name": self.spec.name,
             "node": self.spec.node,
@@ -239,7 +243,7 @@ cdef class Zone:
             "nr_free": [[copy.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
             "pageblocks": self.pageblock_types(),
             "watermarks": self.memory.watermarks[copy.index],
-            "protection": [self.reserve(other) for other in range(m.nr_zones)],
+            "protection": [self.reserve(other) for other in first_of_name.values()],
             "page_sets": sets,
             "hints_pending": copy.hint_count,
             "hints_in_isolation": held_back,

@@ -448,6 +448,28 @@ def shape_of(line):
     return re.sub(r" *[0-9]+", " 0", line)
 
 
+def test_every_line_of_zoneinfo_is_one_of_linuxs():
+    """Of this machine's, if it runs Linux 6.7 or later; a tool that reads the one can read the other."""
+    linux = {shape_of(line) for line in Path("/proc/zoneinfo").read_text().splitlines()}
+    if not any("high_min" in line for line in linux):
+        pytest.skip("an older kernel has fewer lines")
+    ours = {shape_of(line) for line in ph.PageAllocator.x86_64("8GiB").zoneinfo().splitlines()}
+    names = {line for line in ours if "protection" in line or line.startswith("Node")}
+    assert ours - linux <= names
+
+
+def test_zoneinfo_has_one_protection_a_zone_type_and_the_statistics_once_a_node():
+    pages = ph.PageAllocator.x86_64("64GiB", 2)
+    text = pages.zoneinfo()
+    protections = re.findall(r"protection: \((.*)\)", text)
+    assert [len(each.split(", ")) for each in protections] == [3, 3, 3, 3]
+    assert protections[0].startswith("0, ")
+    assert protections[2:] == ["0, 0, 0"] * 2
+    assert text.count("per-node stats") == 2
+    marks = pages.zones[0].watermarks
+    assert f"high     {marks.high}\n        promo    {2 * marks.high - marks.low}\n" in text
+
+
 def test_representations_read_well():
     pages = ph.PageAllocator("1GiB", pcp=False)
     pages.alloc_pages(9)
