@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -233,7 +234,10 @@ def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int],
 
 
 def _say(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+    try:
+        print(json.dumps(message), flush=True)
+    except BrokenPipeError:
+        os._exit(130)  # the parent has gone; an exception would end the sampler's thread only
 
 
 def _child() -> None:
@@ -245,8 +249,8 @@ def _child() -> None:
     try:
         measured = measure(args.size, args.seconds, args.advice, lambda done, rss: _say({"done": done, "rss": rss}))
         _say({"measured": asdict(measured)})
-    except (BrokenPipeError, KeyboardInterrupt):
-        sys.exit(130)  # the parent has gone, or is going
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent is going
 
 
 if __name__ == "__main__":

@@ -122,6 +122,16 @@ def test_ctrl_c_ends_it_cleanly():
     wait_for(lambda: not any(map(is_running, children)))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_killed_left_its_child_at_work(number):
+    command = [sys.executable, "-P", "-m", "pagehint", "demo", "--size", "64MiB", "--seconds", "600", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        children = wait_for(lambda: workers_of(process.pid))
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    wait_for(lambda: not any(map(is_running, children)))
+
+
 def test_without_the_extra_the_error_names_it():
     code = "import sys; sys.modules['rich'] = None; from pagehint.cli import main; main(['demo'])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
