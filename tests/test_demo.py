@@ -75,6 +75,16 @@ def test_a_table_for_people():
         assert words in done.stdout
 
 
+def test_what_people_see_fits_in_80_columns_however_long_the_figures(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = Measured(*[1023 * (1 << 30)] * 4, 12345.67, [1234.56, 2345.67], 123_456, 1_234_567, 99 << 40)
+    print_outcome(Outcome(run, run), 1023 * (1 << 30), "dontneed")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    [title] = [line for line in lines if "1023 GiB" in line and "arena" in line]
+    assert "dontneed" in title
+
+
 @pytest.mark.parametrize(
     "args",
     [
