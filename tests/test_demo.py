@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,23 @@ def test_a_demo_that_is_killed_left_its_child_at_work(number):
         process.send_signal(number)
         assert process.wait(30) == -number
     wait_for(lambda: not any(map(is_running, children)))
+
+
+def test_ctrl_c_while_the_package_is_imported_was_a_traceback():
+    [script] = entry_points(group="console_scripts", name="pagehint")
+    module, _, function = script.value.partition(":")
+    code = f"""if True:
+        import sys
+        class Interrupting:
+            def find_spec(self, name, path, target=None):
+                if name == "numpy":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupting())
+        from {module} import {function} as main
+        sys.exit(main())
+    """
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pagehint: interrupted\n")
 
 
 def test_without_the_extra_the_error_names_it():
