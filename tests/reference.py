@@ -111,7 +111,9 @@ class ReferenceAllocator:
         self.lists, self.default = layout.zonelists(specs), layout.default_zone(specs)
         self.specs, self.linux = specs, watermarks == "linux"
         marks = layout.Watermarks(*((not self.linux and watermarks) or (0, 0, 0)))
-        self.zones = tuple(ReferenceZone(spec, i, max_page_order, self.min_order, marks) for i, spec in enumerate(specs))
+        self.zones = tuple(
+            ReferenceZone(spec, i, max_page_order, self.min_order, marks) for i, spec in enumerate(specs)
+        )
         self._set_watermarks()
         self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
         self.hinting_enabled = self.inside = False
