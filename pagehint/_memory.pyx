@@ -107,7 +107,7 @@ cdef class Memory:
         for i, spec in enumerate(self.specs):
             z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
-                raise errors.no_mapping(errno, f"no memory for the metadata of zone {spec.name} ({spec.spanned_pages} pages)")
+                raise errors.no_mapping(errno, f"no metadata for zone {spec.name} of {spec.spanned_pages} pages")
             m.zones[i] = z
             z.index = i
             z.engine = &m.engine
@@ -374,7 +374,7 @@ cdef class Memory:
                 f"PFN {start:#x}, {end - start} pages: zone {name} cannot grow so far; nothing was changed"
             )
         if zone_open(z, leaves_for(z, end)):
-            raise errors.no_mapping(errno, f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
+            raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
         old = z.end_pfn
         with nogil:
             lock_acquire(&z.lock, True)
