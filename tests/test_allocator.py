@@ -518,8 +518,8 @@ def test_a_range_that_wraps_around_grew_the_zone_over_everything():
 @pytest.mark.parametrize("orders", [False, True])
 def test_an_array_changed_while_it_is_freed_broke_the_zone(orders):
     """A bulk free goes over its arrays twice without the GIL, so they are its own."""
-    pages = real("512MiB")
-    array, scratch = np.zeros(100_000, np.uint64), np.zeros(100_000, np.uint32)
+    pages = real("2GiB")
+    array, scratch = np.zeros(500_000, np.uint64), np.zeros(500_000, np.uint32)
     good, stop = [0], threading.Event()
 
     def change():
@@ -530,8 +530,8 @@ def test_an_array_changed_while_it_is_freed_broke_the_zone(orders):
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(30):
-            pfns = pages.alloc_pages_bulk(100_000)
+        for _ in range(60):
+            pfns = pages.alloc_pages_bulk(500_000)
             array[:] = pfns
             good[0] = pfns[-1]
             try:
