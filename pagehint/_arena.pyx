@@ -7,8 +7,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ,
-                         PROT_WRITE, madvise, mmap, munmap)
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE,
+                         PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
 
 from pagehint._atomic cimport ctz64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
@@ -16,6 +16,8 @@ from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
 
 import os
+
+from pagehint import errors
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
@@ -29,6 +31,9 @@ ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
 cdef class Mapping:
     """An anonymous private mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more.
+
+    Not before, even when its memory has gone back: a reporting function that is called late must not find somebody else's
+    memory at these addresses.
 
     Parameters
     ----------
@@ -45,6 +50,8 @@ cdef class Mapping:
     cdef readonly size_t page_size
     cdef readonly bint hugepages
     cdef readonly size_t live_arrays
+    cdef readonly bint open         # arrays may be made; changes, as their number does, while the GIL is held
+    cdef bint discarded
     cdef void *reservation
     cdef size_t reserved
 
@@ -56,26 +63,32 @@ cdef class Mapping:
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if self.reservation == MAP_FAILED:
             self.reservation = NULL
-            raise MemoryError(f"the kernel gives no mapping of {nr_bytes} bytes: {os.strerror(errno)}")
+            raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
         over = <size_t>self.reservation % alignment
         self.base = <char *>self.reservation + (alignment - over if over else 0)
         self.nr_bytes = nr_bytes
         self.hugepages = hugepages and madvise(self.base, nr_bytes, MADV_HUGEPAGE) == 0
+        self.open = True
 
     def __dealloc__(self):
-        self.unmap()
-
-    def unmap(self):
-        """Give the memory back; nothing may use it any more."""
         if self.reservation != NULL:
             munmap(self.reservation, self.reserved)
-            self.reservation = NULL
-            self.base = NULL
 
-    @property
-    def mapped(self):
-        """Whether there is still memory."""
-        return self.base != NULL
+    def retire(self):
+        """Have no arrays from now on, unless there are some already; returns how many."""
+        self.open = self.open and self.live_arrays > 0
+        return self.live_arrays
+
+    def reopen(self):
+        """Have arrays again, if there is still memory."""
+        self.open = not self.discarded
+
+    def discard(self):
+        """Give the memory back, and keep the addresses; nothing may use it any more. Retired before."""
+        self.discarded = True
+        munlock(self.reservation, self.reserved)
+        madvise(self.reservation, self.reserved, MADV_DONTNEED)
+        mprotect(self.reservation, self.reserved, PROT_NONE)
 
     @property
     def address(self):
@@ -138,6 +151,8 @@ cdef class Block:
         self.nr_pages = nr_pages
         self.nr_bytes = nr_bytes
         mapping.live_arrays += 1
+        if not mapping.open:
+            raise ValueError("the arena is closed")
 
     def __dealloc__(self):
         if self.mapping is not None:

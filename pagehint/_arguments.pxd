@@ -37,16 +37,20 @@ cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0x
     return number
 
 
-cdef inline int as_order(Memory memory, object order) except -1:
+cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
+    """The order of the block at this page, or, where that is None, of one that is wanted."""
     cdef long number
     cdef int overflow = 0
     if type(order) is not int:
         order = PyNumber_Index(order)
     number = PyLong_AsLongAndOverflow(order, &overflow)
     if overflow or not 0 <= number <= memory.max_page_order:
-        from pagehint import errors
-        raise errors.BadPageError(f"order {order} is out of range: from 0 to {memory.max_page_order} (max_page_order)")
+        raise memory.order_refusal(order, pfn)
     return <int>number
+
+
+cdef inline int as_order(Memory memory, object order) except -1:
+    return as_order_at(memory, order, None)
 
 
 cdef inline tuple migratetypes():

@@ -26,6 +26,7 @@ cdef class PageAllocator:
     cdef readonly Memory memory
     cdef HintingEngine engine
     cdef tuple zone_objects
+    cdef bint marked                    # everything free was hinted when hinting was last enabled
 
     cdef int zone_index(self, object zone) except -1
     cdef int out_of_memory(self, object what) except -1

@@ -16,10 +16,11 @@ import weakref
 import numpy as np
 
 cimport numpy as cnp
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint._arguments cimport as_count, as_order, as_pfn, as_type, migratetypes
+from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
 from pagehint._atomic cimport PH_DEBUG
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
@@ -56,22 +57,52 @@ MIGRATETYPES = migratetypes()
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
 
-cdef cnp.ndarray as_pfn_array(object values, str what, object dtype):
-    """A contiguous array of the dtype; anything but whole numbers that fit is refused."""
-    array = np.asarray(values)
+cdef cnp.ndarray as_numbers(object values, str what):
+    """A new contiguous array of whole numbers, that nobody else can change."""
+    array = np.array(values, order="C")
     if array.ndim != 1:
         raise ValueError(f"{what} must be one-dimensional, not of shape {array.shape}")
     if array.size == 0:
-        return np.empty(0, dtype)
-    if array.dtype == object and all(isinstance(value, int) for value in array.tolist()):
-        raise errors.BadPageError(f"{what}: a number is too large or negative")
+        return np.empty(0, np.uint64)
     if array.dtype.kind not in "ui":
-        raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}")
-    if array.dtype.kind == "i" and array.min() < 0:
-        raise errors.BadPageError(f"{what}: {int(array.min())} is negative")
-    if array.max() > np.iinfo(dtype).max:
-        raise errors.BadPageError(f"{what}: {int(array.max())} is too large")
-    return np.ascontiguousarray(array, dtype)
+        # NumPy makes floats of a mix of its own integers and Python's, and objects of large ones.
+        try:
+            array = np.array([PyNumber_Index(value) for value in values], object)
+        except TypeError:
+            raise TypeError(f"{what} must be whole numbers, not of dtype {array.dtype}") from None
+    return array
+
+
+cdef Py_ssize_t first_outside(object array, object most) except -2:
+    """The index of the first number that is not from 0 to `most`, or -1."""
+    if array.size == 0 or (array.min() >= 0 and array.max() <= most):
+        return -1
+    return np.argmax((array < 0) | (array > most))
+
+
+cdef cnp.ndarray as_pfns(object values):
+    cdef Py_ssize_t bad
+    array = as_numbers(values, "pfns")
+    if array.dtype == np.uint64:
+        return array
+    bad = first_outside(array, 0xFFFFFFFFFFFFFFFF)
+    if bad >= 0:
+        raise errors.BadPageError(
+            f"PFN {array[bad]} (index {bad}): {'negative' if array[bad] < 0 else 'too large'}; nothing was changed"
+        )
+    return array.astype(np.uint64)
+
+
+cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
+    """An order for each PFN."""
+    cdef Py_ssize_t bad
+    array = as_numbers(values, "order")
+    if array.shape[0] != pfns.shape[0]:
+        raise ValueError(f"{array.shape[0]} orders for {pfns.shape[0]} blocks")
+    bad = first_outside(array, memory.max_page_order)
+    if bad >= 0:
+        raise memory.order_refusal(array[bad], pfns[bad])
+    return array.astype(np.uint32)
 
 
 # ---- zones --------------------------------------------------------------------------------------------------
@@ -200,6 +231,10 @@ cdef class Zone:
                 held = pcp_held(<Pcp *> copy.pcp + cpu)
                 sets.append((held, 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
+        # As in Linux, one number for each type of zone, whichever node asks.
+        first_of_name = {}
+        for other, spec in enumerate(self.memory.specs):
+            first_of_name.setdefault(spec.name, other)
         return {
             "name": self.spec.name,
             "node": self.spec.node,
@@ -212,7 +247,7 @@ cdef class Zone:
             "nr_free": [[copy.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
             "pageblocks": self.pageblock_types(),
             "watermarks": self.memory.watermarks[copy.index],
-            "protection": [self.reserve(other) for other in range(m.nr_zones)],
+            "protection": [self.reserve(other) for other in first_of_name.values()],
             "page_sets": sets,
             "hints_pending": copy.hint_count,
             "hints_in_isolation": held_back,
@@ -313,14 +348,7 @@ cdef class PageAllocator:
         least = max(top - 1, 0) if min_order is None else operator.index(min_order)
         if not 0 <= least <= top:
             raise ValueError(f"min_order must be from 0 to max_page_order ({top}), not {least}")
-        if watermarks is None:
-            marks = layout.Watermarks(0, 0, 0)
-        elif watermarks == "linux":
-            marks = watermarks
-        else:
-            marks = layout.Watermarks(*map(operator.index, watermarks))
-            if not 0 <= marks.min <= marks.low <= marks.high < 1 << 52:
-                raise ValueError(f"watermarks must be 0 <= min <= low <= high, not {tuple(marks)}")
+        marks = layout.check_watermarks(watermarks)
         if isinstance(memory, str) or hasattr(memory, "__index__"):
             nr_pages = parse_size(memory) // page
             if nr_pages == 0:
@@ -416,7 +444,7 @@ cdef class PageAllocator:
             hole, offline or outside every zone. O(max_page_order).
         """
         cdef uint64_t at = as_pfn(pfn)
-        cdef int o = as_order(self.memory, order), rc
+        cdef int o = as_order_at(self.memory, order, pfn), rc
         cdef Machine *m = &self.memory.m
         rc = machine_free(m, at, o, TRY)
         if rc == E_AGAIN:
@@ -437,7 +465,7 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef cnp.ndarray pfns
         cdef uint64_t *out
-        if n << o > sum([z.managed_pages for z in self.zone_objects]):
+        if n > <uint64_t>sum([z.managed_pages for z in self.zone_objects]) >> o:
             self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
         pfns = np.empty(n, np.uint64)
         out = <uint64_t *> pfns.data
@@ -469,7 +497,7 @@ cdef class PageAllocator:
         BadPageError
             As `free_pages`, for the first block that cannot be freed, also because it is there twice.
         """
-        cdef cnp.ndarray where = as_pfn_array(pfns, "pfns", np.uint64)
+        cdef cnp.ndarray where = as_pfns(pfns)
         cdef uint64_t n = <uint64_t>where.shape[0], refused = 0
         cdef cnp.ndarray orders
         cdef uint32_t *each = NULL
@@ -477,13 +505,9 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef uint64_t *at = <uint64_t *> where.data
         if hasattr(order, "__index__") and np.ndim(order) == 0:
-            o = as_order(self.memory, order)
+            o = as_order_at(self.memory, order, where[0] if n else None)
         else:
-            orders = as_pfn_array(order, "order", np.uint32)
-            if <uint64_t>orders.shape[0] != n:
-                raise ValueError(f"{orders.shape[0]} orders for {n} blocks")
-            if n and orders.max() > self.memory.max_page_order:
-                as_order(self.memory, int(orders.max()))
+            orders = as_orders(self.memory, order, where)
             each = <uint32_t *> orders.data
         with nogil:
             rc = machine_free_bulk(m, at, each, o, n, &refused)
@@ -572,13 +596,14 @@ cdef class PageAllocator:
             If it is not all free, in an isolate pageblock, not aligned to its order, or not all in one zone.
         """
         cdef uint64_t at = as_pfn(pfn)
-        cdef int o = as_order(self.memory, order), rc
+        cdef int o = as_order_at(self.memory, order, pfn), rc
         cdef Machine *m = &self.memory.m
         rc = machine_alloc_at(m, at, o, False)
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_alloc_at(m, at, o, True)
-        if rc == E_BUSY:
+        # No memory will be there however long we wait.
+        if rc == E_BUSY and self.memory.absence(at, <uint64_t>1 << o) is None:
             self.memory.settle()
             with nogil:
                 machine_hold(m)
@@ -586,7 +611,7 @@ cdef class PageAllocator:
                 machine_let_go(m)
                 engine_resume(&m.engine)
         if rc != OK:
-            raise self.memory.refusal(rc, at, f"order {o}")
+            raise self.memory.refusal(rc, at, f"order {o}", <uint64_t>1 << o)
         return at
 
     def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
@@ -650,6 +675,8 @@ cdef class PageAllocator:
     def online(self, pfn, nr_pages):
         """Bring whole sections online: offline ones again, or new ones past the end of a zone, which grows.
 
+        What it grows over is a hole, whose whole sections can come online later.
+
         Raises
         ------
         BadPageError
@@ -707,6 +734,7 @@ cdef class PageAllocator:
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
         self.engine.enable(callbacks, workqueue, threshold, delay, max_report_order, mark_free, clock)
+        self.marked = bool(mark_free)
 
     def disable_hinting(self):
         """Stop reporting; nothing happens if it is off. On return no callback runs or will run, and every block is back.
@@ -843,6 +871,7 @@ cdef class PageAllocator:
         return explain_zones(
             [zone.figures() for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
+            marked=self.marked,
         )
 
     def buddyinfo(self):

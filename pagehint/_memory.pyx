@@ -8,14 +8,16 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport uint64_t
+from libc.errno cimport errno
+from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_pfn, as_type
+from pagehint._atomic cimport RELAXED, store64
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
-from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_SIZE, OK
+from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
 from pagehint._hint cimport hint_evaluate
@@ -27,6 +29,7 @@ from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_init
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
+from pagehint._watermark cimport report_gate
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
@@ -65,6 +68,14 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
         zone_unlock(z)
 
 
+cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil:
+    lock_acquire(&z.lock, True)
+    memcpy(z.watermark, marks, sizeof(z.watermark))
+    if 0 < z.wake_at < INT64_MAX:
+        z.wake_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
+    zone_unlock(z)
+
+
 cdef class Memory:
     """The zones of a machine, and their hotplug. What `PageAllocator` is a front to.
 
@@ -98,7 +109,7 @@ cdef class Memory:
         for i, spec in enumerate(self.specs):
             z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
-                raise MemoryError(f"no memory for the metadata of zone {spec.name} ({spec.spanned_pages} pages)")
+                raise errors.no_mapping(errno, f"no metadata for zone {spec.name} of {spec.spanned_pages} pages")
             m.zones[i] = z
             z.index = i
             z.engine = &m.engine
@@ -113,18 +124,33 @@ cdef class Memory:
             lock_release(&z.lock)
             if pcp:
                 self.add_page_sets(i)
-        managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
-        self.watermarks = tuple(
-            layout.linux_watermarks(managed, page_size) if watermarks == "linux" else [watermarks] * m.nr_zones
-        )
         for i, order in enumerate(layout.zonelists(self.specs)):
             m.zonelist_length[i] = len(order)
             for j, other in enumerate(order):
                 m.zonelists[i * m.nr_zones + j].zone = other
-                if watermarks == "linux":
-                    m.zonelists[i * m.nr_zones + j].reserve = layout.lowmem_reserve(self.specs, managed, other, i)
+        self.linux_watermarks = watermarks == "linux"
+        self.watermarks = (watermarks,) * m.nr_zones
+        self.set_watermarks()
+
+    cdef int set_watermarks(self) except -1:
+        """By Linux's formulas, where they are wanted, and anew whenever there are more or fewer managed pages."""
+        cdef Machine *m = &self.m
+        cdef uint64_t[3] marks
+        cdef int i, j
+        managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        if self.linux_watermarks:
+            self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
+        for i in range(m.nr_zones):
+            if self.linux_watermarks:
+                for j in range(m.zonelist_length[i]):
+                    # Read without a lock, and a request may go by the old one.
+                    store64(&m.zonelists[i * m.nr_zones + j].reserve, layout.lowmem_reserve(
+                        self.specs, managed, m.zonelists[i * m.nr_zones + j].zone, i), RELAXED)
             for j in range(3):
-                m.zones[i].watermark[j] = self.watermarks[i][j]
+                marks[j] = self.watermarks[i][j]
+            with nogil:
+                set_zone_watermarks(m.zones[i], marks, m.engine.max_pages)
+        return 0
 
     cdef add_page_sets(self, int i):
         cdef PageZone *z = self.m.zones[i]
@@ -164,23 +190,37 @@ cdef class Memory:
             runs.append((start, end))
         return runs
 
-    def absence(self, int i, pfn):
-        """Why a PFN in a zone's span has no memory, or None."""
-        if any(start <= pfn < end for start, end in self.offline[i]):
-            return "in an offline section"
-        holes = [(hole, hole + n) for hole, n in self.specs[i].holes] + self.grown[i]
-        return "in a hole" if any(start <= pfn < end for start, end in holes) else None
+    def absence(self, uint64_t pfn, uint64_t nr_pages):
+        """Why some of these pages have no memory, or None."""
+        cdef PageZone *z = find_zone(&self.m, pfn)
+        cdef uint64_t end = pfn + nr_pages
+        if z == NULL:
+            return "outside every zone"
+        holes = [(hole, hole + n) for hole, n in self.specs[z.index].holes] + self.grown[z.index]
+        for what, ranges in (("an offline section", self.offline[z.index]), ("a hole", holes)):
+            for first, last in ranges:
+                if first <= pfn < last:
+                    return f"in {what}"
+                if pfn < first < end:
+                    return f"reaches into {what} at PFN {first:#x}"
+        return "reaches beyond the zone's end" if end > z.end_pfn else None
 
-    cdef object refusal(self, int rc, uint64_t pfn, object what):
+    cdef object place(self, uint64_t pfn, object what):
+        cdef PageZone *z = find_zone(&self.m, pfn)
+        if z == NULL:
+            return f"PFN {pfn:#x} ({what}, outside every zone)"
+        spec = self.specs[z.index]
+        return f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
+
+    cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=1):
         """The error for a refused call."""
         cdef PageZone *z = find_zone(&self.m, pfn)
         cdef uint64_t head = 0
         cdef int order
+        where = self.place(pfn, what)
         if z == NULL:
-            return errors.BadPageError(f"PFN {pfn:#x} ({what}): outside every zone")
-        spec = self.specs[z.index]
-        where = f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
-        why = self.absence(z.index, pfn)
+            return errors.BadPageError(f"{where}; nothing was changed")
+        why = self.absence(pfn, nr_pages)
         if why is None:
             with nogil:
                 lock_acquire(&z.lock, True)
@@ -189,7 +229,8 @@ cdef class Memory:
             if rc == E_INSIDE and order != NOT_FREE:
                 rc = E_FREE
             why = {
-                E_ABSENT: "reaches beyond the zone's end, or into a hole or an offline section",
+                E_NO_ZONE: "was outside every zone, before this one grew",
+                E_ABSENT: "was absent, before it came online",
                 E_ALIGN: "not aligned to the order",
                 E_FREE: "already free (a double free?)",
                 E_HELD: "already free, and in a per-CPU page set or out for reporting; or twice in one call",
@@ -199,6 +240,17 @@ cdef class Memory:
                 E_ISOLATE: "in a pageblock of migratetype isolate",
             }[rc]
         return errors.BadPageError(f"{where}: {why}; nothing was changed")
+
+    cdef object order_refusal(self, object order, object pfn):
+        """The error for an order that no block has, at a page or, if that is None, anywhere."""
+        if pfn is None:
+            zones = ", ".join([f"{spec.name} (node {spec.node})" for spec in self.specs])
+            where = f"order {order} (zones {zones})"
+        else:
+            where = self.place(as_pfn(pfn), f"order {order}")
+        return errors.BadPageError(
+            f"{where}: orders are from 0 to {self.max_page_order} (max_page_order); nothing was changed"
+        )
 
     # -- waiting for memory
 
@@ -220,10 +272,17 @@ cdef class Memory:
 
     # -- hotplug
 
+    cdef tuple page_range(self, object pfn, object nr_pages):
+        """(start, end) of so many pages, which do not wrap around."""
+        cdef uint64_t start = as_pfn(pfn), count = as_count(nr_pages, "nr_pages", 1)
+        if start > layout.PFN_LIMIT - count:
+            raise errors.BadPageError(f"PFN {start:#x}, {count} pages: outside every zone; PFNs are from 0 to 2**52")
+        return start, start + count
+
     cdef tuple section_range(self, object pfn, object nr_pages):
         """Check that a range is made of whole sections; returns (start, end)."""
-        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start = as_pfn(pfn)
-        cdef uint64_t end = start + as_count(nr_pages, "nr_pages", 1)
+        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start, end
+        start, end = self.page_range(pfn, nr_pages)
         cdef PageZone *z = find_zone(&self.m, start)
         cdef uint64_t first = z.start_pfn if z != NULL else 0, last = z.end_pfn if z != NULL else 0
         if (start % section and start != first) or (end % section and end != last):
@@ -262,6 +321,7 @@ cdef class Memory:
                     f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
                 )
             self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
+            self.set_watermarks()
 
     def set_online(self, pfn, nr_pages):
         cdef uint64_t start, end, first, last
@@ -272,16 +332,16 @@ cdef class Memory:
             if z == NULL:
                 z = self.grow(start, end)
             spec = self.specs[z.index]
-            ranges = self.offline[z.index]
+            # What growing has left out was not there then, but may be now.
+            ranges = self.disjoint(self.offline[z.index] + self.grown[z.index])
             covered = sum(min(last, end) - max(first, start) for first, last in ranges if first < end and start < last)
             if covered != end - start:
                 raise errors.BadPageError(
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     " not all offline; nothing was changed"
                 )
-            left = [(first, min(last, start)) for first, last in ranges if first < start]
-            left += [(max(first, end), last) for first, last in ranges if last > end]
-            self.offline[z.index] = sorted(left)
+            self.offline[z.index] = self.without(self.offline[z.index], start, end)
+            self.grown[z.index] = self.without(self.grown[z.index], start, end)
             for first, last in reversed(self.present(z.index, start, end)):
                 first -= z.base_pfn
                 last -= z.base_pfn
@@ -289,6 +349,13 @@ cdef class Memory:
                     lock_acquire(&z.lock, True)
                     range_appear(z, first, last)
                     zone_unlock(z)
+            self.set_watermarks()
+
+    @staticmethod
+    def without(ranges, start, end):
+        """What [start, end) leaves of ranges."""
+        below = [(first, min(last, start)) for first, last in ranges if first < start]
+        return sorted(below + [(max(first, end), last) for first, last in ranges if last > end])
 
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
         """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
@@ -305,9 +372,11 @@ cdef class Memory:
             raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
         if leaves_for(z, end) > z.limit_leaves:
             name = self.specs[z.index].name
-            raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
+            raise errors.BadPageError(
+                f"PFN {start:#x}, {end - start} pages: zone {name} cannot grow so far; nothing was changed"
+            )
         if zone_open(z, leaves_for(z, end)):
-            raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
+            raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
         old = z.end_pfn
         with nogil:
             lock_acquire(&z.lock, True)
@@ -320,7 +389,8 @@ cdef class Memory:
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
         cdef int mt = as_type(migratetype, MT_ISOLATE), cpu
-        cdef uint64_t start = as_pfn(pfn), end = start + as_count(nr_pages, "nr_pages", 1)
+        cdef uint64_t start, end
+        start, end = self.page_range(pfn, nr_pages)
         # A granule is reported as a whole, so its pageblocks, where it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
         cdef PageZone *z = find_zone(&self.m, start)

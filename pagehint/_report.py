@@ -34,9 +34,9 @@ def live_progress() -> Iterator[Callable[[str, float, int], None]]:
 
 def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
     """Print the table of both runs, and what it means."""
-    table = Table(
-        title=f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", title_justify="left"
-    )
+    console = Console()
+    console.print(f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", highlight=False)
+    table = Table()
     table.add_column("")
     table.add_column("hinting off", justify="right")
     table.add_column("hinting on", justify="right")
@@ -51,11 +51,9 @@ def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
     row("given back", lambda run: format_size(run.bytes_reported))
     row("blocks, in calls", lambda run: f"{run.blocks_reported:,} in {run.reports:,}" if run.reports else "none")
     row("seconds of work", lambda run: f"{run.work_seconds:.2f}")
-    table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}")
-    console = Console()
+    row("  of which a round", lambda run: f"{min(run.round_seconds):.2f} to {max(run.round_seconds):.2f}")
+    table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}, ± {outcome.noise:.2f} noise")
     console.print(table)
-    kept = [run.rss_end - run.rss_start for run in (outcome.off, outcome.on)]
-    console.print(
-        f"After the work the process kept {format_size(max(kept[0], 0))} more than before without hinting,"
-        f" {format_size(max(kept[1], 0))} with it."
-    )
+    kept = [format_size(max(run.rss_end - run.rss_start, 0)) for run in (outcome.off, outcome.on)]
+    console.print(f"Memory kept after the work: {kept[0]} without hinting, {kept[1]} with it.", highlight=False)
+    console.print("Noise: how much rounds of the same work differ within one run.", highlight=False)

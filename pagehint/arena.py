@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
+import operator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -10,13 +14,11 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint.errors import PageHintError
+from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import DTypeLike, NDArray
 
 HUGE_PAGE = 2 << 20
@@ -43,15 +45,20 @@ class Arena:
 
     Raises
     ------
+    ValueError
+        If the size is none, or more than 2**32 pages: 16 TiB where a page has 4 KiB.
     MemoryError
         If the kernel gives no such mapping.
     """
 
     def __init__(self, size: str | SupportsIndex, hugepages: bool = True) -> None:
         nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
+        page_size = mmap.PAGESIZE
+        most = page_size << 32
+        if nr_bytes > most:
+            raise ValueError(f"an arena has at most {format_size(most)}, not {size!r}")
         self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
         self.hugepages = self._mapping.hugepages
-        page_size = self._mapping.page_size
         granule = (HUGE_PAGE // page_size).bit_length() - 1
         # High enough that one array can fill the arena.
         top = max((nr_bytes // page_size - 1).bit_length(), granule)
@@ -71,7 +78,7 @@ class Arena:
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return not self._mapping.mapped
+        return not self._mapping.open
 
     @property
     def live_arrays(self) -> int:
@@ -87,19 +94,19 @@ class Arena:
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address of a page's first byte."""
         self._require_open()
-        number = pfn.__index__()
+        number = operator.index(pfn)
         if not 0 <= number * self._mapping.page_size < self.size:
             raise ValueError(f"PFN {number:#x} is not in the arena of {format_size(self.size)}")
         return self._mapping.address + number * self._mapping.page_size
 
     def empty(
-        self, shape: SupportsIndex | tuple[SupportsIndex, ...], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
     ) -> NDArray[Any]:
         """Return a new array in the arena, its contents undefined; its pages are freed when it is collected.
 
         Parameters
         ----------
-        shape : int or tuple of int
+        shape : int or sequence of int
             As in `numpy.empty`.
         dtype : data-type, default float
             Any but those that hold Python objects.
@@ -119,18 +126,19 @@ class Arena:
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot live in an arena")
-        dims = shape if isinstance(shape, tuple) else (shape,)
-        lengths = tuple(dim.__index__() for dim in dims)
-        if any(length < 0 for length in lengths):
-            raise ValueError(f"negative dimensions are not allowed: {lengths}")
+        lengths = _lengths(shape)
         nr_bytes = math.prod(lengths) * kind.itemsize
+        if nr_bytes > self.size:
+            raise OutOfMemoryError(
+                f"more contiguous pages than zone Arena has ({self.size // self._mapping.page_size})"
+            )
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
         pfn = self.pages.alloc_pages_exact(nr_pages)
         block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
         return np.ndarray(lengths, kind, buffer=memoryview(block), order=order)
 
     def hinting(
-        self, advice: str = "dontneed", *, max_pages: int = 16, **options: Any
+        self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any
     ) -> AbstractContextManager[PageAllocator]:
         """Return a context manager in which free blocks are given back to the operating system.
 
@@ -139,16 +147,19 @@ class Arena:
         advice : {"dontneed", "free"}
             "dontneed": at once, and pages come back zeroed. "free": when the system is short of memory; cheaper, but
             the pages count as resident until then.
-        max_pages : int, default 16
-            Most blocks out at once. Neighbours among them go in one system call.
+        max_pages : int, optional
+            Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
+            times 2 MiB is free. Default: 16; in an arena under 512 MiB, a sixteenth of it.
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
         """
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
         self._require_open()
+        if max_pages is None:
+            max_pages = min(max(self.size // HUGE_PAGE // 16, 1), 16)
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
-        return self.pages.hinting(callbacks, **options)
+        return _Hinting(self, self.pages.hinting(callbacks, **options))
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
@@ -160,11 +171,17 @@ class Arena:
         """
         if self.closed:
             return
-        if self.live_arrays:
-            arrays = "1 array" if self.live_arrays == 1 else f"{self.live_arrays} arrays"
+        # First of all, since stopping may take a while, in which others could make arrays.
+        live = self._mapping.retire()
+        if live:
+            arrays = "1 array" if live == 1 else f"{live} arrays"
             raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
-        self.pages.disable_hinting()
-        self._mapping.unmap()
+        try:
+            self.pages.disable_hinting()
+            self._mapping.discard()
+        except BaseException:
+            self._mapping.reopen()
+            raise
 
     def __enter__(self) -> Arena:
         return self
@@ -172,7 +189,13 @@ class Arena:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PageHintError:
+            if exc_type is None:
+                raise
+            # The exception on its way holds the arrays, and matters more; the mapping goes when all of them have gone.
+            self.pages.disable_hinting()
 
     def __repr__(self) -> str:
         if self.closed:
@@ -186,3 +209,37 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    """Return a shape as NumPy reads it, an integer or several."""
+    lengths: tuple[int, ...]
+    try:
+        lengths = (operator.index(shape),)
+    except TypeError:
+        try:
+            lengths = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"negative dimensions are not allowed: {lengths}")
+    return lengths
+
+
+class _Hinting(AbstractContextManager[PageAllocator]):
+    """What `Arena.hinting` returns."""
+
+    def __init__(self, arena: Arena, context: AbstractContextManager[PageAllocator]) -> None:
+        self._arena = arena
+        self._context = context
+
+    def __enter__(self) -> PageAllocator:
+        pages = self._context.__enter__()
+        # Not before: a close that begins after this will find hinting on and end it.
+        if self._arena.closed:
+            pages.disable_hinting()
+            self._arena._require_open()
+        return pages
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._context.__exit__(*exc_info)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -40,14 +41,16 @@ class Measured:
     rss_end: int = 0
     rss_mean: int = 0
     work_seconds: float = 0.0
+    round_seconds: list[float] = field(default_factory=list)
     reports: int = 0
     blocks_reported: int = 0
     bytes_reported: int = 0
     samples: list[tuple[float, int]] = field(default_factory=list)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """Return the figures that `pagehint demo --json` prints of a run."""
-        return {name: getattr(self, name) for name in ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds")}
+        names = ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds", "round_seconds")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -59,8 +62,17 @@ class Outcome:
 
     @property
     def overhead(self) -> float:
-        """Seconds of work with hinting for each second without it."""
+        """Seconds of work with hinting for each second without it. Less than `noise` away from 1 says nothing."""
         return self.on.work_seconds / self.off.work_seconds
+
+    @property
+    def noise(self) -> float:
+        """By which part the rounds of one run differ, although they do the same.
+
+        Without the first, which is special: with hinting off only it touches new memory.
+        """
+        rounds = [run.round_seconds[1:] for run in (self.off, self.on)]
+        return max(max(each) / min(each) for each in rounds) - 1
 
     def to_json(self) -> str:
         """Return the figures as one JSON object."""
@@ -71,6 +83,7 @@ class Outcome:
             "blocks_reported": self.on.blocks_reported,
             "bytes_reported": self.on.bytes_reported,
             "overhead": self.overhead,
+            "noise": self.noise,
         }
         return json.dumps(figures, indent=2)
 
@@ -216,12 +229,13 @@ def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int],
         for turn in range(ROUNDS):
             started = time.monotonic()
             work(arena, size, seed=turn)
-            measured.work_seconds += time.monotonic() - started
+            measured.round_seconds.append(time.monotonic() - started)
             time.sleep(max(begin + seconds * (turn + 1) / ROUNDS - time.monotonic(), MIN_IDLE_SECONDS))
         sampler.stop()
         measured.rss_end = sampler.samples[-1][1]
         stats = arena.pages.stats()
         measured.samples = sampler.samples
+        measured.work_seconds = sum(measured.round_seconds)
         measured.rss_peak = max(rss for _, rss in sampler.samples)
         times, sizes = np.array(sampler.samples).T
         measured.rss_mean = int(np.trapezoid(sizes, times) / (times[-1] - times[0]))
@@ -233,7 +247,10 @@ def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int],
 
 
 def _say(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+    try:
+        print(json.dumps(message), flush=True)
+    except BrokenPipeError:
+        os._exit(130)  # the parent has gone; an exception would end the sampler's thread only
 
 
 def _child() -> None:
@@ -245,8 +262,8 @@ def _child() -> None:
     try:
         measured = measure(args.size, args.seconds, args.advice, lambda done, rss: _say({"done": done, "rss": rss}))
         _say({"measured": asdict(measured)})
-    except (BrokenPipeError, KeyboardInterrupt):
-        sys.exit(130)  # the parent has gone, or is going
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent is going
 
 
 if __name__ == "__main__":

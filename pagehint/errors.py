@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+
+from pagehint.sizes import format_size
+
 
 class PageHintError(Exception):
     """Base of all errors of pagehint."""
@@ -21,3 +26,12 @@ class HintingActiveError(PageHintError, RuntimeError):
 
 class HintingInactiveError(PageHintError, RuntimeError):
     """The call needs hinting to be on."""
+
+
+def no_mapping(code: int, what: str) -> MemoryError:
+    """Return the error for address space that the kernel does not give, naming the limit there may be on it."""
+    why = os.strerror(code)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        why += f"; the address space of this process is limited to {format_size(limit)} (ulimit -v)"
+    return MemoryError(f"{what}: {why}")

@@ -13,6 +13,7 @@ _ISOLATE = 3
 
 _REASONS = {
     "reported": "with the host: reported, and not touched since",
+    "reported or unmarked": "with the host, or free since before hinting was enabled with mark_free=False",
     "not tracked": "hinting is off, so nobody tells the host",
     "reporting": "out for reporting at this moment",
     "pending": "hinted, its zone has reached the threshold; goes out with the next run",
@@ -71,13 +72,16 @@ class Explanation(Sequence[Reason]):
         return f"<table><tr><th>free memory</th><th>pages</th><th>size</th><th>why it is there</th></tr>{rows}</table>"
 
 
-def explain_zones(zones: Sequence[Mapping[str, Any]], *, page_size: int, min_order: int, hinting: bool) -> Explanation:
+def explain_zones(
+    zones: Sequence[Mapping[str, Any]], *, page_size: int, min_order: int, hinting: bool, marked: bool
+) -> Explanation:
     """Sort every free page of the zones into one state. O(zones * max_page_order).
 
-    With ``mark_free=False`` what was free before hinting began counts as reported, since no hint says otherwise.
+    Unless what was free before hinting began was `marked` then, a granule without a hint need not have been reported.
     """
+    reported = "reported" if marked else "reported or unmarked"
     pages = dict.fromkeys(
-        ["reported", "pending", "below threshold", "fragmented", "in pcp"] if hinting else ["not tracked", "in pcp"], 0
+        [reported, "pending", "below threshold", "fragmented", "in pcp"] if hinting else ["not tracked", "in pcp"], 0
     )
 
     def add(state: str, count: int) -> None:
@@ -98,7 +102,7 @@ def explain_zones(zones: Sequence[Mapping[str, Any]], *, page_size: int, min_ord
             add("not tracked", free)
             continue
         add("fragmented", free - whole)
-        add("reported", max(whole - hinted, 0))
+        add(reported, max(whole - hinted, 0))
         if free < zone["gate"]:
             add("under the watermark gate", hinted)
         else:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 GIB = 1 << 30
 SECTION_BYTES = 128 << 20
+PFN_LIMIT = 1 << 52
 
 
 class Watermarks(NamedTuple):
@@ -45,14 +47,21 @@ class ZoneSpec:
     holes: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"a zone's name must be a string, not {self.name!r}")
+        try:
+            for number in ("start_pfn", "spanned_pages", "node"):
+                object.__setattr__(self, number, operator.index(getattr(self, number)))
+        except TypeError:
+            raise TypeError(f"zone {self.name}: {number} must be an integer, not {getattr(self, number)!r}") from None
         end = self.start_pfn + self.spanned_pages
         where = f"zone {self.name} [{self.start_pfn:#x}, {end:#x})"
-        if self.start_pfn < 0 or self.spanned_pages <= 0 or end > 1 << 52:
+        if self.start_pfn < 0 or self.spanned_pages <= 0 or end > PFN_LIMIT:
             raise ValueError(f"{where}: a zone needs at least one page, at PFNs from 0 to 2**52")
         if self.node < 0:
             raise ValueError(f"{where}: node {self.node} is negative")
         merged: list[tuple[int, int]] = []
-        for pfn, nr_pages in sorted((int(pfn), int(nr_pages)) for pfn, nr_pages in self.holes):
+        for pfn, nr_pages in self._hole_numbers():
             if nr_pages <= 0 or pfn < self.start_pfn or pfn + nr_pages > end:
                 raise ValueError(f"{where}: hole of {nr_pages} pages at PFN {pfn:#x} is not inside it")
             if merged and pfn < merged[-1][0] + merged[-1][1]:
@@ -65,15 +74,52 @@ class ZoneSpec:
             raise ValueError(f"{where}: nothing but holes")
         object.__setattr__(self, "holes", tuple(merged))
 
+    def _hole_numbers(self) -> list[tuple[int, int]]:
+        """Return the holes by address."""
+        holes = []
+        for hole in self.holes:
+            try:
+                pfn, nr_pages = map(operator.index, hole)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"zone {self.name}: a hole is (pfn, nr_pages), two integers, not {hole!r}") from None
+            holes.append((pfn, nr_pages))
+        return sorted(holes)
+
     @property
     def end_pfn(self) -> int:
         """The PFN after the last."""
         return self.start_pfn + self.spanned_pages
 
 
+def check_watermarks(watermarks: Any) -> Watermarks | Literal["linux"]:
+    """Return what `PageAllocator` takes for watermarks: None, "linux" or three numbers of pages."""
+    if watermarks is None:
+        return Watermarks(0, 0, 0)
+    if isinstance(watermarks, str) and watermarks == "linux":
+        return "linux"
+    wrong = f"watermarks must be None, 'linux' or (min, low, high) in pages, not {watermarks!r}"
+    if isinstance(watermarks, str):
+        raise ValueError(wrong)
+    try:
+        pages = [operator.index(mark) for mark in watermarks]
+    except TypeError:
+        raise TypeError(wrong) from None
+    if len(pages) != 3 or not 0 <= pages[0] <= pages[1] <= pages[2] < PFN_LIMIT:
+        raise ValueError(f"{wrong}; 0 <= min <= low <= high < 2**52")
+    return Watermarks(*pages)
+
+
 def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
     """Return the zones by address, or raise ValueError where two overlap."""
-    ordered = sorted(zones, key=lambda zone: zone.start_pfn)
+    try:
+        listed = list(zones)
+    except TypeError:
+        kind = type(zones).__name__
+        raise TypeError(f"memory must be a size or an iterable of ZoneSpec, not {kind}") from None
+    for zone in listed:
+        if not isinstance(zone, ZoneSpec):
+            raise TypeError(f"the zones of a machine must be ZoneSpec, not {type(zone).__name__}")
+    ordered = sorted(listed, key=lambda zone: zone.start_pfn)
     if not ordered:
         raise ValueError("a machine needs at least one zone")
     for below, above in pairwise(ordered):
@@ -146,7 +192,7 @@ def default_zone(zones: Sequence[ZoneSpec]) -> int:
 
 def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]:
     """Return each zone's watermarks in pages by Linux's formulas (``min_free_kbytes``, scale factor 10)."""
-    total = sum(managed)
+    total = max(sum(managed), 1)
     kbytes = total * page_size // 1024
     min_free_kbytes = min(max(isqrt(kbytes * 16), 128), 262144)
     pages_min = min_free_kbytes * 1024 // page_size

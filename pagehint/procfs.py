@@ -25,7 +25,7 @@ def pagetypeinfo(zones: Sequence[Figures], pageblock_order: int, types: Sequence
     """Free blocks of each migratetype and order, then pageblocks of each type."""
     orders = range(len(zones[0]["nr_free"][0]))
     lines = [f"Page block order: {pageblock_order}", f"Pages per block:  {1 << pageblock_order}", ""]
-    lines.append("Free pages count per migrate type at order " + "".join(f"{order:>6} " for order in orders))
+    lines.append(f"{'Free pages count per migrate type at order ':<43} " + "".join(f"{order:>6} " for order in orders))
     for zone in _by_node(zones):
         for name, counts in zip(types, zone["nr_free"], strict=True):
             head = f"Node {zone['node']:>4}, zone {zone['name']:>8}, type {name.capitalize():>12} "
@@ -37,18 +37,27 @@ def pagetypeinfo(zones: Sequence[Figures], pageblock_order: int, types: Sequence
     return "\n".join(lines) + "\n"
 
 
+# Counted by node, and printed with the first zone of each. A model has no page cache, so they are what is on no list.
+_NODE_STATS = ("nr_inactive_anon", "nr_active_anon", "nr_inactive_file", "nr_active_file", "nr_unevictable")
+
+
 def zoneinfo(zones: Sequence[Figures]) -> str:
     """Sizes, watermarks and per-CPU page sets of each zone."""
     lines = []
+    nodes = set()
     for zone in _by_node(zones):
         marks = zone["watermarks"]
         lines.append(f"Node {zone['node']}, zone {zone['name']:>8}")
+        if zone["node"] not in nodes:
+            nodes.add(zone["node"])
+            lines += ["  per-node stats", *(f"      {name:<12} 0" for name in _NODE_STATS)]
         lines.append(f"  pages free     {zone['free_pages']}")
         values = [
             ("boost", 0),
             ("min", marks.min),
             ("low", marks.low),
             ("high", marks.high),
+            ("promo", 2 * marks.high - marks.low),
             ("spanned", zone["spanned_pages"]),
             ("present", zone["managed_pages"]),
             ("managed", zone["managed_pages"]),
@@ -56,11 +65,12 @@ def zoneinfo(zones: Sequence[Figures]) -> str:
         ]
         lines += [f"        {name:<8} {value}" for name, value in values]
         lines.append(f"        protection: ({', '.join(map(str, zone['protection']))})")
-        lines.append(f"      nr_free_pages {zone['free_pages']}")
+        lines.append(f"      {'nr_free_pages':<12} {zone['free_pages']}")
         lines.append("  pagesets")
         for cpu, (count, high, batch) in enumerate(zone["page_sets"]):
-            lines += [f"    cpu: {cpu}", f"              count: {count}", f"              high:  {high}"]
-            lines.append(f"              batch: {batch}")
+            lines.append(f"    cpu: {cpu}")
+            values = [("count:", count), ("high:", high), ("batch:", batch), ("high_min:", high), ("high_max:", high)]
+            lines += [f"              {name:<9} {value}" for name, value in values]
         lines.append("  node_unreclaimable:  0")
         lines.append(f"  start_pfn:           {zone['start_pfn']}")
     return "\n".join(lines) + "\n"

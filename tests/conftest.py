@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +19,18 @@ PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.e
 hypothesis.settings.register_profile("default", max_examples=60, stateful_step_count=40, deadline=None, phases=PHASES)
 hypothesis.settings.register_profile("nightly", max_examples=400, stateful_step_count=50, deadline=None, phases=PHASES)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def survives(code: str) -> None:
+    """Run code that may crash or hang in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 class Clock:

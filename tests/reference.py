@@ -41,6 +41,7 @@ class ReferenceZone:
             self.absent[start - self.base : end - self.base] = False
         self.free[:] = ~self.absent
         self.hole = self.absent.copy()
+        self.gap = np.zeros(self._room(), bool)  # hole left by growing, that may come online
 
     def _room(self):
         return -(-(self.end_pfn - self.base) // self.grain) * self.grain
@@ -55,12 +56,13 @@ class ReferenceZone:
             yield start, end
 
     def grow(self, start, end):
-        old = self._room()
+        old, old_end = self._room(), self.end_pfn
         self.end_pfn = end
-        for name, value in (("absent", True), ("hole", True), ("offline", False), ("free", False), ("isolate", False)):
-            grown = np.full(self._room(), value)
+        for name in ("absent", "hole", "gap", "offline", "free", "isolate"):
+            grown = np.full(self._room(), name in ("absent", "hole"))
             grown[:old] = getattr(self, name)
             setattr(self, name, grown)
+        self.gap[old_end - self.base : start - self.base] = True
         self.offline[start - self.base : end - self.base] = True
         self.hole[start - self.base : end - self.base] = False
 
@@ -109,24 +111,29 @@ class ReferenceAllocator:
         self.min_order = max(max_page_order - 1, 0) if min_order is None else min_order
         specs = layout.check_zones(memory)
         self.lists, self.default = layout.zonelists(specs), layout.default_zone(specs)
-        sizes = [ReferenceZone(spec, 0, max_page_order, self.min_order, None).managed_pages for spec in specs]
-        linux = watermarks == "linux"
-        marks = (
-            layout.linux_watermarks(sizes, page_size)
-            if linux
-            else [layout.Watermarks(*(watermarks or (0, 0, 0)))] * len(specs)
-        )
+        self.specs, self.linux = specs, watermarks == "linux"
+        marks = layout.Watermarks(*((not self.linux and watermarks) or (0, 0, 0)))
         self.zones = tuple(
-            ReferenceZone(spec, i, max_page_order, self.min_order, marks[i]) for i, spec in enumerate(specs)
+            ReferenceZone(spec, i, max_page_order, self.min_order, marks) for i, spec in enumerate(specs)
         )
-        self.reserve = [
-            [layout.lowmem_reserve(specs, sizes, zone, preferred) if linux else 0 for preferred in range(len(specs))]
-            for zone in range(len(specs))
-        ]
+        self._set_watermarks()
         self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
         self.hinting_enabled = self.inside = False
         self.last_error = None
         self.work, self.deadline, self.not_before, self.failures = False, None, 0.0, 0
+
+    def _set_watermarks(self):
+        """Linux's, where they are wanted, by the memory there is now."""
+        sizes, n = [zone.managed_pages for zone in self.zones], range(len(self.zones))
+        self.reserve = [
+            [layout.lowmem_reserve(self.specs, sizes, zone, preferred) if self.linux else 0 for preferred in n]
+            for zone in n
+        ]
+        if self.linux:
+            for zone, marks in zip(self.zones, layout.linux_watermarks(sizes, self.page_size), strict=True):
+                zone.watermarks = marks
+                if zone.gated:
+                    zone.gate = self._gate(zone)
 
     # -- where
 
@@ -306,6 +313,7 @@ class ReferenceAllocator:
         zone.free[run] = False
         zone.absent[run] = True
         zone.offline[run] = True
+        self._set_watermarks()
         self._settle()
 
     def online(self, pfn, nr_pages):
@@ -318,14 +326,17 @@ class ReferenceAllocator:
             max(below, key=lambda z: z.end_pfn).grow(pfn, end)
         zone = self._zone(pfn)
         run = slice(pfn - zone.base, end - zone.base)
-        if end > zone.end_pfn or not zone.offline[run].all():
+        if end > zone.end_pfn or not (zone.offline | zone.gap)[run].all():
             raise ph.BadPageError("not all offline")
         zone.offline[run] = False
+        zone.hole[run] &= ~zone.gap[run]
+        zone.gap[run] = False
         memory = run.start + np.flatnonzero(~zone.hole[run])
         zone.absent[memory] = False
         zone.free[memory] = True
         granules = {int(page) >> self.min_order for page in memory}
         self._hint(zone, [g for g in granules if zone.granule_is_free(g)])
+        self._set_watermarks()
         self._settle()
 
     def set_migratetype(self, pfn, nr_pages, migratetype):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Host, real
+from conftest import Host, real, survives
 
 import pagehint as ph
 from pagehint import layout
@@ -464,11 +467,40 @@ def test_texts_have_the_formats_of_proc():
     assert text.startswith("Page block order: 9\nPages per block:  512\n")
     assert "Number of blocks type" in text
     assert text.count(", type ") == 12
+    assert "Free pages count per migrate type at order       0      1      2 " in text
+    assert "\nNumber of blocks type     Unmovable      Movable " in text
     text = pages.zoneinfo()
     assert text.count("pages free") == 3
     assert text.count("protection: (") == 3
     for zone in pages.zones:
         assert f"start_pfn:           {zone.start_pfn}" in text
+
+
+def shape_of(line):
+    """A line of a /proc file with its numbers taken out: what stays is where they stand and what they are called."""
+    return re.sub(r" *[0-9]+", " 0", line)
+
+
+def test_every_line_of_zoneinfo_is_one_of_linuxs():
+    """Of this machine's, if it runs Linux 6.7 or later; a tool that reads the one can read the other."""
+    linux = {shape_of(line) for line in Path("/proc/zoneinfo").read_text().splitlines()}
+    if not any("high_min" in line for line in linux):
+        pytest.skip("an older kernel has fewer lines")
+    ours = {shape_of(line) for line in ph.PageAllocator.x86_64("8GiB").zoneinfo().splitlines()}
+    names = {line for line in ours if "protection" in line or line.startswith("Node")}
+    assert ours - linux <= names
+
+
+def test_zoneinfo_has_one_protection_a_zone_type_and_the_statistics_once_a_node():
+    pages = ph.PageAllocator.x86_64("64GiB", 2)
+    text = pages.zoneinfo()
+    protections = re.findall(r"protection: \((.*)\)", text)
+    assert [len(each.split(", ")) for each in protections] == [3, 3, 3, 3]
+    assert protections[0].startswith("0, ")
+    assert protections[2:] == ["0, 0, 0"] * 2
+    assert text.count("per-node stats") == 2
+    marks = pages.zones[0].watermarks
+    assert f"high     {marks.high}\n        promo    {2 * marks.high - marks.low}\n" in text
 
 
 def test_representations_read_well():
@@ -496,6 +528,178 @@ def test_any_largest_order(make, top):
     pages.free_pages(pfn, min(top, 11))
     assert free_set(pages) == before
     pages.verify()
+
+
+def test_a_range_that_wraps_around_grew_the_zone_over_everything():
+    survives("""
+        import pagehint as ph
+        pages = ph.PageAllocator("1GiB")
+        for call in (pages.online, pages.offline, lambda *run: pages.set_migratetype(*run, "isolate")):
+            for start in (2**64 - 32768, 2**64 - 65536, 2**52 - 32768, 2**52, 2**63):
+                for nr_pages in (32768, 65536, 2**51):
+                    try:
+                        call(start, nr_pages)
+                    except ph.BadPageError as error:
+                        assert hex(start) in str(error), error
+                    else:
+                        raise AssertionError
+        pages.verify()
+        assert pages.zones[0].spanned_pages == 1 << 18
+    """)
+
+
+@pytest.mark.parametrize("orders", [False, True])
+def test_an_array_changed_while_it_is_freed_broke_the_zone(orders):
+    """A bulk free goes over its arrays twice without the GIL, so they are its own."""
+    pages = real("2GiB")
+    array, scratch = np.zeros(500_000, np.uint64), np.zeros(500_000, np.uint32)
+    good, stop = [0], threading.Event()
+
+    def change():
+        while not stop.is_set():
+            array[-1], scratch[-1] = 7, 3
+            array[-1], scratch[-1] = good[0], 0
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(60):
+            pfns = pages.alloc_pages_bulk(500_000)
+            array[:] = pfns
+            good[0] = pfns[-1]
+            try:
+                pages.free_pages_bulk(array, scratch if orders else 0)
+            except ph.BadPageError:
+                pages.free_pages_bulk(pfns)
+            pages.verify()
+            assert pages.stats().allocated_pages == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_list_of_numpys_and_pythons_integers_was_taken_for_floats():
+    pages = real("16MiB")
+    pages.free_pages_bulk([*pages.alloc_pages_bulk(2), pages.alloc_pages()])
+    pages.free_pages_bulk([np.uint64(pages.alloc_pages(1)), pages.alloc_pages(2)], [np.uint64(1), 2])
+    pages.free_pages_bulk(np.array([pages.alloc_pages()], object))
+    assert pages.stats().allocated_pages == 0
+    for bad in ([np.uint64(1), 2.0], [1.0], [np.float64(1)], np.array([1.0]), ["1"], [None]):
+        with pytest.raises(TypeError, match="pfns"):
+            pages.free_pages_bulk(bad)
+    for bad, number in (([1, 2**63, -3], "-3"), ([np.uint64(1), -1], "-1"), ([1 << 70], str(1 << 70))):
+        with pytest.raises(ph.BadPageError, match=number):
+            pages.free_pages_bulk(bad)
+    for bad in (np.zeros((2, 2), np.uint64), [[1]], 3, "abc"):
+        with pytest.raises(ValueError, match="one-dimensional"):
+            pages.free_pages_bulk(bad)
+
+
+def test_asking_for_a_place_in_a_hole_emptied_the_page_sets():
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", 0, 131072, holes=[(60000, 100)])])
+    pages.offline(98304, 32768)
+    pages.alloc_pages()
+    held = pages.stats().pcp_pages
+    assert held
+    for pfn, order, words in (
+        (60001, 0, "in a hole"),
+        (59904, 8, "reaches into a hole at PFN 0xea60"),
+        (100000, 3, "in an offline section"),
+        (131072 - 1024, 10, "in an offline section"),
+    ):
+        with pytest.raises(ph.BadPageError, match=words):
+            pages.alloc_pages_at(pfn, order)
+        assert pages.stats().pcp_pages == held
+
+
+def test_a_gap_left_by_growth_could_never_come_online(make):
+    pages = make("256MiB")
+    pages.online(10 * 32768, 32768)
+    assert pages.zones[0].managed_pages == 3 * 32768
+    with pytest.raises(ph.BadPageError):
+        pages.alloc_pages_at(9 * 32768)
+    refuse(pages, pages.online, 9 * 32768, 65536)  # one of the two is online
+    pages.online(9 * 32768, 32768)
+    assert pages.alloc_pages_at(9 * 32768, 3) == 9 * 32768
+    refuse(pages, pages.online, 9 * 32768, 32768)
+    pages.offline(3 * 32768, 32768)  # nothing there, and it can come online afterwards
+    pages.online(2 * 32768, 65536)
+    pages.free_pages(9 * 32768, 3)
+    pages.verify()
+    assert pages.zones[0].managed_pages == 6 * 32768
+    pages.offline(9 * 32768, 65536)
+    pages.online(4 * 32768, 7 * 32768)
+    assert pages.stats().free_pages == pages.zones[0].managed_pages == 11 * 32768
+    pages.verify()
+
+
+def test_watermarks_follow_hotplug(make):
+    """As in Linux, every zone's are set anew when managed pages change, and the lowmem reserve with them."""
+    pages = make("1GiB", watermarks="linux")
+    pages.online(8 * 32768, 8 * 32768)
+    assert pages.zones[0].watermarks == make("2GiB", watermarks="linux").zones[0].watermarks
+    pages.offline(8 * 32768, 8 * 32768)
+    assert pages.zones[0].watermarks == make("1GiB", watermarks="linux").zones[0].watermarks
+    pages.offline(0, 8 * 32768)
+    assert pages.zones[0].watermarks == (0, 0, 0)
+    pages = make("256MiB", watermarks=(1, 2, 3))
+    pages.online(65536, 32768)
+    assert pages.zones[0].watermarks == (1, 2, 3)
+
+
+def test_the_lowmem_reserve_follows_hotplug():
+    specs = [ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)]
+    pages = real(specs, watermarks="linux")
+    pages.online(65536, 32768)
+    left = pages.zones[0].watermarks.min + 65536 // 256
+    pages.alloc_pages_bulk(3 * 32768 - left - pages.zones[1].watermarks.min)
+    assert pages.zones[0].free_pages == left
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages()
+
+
+def test_an_order_out_of_range_is_named_with_the_page_and_the_zone():
+    pages = real([ph.ZoneSpec("DMA", 0, 1024), ph.ZoneSpec("Normal", 1024, 1024, node=3)])
+    for call in (
+        lambda: pages.free_pages(0x500, 11),
+        lambda: pages.alloc_pages_at(0x500, 11),
+        lambda: pages.free_pages_bulk([0x500], 11),
+        lambda: pages.free_pages_bulk([0x400, 0x500, 0x600], [0, 11, 12]),
+    ):
+        with pytest.raises(ph.BadPageError, match=r"PFN 0x500 .*order 11.*Normal, node 3.*from 0 to 10"):
+            call()
+    with pytest.raises(ph.BadPageError, match=r"PFN 0x9999 .*order -1.*outside every zone"):
+        pages.free_pages(0x9999, -1)
+    for call in (lambda: pages.alloc_pages(11), lambda: pages.alloc_pages_bulk(3, 11)):
+        with pytest.raises(ph.BadPageError, match=r"order 11.*DMA \(node 0\), Normal \(node 3\).*from 0 to 10"):
+            call()
+
+
+def test_a_count_that_overflows_is_out_of_memory():
+    pages = real("1GiB", max_page_order=20)
+    for count, order in ((2**44, 20), (2**51, 13), (2**51, 20)):
+        with pytest.raises(ph.OutOfMemoryError, match=f"{count} blocks of order {order}"):
+            pages.alloc_pages_bulk(count, order)
+
+
+def test_a_description_of_the_wrong_type_is_refused_in_words():
+    for bad, error, words in (
+        (1.5, TypeError, "memory must be"),
+        (None, TypeError, "memory must be"),
+        ([1, 2], TypeError, "ZoneSpec"),
+    ):
+        with pytest.raises(error, match=words):
+            ph.PageAllocator(bad)
+    for bad, error in (((1, 2), ValueError), ("foo", ValueError), (5, TypeError), ((1, 2, 3.5), TypeError)):
+        with pytest.raises(error, match="watermarks must be"):
+            ph.PageAllocator("1MiB", watermarks=bad)
+    assert ph.PageAllocator("1MiB", watermarks=np.array([1, 2, 3])).zones[0].watermarks == (1, 2, 3)
+    for bad in (("a", 0.5, 100), ("a", 0, 10.0), ("a", 0, 10, 0.5), (5, 0, 100), ("a", 0, 10, 0, [(1.5, 3)])):
+        with pytest.raises(TypeError, match=r"zone|ZoneSpec"):
+            ph.ZoneSpec(*bad)
+    with pytest.raises(ValueError, match="hole"):
+        ph.ZoneSpec("a", 0, 10, holes=[(1, 2, 3)])
+    assert ph.ZoneSpec("a", np.int64(3), np.uint8(100)).end_pfn == 103
 
 
 def test_a_block_isolated_in_part_while_allocated_is_freed_in_parts(make, few_host):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
+
+from pagehint._report import print_outcome
+from pagehint.demo import ROUNDS, Measured, Outcome
 
 
 def pagehint(*args, **options):
@@ -22,6 +28,27 @@ def pagehint(*args, **options):
     )
 
 
+def wait_for(what):
+    """The first true answer. Whatever it waits for comes at once, or the test's own timeout ends it."""
+    while not (answer := what()):
+        time.sleep(0.05)
+    return answer
+
+
+def workers_of(pid):
+    """Children that run the workload."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in pids if "pagehint.demo" in Path(f"/proc/{child}/cmdline").read_text().split("\0")]
+
+
+def is_running(pid):
+    """Whether the process is there and is no zombie, which nobody may have waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_memory_comes_back_with_hinting_and_not_without(tmp_path):
     plot = tmp_path / "rss.png"
     done = pagehint("demo", "--size", "256MiB", "--seconds", "5", "--json", "--plot", str(plot))
@@ -30,7 +57,7 @@ def test_memory_comes_back_with_hinting_and_not_without(tmp_path):
     kept = {}
     for name in ("off", "on"):
         run = figures[name]
-        assert set(run) == {"rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds"}
+        assert set(run) == {"rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds", "round_seconds"}
         assert run["rss_peak"] - run["rss_start"] > 128 << 20
         kept[name] = (run["rss_end"] - run["rss_start"]) / (run["rss_peak"] - run["rss_start"])
     assert kept["off"] > 0.9
@@ -38,14 +65,25 @@ def test_memory_comes_back_with_hinting_and_not_without(tmp_path):
     assert figures["blocks_reported"] >= figures["reports"] > 0
     assert figures["bytes_reported"] > 128 << 20
     assert figures["overhead"] > 0
+    assert len(figures["on"]["round_seconds"]) == ROUNDS
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_table_for_people():
-    done = pagehint("demo", "--size", "64MiB", "--seconds", "1")
+    done = pagehint("demo", "--size", "64MiB", "--seconds", "1", env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
-    for words in ("RSS peak", "RSS at the end", "RSS mean", "seconds of work", "hinting on"):
+    for words in ("RSS peak", "RSS at the end", "RSS mean", "seconds of work", "hinting on", "noise"):
         assert words in done.stdout
+
+
+def test_what_people_see_fits_in_80_columns_however_long_the_figures(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = Measured(*[1023 * (1 << 30)] * 4, 12345.67, [1234.56, 2345.67], 123_456, 1_234_567, 99 << 40)
+    print_outcome(Outcome(run, run), 1023 * (1 << 30), "dontneed")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    [title] = [line for line in lines if "1023 GiB" in line and "arena" in line]
+    assert "dontneed" in title
 
 
 @pytest.mark.parametrize(
@@ -87,11 +125,39 @@ def test_ctrl_c_ends_it_cleanly():
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
     )
-    time.sleep(2)
+    children = wait_for(lambda: workers_of(process.pid))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert (out, err) == ("", "pagehint: interrupted\n")
+    wait_for(lambda: not any(map(is_running, children)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_killed_left_its_child_at_work(number):
+    command = [sys.executable, "-P", "-m", "pagehint", "demo", "--size", "64MiB", "--seconds", "600", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        children = wait_for(lambda: workers_of(process.pid))
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    wait_for(lambda: not any(map(is_running, children)))
+
+
+def test_ctrl_c_while_the_package_is_imported_was_a_traceback():
+    [script] = entry_points(group="console_scripts", name="pagehint")
+    module, _, function = script.value.partition(":")
+    code = f"""if True:
+        import sys
+        class Interrupting:
+            def find_spec(self, name, path, target=None):
+                if name == "numpy":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupting())
+        from {module} import {function} as main
+        sys.exit(main())
+    """
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pagehint: interrupted\n")
 
 
 def test_without_the_extra_the_error_names_it():

@@ -29,9 +29,22 @@ def granules(blocks, size=GRANULE):
     return sorted(g for pfn, order in blocks for g in range(pfn, pfn + (1 << order), size))
 
 
-def test_bitmap_allocated_under_the_spinlock_and_lock_kept_on_failure(host):
+def test_bitmap_allocated_under_the_spinlock_and_lock_kept_on_failure(host, monkeypatch):
     """The bitmap is part of the zone's metadata, and a failed enable leaves every lock free and nothing hinted."""
     pages = real("64MiB")
+
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pages.enable_hinting(host.callbacks)
+    assert not pages.hinting_enabled
+    assert bits(pages) == []
+    pages.free_pages(pages.alloc_pages(9), 9)
+    assert bits(pages) == []
+    assert host.calls == []
     for bad in ({"threshold": 0}, {"delay": -1}, {"max_report_order": 99}, {"workqueue": "none"}):
         with pytest.raises(ValueError, match=r".+"):
             pages.enable_hinting(host.callbacks, **bad)

@@ -463,6 +463,39 @@ def test_explain_accounts_for_every_free_page(few_host):
         assert pages.explain()["under the watermark gate"].pages == 1024
 
 
+def test_a_zone_under_the_gate_wakes_when_hotplug_lowers_its_watermarks(host):
+    """Linux's watermarks are shares of one reserve: memory that comes online elsewhere lowers everybody else's."""
+    specs = [ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)]
+    pages = real(specs, watermarks="linux")
+    dma = pages.zones[0]
+    gate = dma.watermarks.low + (16 << 9)
+    pages.alloc_pages_at(0, 10)
+    for pfn in range(1, (32768 - gate) // 1024):
+        pages.alloc_pages_at(pfn * 1024, 10)
+    pages.alloc_pages_bulk(dma.free_pages - gate + 1, zone="DMA")
+    with pages.hinting(host.callbacks, workqueue="manual", delay=None):
+        pages.run_pending()
+        assert all(pfn >= 32768 for pfn, _ in host.take())
+        pages.online(65536, 32768)
+        assert dma.free_pages >= dma.watermarks.low + (16 << 9)
+        pages.run_pending()
+        assert any(pfn < 32768 for pfn, _ in host.take())
+
+
+def test_memory_that_was_never_reported_is_not_said_to_be_with_the_host(few_host):
+    pages = real("64MiB")
+    with pages.hinting(few_host.callbacks, workqueue="manual", mark_free=False):
+        explanation = pages.explain()
+        assert explanation["reported"].pages == 0
+        assert explanation["reported or unmarked"].pages == 16384
+        assert "mark_free=False" in explanation["reported or unmarked"].why
+        assert "reported or unmarked" in repr(explanation)
+    with pages.hinting(few_host.callbacks, workqueue="manual"):
+        pages.flush_hinting()
+        assert pages.explain()["reported"].pages == 16384
+        assert "unmarked" not in repr(pages.explain())
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap

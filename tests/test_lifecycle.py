@@ -153,7 +153,36 @@ def test_exit_with_work_in_flight():
         assert run(code) == (0, "end\n", "")
 
 
-def test_exit_from_a_callback_and_with_daemon_threads():
+@pytest.mark.parametrize(("leave", "status"), [("sys.exit(3)", 3), ("os._exit(4)", 4)])
+def test_exit_from_a_callback_on_the_callers_thread(leave, status):
+    code = f"""
+        import logging, os, sys
+        import pagehint as ph
+        logging.disable()
+        pages = ph.PageAllocator("64MiB")
+        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: {leave}, 1), workqueue="manual")
+        pages.flush_hinting()
+        print("not reached")
+    """
+    assert run(code) == (status, "", "")
+
+
+def test_exit_from_a_callback_on_the_worker_ends_neither():
+    code = """
+        import logging, sys
+        import pagehint as ph
+        logging.disable()
+        pages = ph.PageAllocator("64MiB")
+        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: sys.exit(3), 1), delay=0.0)
+        pages.flush_hinting()
+        assert isinstance(pages.last_error, SystemExit)
+        pages.flush_hinting()
+        print("end")
+    """
+    assert run(code) == (0, "end\n", "")
+
+
+def test_exit_with_daemon_threads():
     code = """
         import threading
         import pagehint as ph
