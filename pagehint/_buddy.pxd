@@ -119,7 +119,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
     merged = merged_order((free & ~head) | mask, page & 63, z.leaf_top)
-    for o in range(8):
+    for o in range(LEAF_SHIFT):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
     if mask & ~free:
@@ -169,7 +169,7 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
     cdef FreeArea *area = &z.areas[type_of(z, i)]
     cdef uint64_t first = <uint64_t>1 << at, mask = order_ones[order] << at
     cdef int o
-    for o in range(8):
+    for o in range(LEAF_SHIFT):
         area.nr_free[o] -= merge_count[source][o] + block_count[order][o]
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)

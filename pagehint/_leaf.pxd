@@ -11,7 +11,7 @@ the block must not be (0, 0). Sixty-four pages to a word because a search for a 
 (the "leaf 64" layout measured in RESEARCH.md section 8).
 """
 from libc.stdint cimport int64_t, uint64_t
-from pagehint._atomic cimport RELAXED, load64, popcount64
+from pagehint._atomic cimport RELAXED, clz32, clz64, ctz64, load64, popcount64
 
 cdef extern from *:
     """
@@ -23,15 +23,15 @@ cdef extern from *:
     static const uint64_t ph_ones[7] = {
         0x1ULL, 0x3ULL, 0xfULL, 0xffULL, 0xffffULL, 0xffffffffULL, 0xffffffffffffffffULL};
     /* What it does to the counts when a single page is freed and becomes part of a block of the order: its buddies are no
-     * blocks any more, and it is one, but for a whole leaf, which is counted elsewhere. Eight, to be added as vectors. */
-    static const int64_t ph_merge_count[7][8] = {
+     * blocks any more, and it is one, but for a whole leaf, which is counted elsewhere. To be added as vectors. */
+    static const int64_t ph_merge_count[7][6] = {
         {1}, {-1, 1}, {-1, -1, 1}, {-1, -1, -1, 1}, {-1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, 1}, {-1, -1, -1, -1, -1, -1}};
     /* And what of that does not happen when a block of the order is freed. */
-    static const int64_t ph_block_count[6][8] = {
+    static const int64_t ph_block_count[6][6] = {
         {0}, {1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}};
     """
-    const int64_t[7][8] merge_count "ph_merge_count"
-    const int64_t[6][8] block_count "ph_block_count"
+    const int64_t[7][6] merge_count "ph_merge_count"
+    const int64_t[6][6] block_count "ph_block_count"
     const uint64_t[7] aligned_starts "ph_aligned"
     const uint64_t[7] order_ones "ph_ones"
 
@@ -120,15 +120,16 @@ cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:
 
 
 cdef inline int merged_order(uint64_t avail, int page, int top) noexcept nogil:
-    """Order, at most `top`, of the free block around the free page, without a branch: how far it goes is never foreseen."""
-    cdef uint64_t pairs = avail & (avail >> 1) & aligned_starts[1]
-    cdef uint64_t fours = pairs & (pairs >> 2) & aligned_starts[2]
-    cdef uint64_t eights = fours & (fours >> 4) & aligned_starts[3]
-    cdef uint64_t sixteens = eights & (eights >> 8) & aligned_starts[4]
-    cdef uint64_t halves = sixteens & (sixteens >> 16) & aligned_starts[5]
-    cdef uint64_t whole = halves & (halves >> 32) & 1
-    return min(<int>(((pairs >> (page & 62)) & 1) + ((fours >> (page & 60)) & 1) + ((eights >> (page & 56)) & 1)
-                     + ((sixteens >> (page & 48)) & 1) + ((halves >> (page & 32)) & 1) + whole), top)
+    """Order, at most `top`, of the free block around the free page.
+
+    The nearest page on either side that is not free ends it: a block of order o around `page` holds page p if and only if
+    ``page ^ p < 2**o``. Without a branch, since how far a block goes is never foreseen.
+    """
+    cdef uint64_t taken = ~avail, under = (<uint64_t>1 << page) - 1
+    cdef uint64_t below = taken & under, above = taken & ~under
+    cdef unsigned int low = page ^ (63 - clz64(below)) if below else 64
+    cdef unsigned int high = page ^ ctz64(above) if above else 64
+    return min(31 - clz32(min(low, high)), top)
 
 
 cdef inline int maximal_order(uint64_t avail, int page, int order, int top) noexcept nogil:
