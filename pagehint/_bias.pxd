@@ -5,7 +5,8 @@ ordinary lock inside, ends the bias, and lets a heavy barrier make sure that the
 After the idea of biased locking (Kawachiya, Koseki, Onodera, OOPSLA 2002), made safe with membarrier(2).
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, load_i32, store64, store_i32, thread_pointer
+from pagehint._atomic cimport (ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, load_i32, store64, store_i32,
+                               thread_pointer)
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._lock cimport Lock, lock_acquire, lock_init, lock_release
 

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
                                store8, store64)
 from pagehint._leaf cimport (aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
-                             lowest_ones, maximal_blocks, maximal_order, merge_count, merged_order, next_starts, order_ones,
+                             lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
                              spread)
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
@@ -118,7 +118,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     mask = order_ones[order] << (page & 63)
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
-    merged = merged_order((free & ~head) | mask, page & 63, z.leaf_top)
+    merged = maximal_order((free & ~head) | mask, page & 63, z.leaf_top)
     for o in range(LEAF_SHIFT):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
@@ -333,7 +333,7 @@ cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, u
         avail = leaf_avail(&z.leaves[i])
         if (avail >> (page & 63)) & order_ones[order] != order_ones[order]:
             return NOT_FREE
-        o = maximal_order(avail, page & 63, order, leaf_top(z))
+        o = maximal_order(avail, page & 63, leaf_top(z))
         head[0] = page >> o << o
         return o
     for o in range(LEAF_SHIFT, z.max_order + 1):

@@ -846,6 +846,7 @@ cdef class PageAllocator:
         """
         cdef Engine *e = &self.memory.m.engine
         zones = [zone.figures() for zone in self.zone_objects]
+        holds = map(sum, zip(*[zone["holds"] for zone in zones]))
         pcp = sum(count for zone in zones for count, _, _ in zone["page_sets"])
         totals = {name: sum(zone[name] for zone in zones) for name in Stats.__dataclass_fields__
                   if name in zones[0] and name != "nr_free"}
@@ -862,7 +863,7 @@ cdef class PageAllocator:
             "locks": LockStats(
                 max(zone["longest_wait"] for zone in zones),
                 max(zone["longest_hold"] for zone in zones),
-                tuple([(1 << i, count) for i, count in enumerate(map(sum, zip(*[zone["holds"] for zone in zones]))) if count]),
+                tuple([(1 << i, count) for i, count in enumerate(holds) if count]),
             ) if locks else None,
         })
 

@@ -66,8 +66,8 @@ cdef inline uint64_t spread(uint64_t starts, int order) noexcept nogil:
 cdef inline uint64_t lowest_ones(uint64_t word, int n) noexcept nogil:
     """The `n` lowest of the bits set in a word."""
     cdef uint64_t rest = word
-    cdef int i
-    for i in range(n):
+    cdef int _
+    for _ in range(n):
         rest &= rest - 1
     return word & ~rest
 
@@ -119,7 +119,7 @@ cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:
     return o
 
 
-cdef inline int merged_order(uint64_t avail, int page, int top) noexcept nogil:
+cdef inline int maximal_order(uint64_t avail, int page, int top) noexcept nogil:
     """Order, at most `top`, of the free block around the free page.
 
     The nearest page on either side that is not free ends it: a block of order o around `page` holds page p if and only if
@@ -130,13 +130,3 @@ cdef inline int merged_order(uint64_t avail, int page, int top) noexcept nogil:
     cdef unsigned int low = page ^ (63 - clz64(below)) if below else 64
     cdef unsigned int high = page ^ ctz64(above) if above else 64
     return min(31 - clz32(min(low, high)), top)
-
-
-cdef inline int maximal_order(uint64_t avail, int page, int order, int top) noexcept nogil:
-    """Order of the maximal free block around the free block at `page`."""
-    while order < top:
-        page &= ~((1 << (order + 1)) - 1)
-        if (avail >> page) & order_ones[order + 1] != order_ones[order + 1]:
-            break
-        order += 1
-    return order

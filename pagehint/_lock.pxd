@@ -12,8 +12,8 @@ lines for some microseconds: alternating with every operation costs ten times as
 a millisecond asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from pagehint._atomic cimport (ACQUIRE, PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32, store_i32,
-                               swap_i32_if, unlikely)
+from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32,
+                               store_i32, swap_i32_if, unlikely)
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._clock cimport monotonic_ns
 
@@ -41,7 +41,7 @@ cdef enum:
     LOCK_PAUSES = 4
     LOCK_MOST_PAUSES = 128
     LOCK_LOOKS = 16         # before going to sleep: some forty microseconds
-    LOCK_PATIENCE = 1000000 # nanoseconds asleep before the lock is handed over
+    LOCK_PATIENCE = 1000000     # nanoseconds asleep before the lock is handed over
 
 cdef struct Lock:           # 48 bytes
     int32_t word
@@ -74,9 +74,9 @@ cdef inline bint lock_try(Lock *lk, int32_t state) noexcept nogil:
 
 cdef inline bint lock_spin(Lock *lk) noexcept nogil:
     """Look again and again, at growing intervals."""
-    cdef int looks, pause, pauses = LOCK_PAUSES
-    for looks in range(LOCK_LOOKS):
-        for pause in range(pauses):
+    cdef int _look, _pause, pauses = LOCK_PAUSES
+    for _look in range(LOCK_LOOKS):
+        for _pause in range(pauses):
             cpu_relax()
         if lock_try(lk, LOCK_FREE):
             return True

@@ -59,8 +59,9 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
+    cdef uint64_t words = hint_words_for(z, z.nr_leaves)
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + z.nr_leaves // LINE_LEAVES + 1 + hint_words_for(z, z.nr_leaves) * 8 + hint_words_for(z, z.nr_leaves) // 64 * 8 + 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
+            + z.nr_leaves // LINE_LEAVES + 1 + (words + words // 64 + 1) * 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
 
 
 cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:

@@ -24,7 +24,7 @@ cdef inline int next_free_block(const PageZone *z, uint64_t *page) noexcept nogi
             if avail:
                 at = ctz64(avail)
                 page[0] = i << LEAF_SHIFT | at
-                return maximal_order(leaf_avail(&z.leaves[i]), at, 0, leaf_top(z))
+                return maximal_order(leaf_avail(&z.leaves[i]), at, leaf_top(z))
             i += 1
         elif kind & KIND_STATE == FREE:
             page[0] = i << LEAF_SHIFT

@@ -73,7 +73,7 @@ cdef struct PageZone:
     Links *links
     uint8_t *kinds
     uint8_t *types                  # migratetype of each pageblock
-    uint8_t *lines                  # for each cache line of leaves, the CPU (its low byte) whose page set was filled from it last
+    uint8_t *lines                  # for each cache line of leaves, the CPU whose page set was filled from it last, low byte
     uint64_t *hints                 # one bit a granule
     uint64_t *hint_words            # one bit a word of `hints`: it is not empty
     uint64_t base_pfn

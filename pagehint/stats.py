@@ -13,8 +13,8 @@ from pagehint.sizes import format_size
 class LockStats:
     """How the zone locks fare, over all zones since the allocator was made.
 
-    `holds` are the engine's rounds (a batch isolated, a batch put back) by how long each held the lock: pairs of a limit
-    in nanoseconds, a power of two, and how many rounds stayed under it and over the one before.
+    `holds` are the engine's rounds (a batch isolated, a batch put back) by how long each held the lock: pairs of a
+    limit in nanoseconds, a power of two, and how many rounds stayed under it and over the one before.
     """
 
     longest_wait_ns: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -734,7 +735,7 @@ def test_lowmem_reserve_holds_in_front_of_page_sets():
     """What lies in a lower zone's set is not for those who must leave that zone its reserve."""
     pages = ph.PageAllocator.x86_64("8GiB")
     for order in (10, 0):
-        with pytest.raises(ph.OutOfMemoryError):
+        with contextlib.suppress(ph.OutOfMemoryError):
             while True:
                 pages.alloc_pages(order)
     pages.free_pages(pages.alloc_pages(zone="DMA32"))
