@@ -7,7 +7,7 @@ A free block is listed under the migratetype of its first pageblock.
 from libc.stdint cimport uint8_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
                                store8, store64)
-from pagehint._leaf cimport (aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
+from pagehint._leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
                              lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
                              spread)
 from pagehint._lock cimport assert_held
@@ -119,7 +119,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
     merged = maximal_order((free & ~head) | mask, page & 63, z.leaf_top)
-    for o in range(LEAF_SHIFT):
+    for o in range(LEAF_ORDERS):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
     if mask & ~free:
@@ -169,7 +169,7 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
     cdef FreeArea *area = &z.areas[type_of(z, i)]
     cdef uint64_t first = <uint64_t>1 << at, mask = order_ones[order] << at
     cdef int o
-    for o in range(LEAF_SHIFT):
+    for o in range(LEAF_ORDERS):
         area.nr_free[o] -= merge_count[source][o] + block_count[order][o]
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)
@@ -179,9 +179,24 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
     relist(z, i, SPLIT + 31 - clz32(left) if left else FULL)
 
 
+cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int order, int state, uint64_t *page) noexcept nogil:
+    """Take a block of the largest order there is in a split leaf: nothing to split, and the list seldom changes."""
+    cdef uint64_t avail = leaf_avail(&z.leaves[i]), starts = block_starts(avail, order), first = starts & -starts
+    cdef uint64_t mask = order_ones[order] << ctz64(starts)
+    cdef int largest
+    page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
+    z.areas[type_of(z, i)].nr_free[order] -= 1
+    z.free_pages -= <uint64_t>1 << order
+    set_head(z, i, z.leaves[i].head | first)
+    change_free(z, i, mask if state == USED else mask & ~first, 0)
+    if starts == first:
+        largest = largest_order(avail & ~mask, order)
+        relist(z, i, FULL if largest < 0 else SPLIT + largest)
+
+
 cdef inline int leaf_others(uint64_t avail, int top, uint64_t page, int order) noexcept nogil:
     """The orders of the maximal free blocks in a leaf besides the one of `order` that begins at `page`, one bit each."""
-    cdef uint64_t[6] starts
+    cdef uint64_t[LEAF_ORDERS] starts
     cdef int orders = maximal_blocks(avail, top, starts)
     return orders ^ ((starts[order] == <uint64_t>1 << page) << order)
 
@@ -220,7 +235,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
     `state` is USED for a caller's block, HELD for one that goes to a per-CPU page set.
     """
     cdef uint64_t lists = z.areas[mt].nonempty >> order, i
-    cdef uint64_t[6] starts
+    cdef uint64_t[LEAF_ORDERS] starts
     cdef int largest, source, orders, at
     assert_held(&z.lock)
     if lists == 0:
@@ -231,6 +246,9 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
         page[0] = i << LEAF_SHIFT
         split_leaves(z, i, largest, page[0], order, state)
         return largest
+    if largest == order:
+        leaf_take_largest(z, i, order, state, page)
+        return order
     # The leaf is listed by its largest block, but a smaller one in it may fit better.
     orders = maximal_blocks(leaf_avail(&z.leaves[i]), leaf_top(z), starts)
     source = order + ctz64(orders >> order)

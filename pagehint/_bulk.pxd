@@ -14,7 +14,7 @@ from pagehint._machine cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport spare_pages
-from pagehint._withhold cimport unwithhold, withhold
+from pagehint._withhold cimport unwithhold, withhold, withhold_page
 from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED
 
 cdef enum:
@@ -162,7 +162,7 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
     if rc == OK:
         if order >= LEAF_SHIFT:
             set_kind(z, page >> LEAF_SHIFT, HELD | order)
-        elif not withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order):
+        elif not withhold_page(z, page, order):
             rc = E_HELD         # a page set was faster
     return rc
 
@@ -199,7 +199,7 @@ cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int or
         free_many(z, leaf, starts, order)
     elif step == RELEASE_HOLD:
         unwithhold(z, leaf, starts)
-    elif not withhold(z, leaf, starts, order):
+    elif not withhold(z, leaf, starts, spread(starts, order), order):
         return withhold_each(z, pfns, order, got, done) if locked else E_AGAIN
     done[0] = got
     return OK

@@ -35,6 +35,9 @@ cdef extern from *:
     const uint64_t[7] aligned_starts "ph_aligned"
     const uint64_t[7] order_ones "ph_ones"
 
+cdef enum:
+    LEAF_ORDERS = 6             # of blocks within a leaf: 0 to 5
+
 cdef struct Leaf:           # 16 bytes, never across a cache line
     uint64_t free
     uint64_t head
@@ -85,18 +88,23 @@ cdef inline void count_blocks(uint64_t *nr_free, uint64_t avail, int top, bint a
 
 
 cdef inline uint64_t block_starts(uint64_t avail, int order) noexcept nogil:
-    """First pages of every free, aligned run of ``2**order`` pages, part of a larger one or not."""
+    """First pages of every free, aligned run of ``2**order`` pages, order < 6, part of a larger one or not.
+
+    Every order is worked out: a loop up to this one would end where the processor does not expect it.
+    """
+    cdef uint64_t[LEAF_ORDERS] runs
     cdef int o
-    for o in range(order):
-        avail &= (avail >> (1 << o)) & aligned_starts[o + 1]
-    return avail
+    runs[0] = avail
+    for o in range(LEAF_ORDERS - 1):
+        runs[o + 1] = next_starts(runs[o], o)
+    return runs[order]
 
 
 cdef inline int maximal_blocks(uint64_t avail, int top, uint64_t *starts) noexcept nogil:
     """First pages of the maximal free blocks of orders 0 to 5; returns the orders that there are, one bit each."""
     cdef uint64_t runs = avail, wider
     cdef int o, orders = 0
-    for o in range(6):
+    for o in range(LEAF_ORDERS):
         wider = next_starts(runs, o) if o < top else 0
         starts[o] = runs & ~(wider | wider << (1 << o))
         orders |= (starts[o] != 0) << o
@@ -106,17 +114,12 @@ cdef inline int maximal_blocks(uint64_t avail, int top, uint64_t *starts) noexce
 
 cdef inline int largest_order(uint64_t avail, int top) noexcept nogil:
     """Order of the largest free block, at most `top`, or -1 where nothing is free."""
-    cdef int o = 0
-    cdef uint64_t wider
-    if avail == 0:
-        return -1
-    while o < top:
-        wider = avail & (avail >> (1 << o)) & aligned_starts[o + 1]
-        if wider == 0:
-            break
-        avail = wider
-        o += 1
-    return o
+    cdef uint64_t runs = avail
+    cdef int o, largest = -1
+    for o in range(LEAF_ORDERS):
+        largest += runs != 0
+        runs = next_starts(runs, o)
+    return min(largest, top)
 
 
 cdef inline int maximal_order(uint64_t avail, int page, int top) noexcept nogil:

@@ -17,7 +17,7 @@ from pagehint._pcp cimport PCP_ORDERS, Pcp, pcp_alloc, pcp_drain_all, pcp_drain_
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport may_take
-from pagehint._withhold cimport withhold
+from pagehint._withhold cimport withhold_page
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
 
 cdef enum How:
@@ -134,7 +134,7 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
     if order < LEAF_SHIFT:
-        ours = withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order)
+        ours = withhold_page(z, page, order)
     else:
         ours = check_used(z, page, order) == OK
     if not ours:

@@ -3,7 +3,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from pagehint._atomic cimport prefetch
 from pagehint._check cimport E_NOMEM, E_SLOT, OK
 from pagehint._lock cimport lock_acquire
-from pagehint._machine cimport (ALONE, How, Machine, WAIT, ZoneTry, find_zone, locate, machine_alloc, machine_free,
+from pagehint._machine cimport (ALONE, How, Machine, WAIT, ZoneTry, locate, machine_alloc, machine_free,
                                 zone_alloc_held, zone_free_held)
 from pagehint._pcp cimport PCP_ORDERS
 from pagehint._wake cimport zone_unlock
@@ -62,10 +62,12 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
 
 
 cdef inline int op_free(Machine *m, Round *r, uint64_t pfn, int order) noexcept nogil:
-    cdef PageZone *z = NULL
-    cdef int rc = locate(m, pfn, 1, &z)
-    if rc != OK:
-        return rc
+    cdef PageZone *z = r.zone
+    cdef int rc
+    if z == NULL or not z.start_pfn <= pfn < z.end_pfn:
+        rc = locate(m, pfn, 1, &z)
+        if rc != OK:
+            return rc
     if order < PCP_ORDERS and z.pcp != NULL:
         round_end(r)
         return machine_free(m, pfn, order, WAIT)
@@ -73,18 +75,13 @@ cdef inline int op_free(Machine *m, Round *r, uint64_t pfn, int order) noexcept 
     return zone_free_held(z, pfn - z.base_pfn, order)
 
 
-cdef inline void op_prefetch(Machine *m, const Op *op, const uint64_t *table, uint64_t nr_slots) noexcept nogil:
-    """What a free that comes will look at first."""
-    cdef PageZone *z
+cdef inline void op_prefetch(const PageZone *z, const Op *op, const uint64_t *table, uint64_t nr_slots) noexcept nogil:
+    """What a free that comes will look at first, if it is of this zone; a prefetch of any address is safe."""
     cdef uint64_t leaf
-    if op.op == OP_FREE and op.slot < nr_slots:
-        z = find_zone(m, table[op.slot])
-        if z != NULL:
-            leaf = (table[op.slot] - z.base_pfn) >> LEAF_SHIFT
-            prefetch(&z.kinds[leaf])
-            prefetch(&z.links[leaf])
-            if op.order < LEAF_SHIFT:
-                prefetch(&z.leaves[leaf])
+    if op.slot < nr_slots:
+        leaf = (table[op.slot] - z.base_pfn) >> LEAF_SHIFT
+        prefetch(&z.kinds[leaf])
+        prefetch(&z.leaves[leaf])
 
 
 cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order, const Op *ops, uint64_t n, How how,
@@ -99,7 +96,7 @@ cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order
         op = ops[done[0]]
         if done[0] + 2 * OPS_AHEAD < n:
             prefetch(&table[ops[done[0] + 2 * OPS_AHEAD].slot])
-            op_prefetch(m, &ops[done[0] + OPS_AHEAD], table, nr_slots)
+            op_prefetch(m.zones[preferred], &ops[done[0] + OPS_AHEAD], table, nr_slots)
         if op.slot >= nr_slots or op.order > max_order or op.op > OP_FREE:
             rc = E_SLOT
         elif op.op == OP_FREE:

@@ -5,18 +5,18 @@ nobody may free or allocate the block but whoever set the bit.
 """
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
-from pagehint._leaf cimport Leaf, spread
-from pagehint._zone cimport PageZone, is_split
+from pagehint._leaf cimport Leaf, order_ones
+from pagehint._zone cimport LEAF_SHIFT, PageZone, is_split
 
 
-cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
+cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
     """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
 
-    They are when their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0). Without the zone
+    `pages` are all their pages. They are such blocks when their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0). Without the zone
     lock False means no more than "take it and ask again": a neighbour may have been changing.
     """
     cdef Leaf *leaf = &z.leaves[i]
-    cdef uint64_t pages = spread(starts, order), after = starts << (1 << order)
+    cdef uint64_t after = starts << (1 << order)
     cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
     if (unlikely(((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) != 0)
             or unlikely(not is_split(load8(&z.kinds[i], ACQUIRE)))):
@@ -34,6 +34,11 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, int order) n
         unwithhold(z, i, starts)
         return False
     return True
+
+
+cdef inline bint withhold_page(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `withhold`, for the one block of order < 6 at this page."""
+    return withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order_ones[order] << (page & 63), order)
 
 
 cdef inline void unwithhold(PageZone *z, uint64_t i, uint64_t starts) noexcept nogil:
