@@ -1,7 +1,8 @@
 """Bulk operations: all or nothing, one lock round a chunk, so that no hold is long.
 
 A bulk free first marks every block as withheld, which refuses what is not allocated or named twice; only when all
-are marked does it free them. A refusal takes the marks off again, and nothing has happened.
+are marked does it free them. A refusal takes the marks off again, and nothing has happened. Blocks of one leaf that
+follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport RELAXED, ctz64, fetch_add64, prefetch
@@ -9,7 +10,7 @@ from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_free_many, set_ki
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, spread
-from pagehint._lock cimport lock_acquire
+from pagehint._lock cimport lock_acquire, lock_give_way
 from pagehint._machine cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
@@ -18,8 +19,7 @@ from pagehint._withhold cimport unwithhold, withhold, withhold_page
 from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED
 
 cdef enum:
-    BULK_CHUNK = 128            # blocks a lock round: a microsecond or two
-    BULK_STEPS = 24             # leaves, or few whole leaves, a lock round of an allocation
+    BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
     BULK_AHEAD = 12             # how many blocks ahead to prefetch
 
 
@@ -82,6 +82,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
             left -= got
             steps += 1
         zone_unlock(z)
+        lock_give_way(&z.lock)
         got = steps
         for i in range(steps):
             done += emit(z.base_pfn, &taken[i], pfns + done)
@@ -95,7 +96,7 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
     cdef int source = 0
     while done < n and source != NOT_FREE:
         lock_acquire(&z.lock, True)
-        end = done + min(min(n - done, <uint64_t>BULK_CHUNK), spare_pages(z, reserve) >> order)
+        end = done + min(min(n - done, <uint64_t>BULK_STEPS), spare_pages(z, reserve) >> order)
         source = NOT_FREE
         while done < end:
             source = zone_take(z, mt, order, USED, &page)
@@ -221,17 +222,17 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
     return OK
 
 
-cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, uint64_t known,
-                           BulkStep step, bint locked, uint64_t *done) noexcept nogil:
-    """One step on up to `n` blocks of one zone; `known` PFNs, more perhaps, are there to look ahead."""
-    cdef uint64_t i = 0, got, leaf, start_pfn = z.start_pfn, size = z.end_pfn - z.start_pfn
+cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
+                           bint locked, uint64_t *done) noexcept nogil:
+    """One step on blocks of one zone; of no more than one lock round, if it is held."""
+    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, leaf, start_pfn = z.start_pfn, size = z.end_pfn - start_pfn
     cdef int rc = OK
-    while rc == OK and i < n and pfns[i] - start_pfn < size:
+    while rc == OK and i < n and left and pfns[i] - start_pfn < size:
         if orders != NULL:
             order = orders[i]
         if order < LEAF_SHIFT:
             # Not for blocks of whole leaves, which do not use the words. Whatever the PFN is, a prefetch never faults.
-            if i + BULK_AHEAD < known:
+            if i + BULK_AHEAD < n:
                 leaf = (pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT
                 prefetch(&z.leaves[leaf])
                 prefetch(&z.kinds[leaf])
@@ -243,43 +244,37 @@ cdef inline int bulk_chunk(PageZone *z, const uint64_t *pfns, const uint32_t *or
         else:
             rc = step_large(z, pfns[i] - z.base_pfn, order, step)
             i += rc == OK
-    done[0] = i
+        left -= 1
+    done[0] += i
     return rc
 
 
 cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                           uint64_t *done) noexcept nogil:
-    """One step on every block, a chunk of one zone at a time; stops at the first refusal, `done` blocks in.
+    """One step on every block; stops at the first refusal, `done` blocks in.
 
     `orders` has an order for each block, or is NULL and all have `order`.
     """
     cdef PageZone *z = NULL
-    cdef uint64_t i = 0, count, got, more
     cdef int rc = OK
-    cdef bint locked
-    while i < n and rc == OK:
-        rc = locate(m, pfns[i], 1, &z)
+    cdef bint locked = False
+    done[0] = 0
+    while done[0] < n and rc == OK:
+        rc = locate(m, pfns[done[0]], 1, &z)
         if rc != OK:
             break
-        count = min(n - i, <uint64_t>BULK_CHUNK)
         # Bits can be set without the zone lock where page sets do so as well.
-        locked = not (step == WITHHOLD and z.atomic_words and orders == NULL and order < LEAF_SHIFT)
-        # Announced before and taken back after, so that the consistency check is never surprised.
-        if step == WITHHOLD:
-            fetch_add64(&z.bulk_blocks, count, RELAXED)
+        locked = locked or step != WITHHOLD or not z.atomic_words or orders != NULL or order >= LEAF_SHIFT
         if locked:
             lock_acquire(&z.lock, True)
-        rc = bulk_chunk(z, pfns + i, orders + i if orders != NULL else NULL, order, count, n - i, step, locked, &got)
-        if rc == E_AGAIN:
-            locked = True
-            lock_acquire(&z.lock, True)
-            rc = bulk_chunk(z, pfns + i + got, NULL, order, count - got, n - i - got, step, locked, &more)
-            got += more
+        rc = bulk_round(z, pfns + done[0], orders + done[0] if orders != NULL else NULL, order, n - done[0], step, locked,
+                        done)
         if locked:
             zone_unlock(z)
-        fetch_add64(&z.bulk_blocks, got - count if step == WITHHOLD else -got, RELAXED)
-        i += got
-    done[0] = i
+            lock_give_way(&z.lock)
+        elif rc == E_AGAIN:
+            locked = True           # so as to see which block it is, and why
+            rc = OK
     return rc
 
 
@@ -287,9 +282,13 @@ cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32
                                   uint64_t *refused) noexcept nogil:
     """Free all blocks or none; `refused` is the index of the first that could not be."""
     cdef uint64_t ignored = 0
-    cdef int rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
+    cdef int rc
+    # Announced before and taken back after, so that the consistency check is never surprised.
+    fetch_add64(&m.bulk_blocks, n, RELAXED)
+    rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
     if rc != OK:
         bulk_walk(m, pfns, orders, order, refused[0], RELEASE_HOLD, &ignored)
     else:
         bulk_walk(m, pfns, orders, order, n, FREE_HELD, &ignored)
+    fetch_add64(&m.bulk_blocks, -n, RELAXED)
     return rc

@@ -8,8 +8,8 @@ Rules (checked by assertion in a debug build):
 
 One atomic operation takes it, a plain store gives it back; who wants to sleep makes up for that with a heavy barrier.
 Whoever waits looks less and less often, so that the holder, which usually comes back at once, keeps the zone's cache
-lines for some microseconds: alternating with every operation costs ten times as much (a convoy). Nobody starves: after
-a millisecond asleep the lock is handed over rather than set free.
+lines for a microsecond or two: alternating with every operation costs ten times as much (a convoy). Work of many rounds
+gives way between them. Nobody starves: after a millisecond asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32,
@@ -37,16 +37,19 @@ cdef enum:
     LOCK_FREE = 0
     LOCK_HELD = 1
     LOCK_HANDED = 2         # given back, and only for one that sleeps
-    # Pauses between two looks at a lock that is held: from a tenth of a microsecond to some three.
+    # Pauses between two looks at a lock that is held: from a tenth of a microsecond to one or two.
     LOCK_PAUSES = 4
-    LOCK_MOST_PAUSES = 128
-    LOCK_LOOKS = 16         # before going to sleep: some forty microseconds
+    LOCK_MOST_PAUSES = 32
+    LOCK_LOOKS = 64         # before going to sleep: some hundred microseconds
+    LOCK_GIVE_WAY = 64      # pauses for which a holder that comes back at once lets others go first
     LOCK_PATIENCE = 1000000     # nanoseconds asleep before the lock is handed over
 
-cdef struct Lock:           # 48 bytes
+cdef struct Lock:           # 56 bytes
     int32_t word
     int32_t sleepers        # threads that sleep, or are about to
     int32_t starving        # of those, threads that have waited too long
+    int32_t woken           # what they sleep on: one of them has been woken, and has not looked in vain since
+    int32_t waiting         # threads that look or sleep
     int32_t spare
     uint64_t acquired       # times taken; this and the next two are written by the holder only
     uint64_t contended      # of those, how often somebody else held it first
@@ -56,7 +59,7 @@ cdef struct Lock:           # 48 bytes
 
 cdef inline void lock_init(Lock *lk) noexcept nogil:
     lk.word = LOCK_FREE
-    lk.sleepers = lk.starving = 0
+    lk.sleepers = lk.starving = lk.woken = lk.waiting = 0
     lk.acquired = lk.contended = 0
     lk.longest_wait = 0
     lk.owner = 0
@@ -86,15 +89,20 @@ cdef inline bint lock_spin(Lock *lk) noexcept nogil:
 
 cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
     """Sleep until the lock can be taken, and take it."""
-    cdef bint starving = False
+    cdef bint starving = False, ours = False
     fetch_add_i32(&lk.sleepers, 1, RELAXED)
-    # The holder stores `word` and then reads `sleepers`, with a light barrier between: it sees us, or we see the store.
-    heavy_barrier()
-    while not lock_try(lk, LOCK_FREE) and not lock_try(lk, LOCK_HANDED):
+    while not ours:
+        store_i32(&lk.woken, False, RELAXED)
+        # The holder stores `word` and then reads the others, with a light barrier between: it sees us, or we see that.
+        heavy_barrier()
+        if lock_try(lk, LOCK_FREE) or lock_try(lk, LOCK_HANDED):
+            break
         if not starving and monotonic_ns() - began > LOCK_PATIENCE:
             starving = True
             fetch_add_i32(&lk.starving, 1, RELAXED)
-        futex_wait(&lk.word, LOCK_HELD)
+        futex_wait(&lk.woken, False)
+        ours = lock_try(lk, LOCK_HANDED) or lock_spin(lk)
+    store_i32(&lk.woken, False, RELAXED)
     fetch_add_i32(&lk.sleepers, -1, RELAXED)
     if starving:
         fetch_add_i32(&lk.starving, -1, RELAXED)
@@ -103,8 +111,10 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
 cdef inline void lock_wait(Lock *lk) noexcept nogil:
     """Take a lock that somebody else holds."""
     cdef int64_t began = monotonic_ns()
+    fetch_add_i32(&lk.waiting, 1, RELAXED)
     if not lock_spin(lk):
         lock_sleep(lk, began)
+    fetch_add_i32(&lk.waiting, -1, RELAXED)
     lock_taken(lk)
     lk.contended += 1
     lk.longest_wait = max(lk.longest_wait, monotonic_ns() - began)
@@ -127,13 +137,25 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
         lk.owner = 0
     store_i32(&lk.word, LOCK_HANDED if load_i32(&lk.starving, RELAXED) else LOCK_FREE, RELEASE)
     light_barrier()
-    if unlikely(load_i32(&lk.sleepers, RELAXED)):
-        futex_wake(&lk.word)
+    if unlikely(load_i32(&lk.sleepers, RELAXED)) and not load_i32(&lk.woken, RELAXED):
+        store_i32(&lk.woken, True, RELAXED)
+        futex_wake(&lk.woken)
+
+
+cdef inline void lock_give_way(Lock *lk) noexcept nogil:
+    """Between two rounds of one piece of work, the lock set free: let those that look for it have it first."""
+    cdef int32_t waiting = load_i32(&lk.waiting, RELAXED)
+    cdef int _pause
+    if unlikely(waiting):
+        for _pause in range(LOCK_GIVE_WAY):
+            if load_i32(&lk.waiting, RELAXED) < waiting:
+                return
+            cpu_relax()
 
 
 cdef inline void lock_forget_sleepers(Lock *lk) noexcept nogil:
     """In a forked child, by the thread that holds it: whoever waited for the lock is not there any more."""
-    lk.sleepers = lk.starving = 0
+    lk.sleepers = lk.starving = lk.woken = lk.waiting = 0
 
 
 cdef inline void assert_held(Lock *lk) noexcept nogil:

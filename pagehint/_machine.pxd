@@ -37,6 +37,7 @@ cdef struct Machine:
     int *zonelist_length
     int default_zone
     Lock last_resort            # of the one that holds all page sets; taken before them
+    uint64_t bulk_blocks        # in bulk frees that are on their way, some of them withheld
     Engine engine
 
 

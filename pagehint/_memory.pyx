@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_pfn, as_type
-from pagehint._atomic cimport RELAXED, store64
+from pagehint._atomic cimport RELAXED, load64, store64
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
@@ -426,7 +426,8 @@ cdef class Memory:
                 absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
                     self.lock_zone(z)
-                    bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2, &finding)
+                    bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
+                                      load64(&self.m.bulk_blocks, RELAXED), &finding)
                     self.unlock_zone(z)
                 if bad:
                     spec = self.specs[i]

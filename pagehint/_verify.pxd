@@ -4,7 +4,7 @@ Written so as to share as little as it can with the code it checks.
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport RELAXED, load64, popcount64
+from pagehint._atomic cimport popcount64
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
@@ -205,8 +205,11 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
 
 
 cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent,
-                             Finding *f) noexcept nogil:
-    """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks)."""
+                             uint64_t bulk_blocks, Finding *f) noexcept nogil:
+    """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
+
+    `absent` are `nr_absent` pairs (start, end); `bulk_blocks` is how many blocks bulk frees may have withheld.
+    """
     cdef Count c
     memset(&c, 0, sizeof(c))
     f.what = NULL
@@ -215,8 +218,7 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
         return True
     if c.free_pages != z.free_pages:
         return found(f, "free_pages is not the number of free pages", 0)
-    # A bulk free on its way announces its blocks before it withholds them.
-    if z.isolated_pages == 0 and (c.withheld > load64(&z.bulk_blocks, RELAXED) or c.held_pages > z.bulk_pages):
+    if z.isolated_pages == 0 and (c.withheld > bulk_blocks or c.held_pages > z.bulk_pages):
         return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
     if z.isolated_pages and z.isolated_pages < c.held_pages:
         return found(f, "more pages are held than are out for reporting", 0)

@@ -12,8 +12,9 @@ from pagehint._zone cimport LEAF_SHIFT, PageZone, is_split
 cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
     """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
 
-    `pages` are all their pages. They are such blocks when their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0). Without the zone
-    lock False means no more than "take it and ask again": a neighbour may have been changing.
+    `pages` are all their pages. They are such blocks when their first pages are (0, 1), the rest (0, 0), and no page
+    after a block is (0, 0). Without the zone lock False means no more than "take it and ask again": a neighbour may
+    have been changing.
     """
     cdef Leaf *leaf = &z.leaves[i]
     cdef uint64_t after = starts << (1 << order)

@@ -97,8 +97,7 @@ cdef struct PageZone:
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting
-    uint64_t bulk_blocks            # withheld by bulk frees and not yet freed: blocks in split leaves
-    uint64_t bulk_pages             # and pages of blocks of whole leaves
+    uint64_t bulk_pages             # withheld by bulk frees and not yet freed: pages of blocks of whole leaves
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
     uint64_t watermark[3]           # min, low, high

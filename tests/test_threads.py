@@ -294,3 +294,19 @@ def test_of_two_large_requests_one_is_served():
         assert got
         for pfns in got:
             pages.free_pages_bulk(pfns)
+
+
+@pytest.mark.parametrize("pcp", [True, False])
+def test_nobody_sleeps_beside_a_free_lock(pcp):
+    """More threads than CPUs want one zone's lock without the GIL: they look, sleep, are woken, and none is forgotten."""
+    pages = ph.PageAllocator("4GiB", pcp=pcp)
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 60000)))
+
+    in_threads([churn] * 6)
+    locks = pages.stats(locks=True)
+    assert locks.lock_contended > 0
+    assert locks.locks.longest_wait_ns > 0
+    pages.verify()
