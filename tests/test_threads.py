@@ -298,7 +298,7 @@ def test_of_two_large_requests_one_is_served():
 
 @pytest.mark.parametrize("pcp", [True, False])
 def test_nobody_sleeps_beside_a_free_lock(pcp):
-    """More threads than CPUs want one zone's lock without the GIL: they look, sleep, are woken, and none is forgotten."""
+    """More threads than CPUs want one lock without the GIL: they look, sleep, are woken, and none is forgotten."""
     pages = ph.PageAllocator("4GiB", pcp=pcp)
 
     def churn(stop, rng):
