@@ -42,8 +42,11 @@ cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
 
 
 cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
-    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released."""
-    if z.hint_order == NO_HINTS or z.hint_count == 0:
+    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released.
+
+    If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at the count again.
+    """
+    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.wake_at != INT64_MAX:
         return
     if z.hint_count >= z.threshold:
         if not z.queued:

@@ -161,6 +161,7 @@ cdef class HintingEngine:
                 z = self.m.zones[i]
                 lock_acquire(&z.lock, True)
                 z.threshold = limit
+                z.wake_at = INT64_MAX       # the gate may be elsewhere now
                 hint_evaluate(z)
                 zone_unlock(z)
         self.stamp()
@@ -401,7 +402,8 @@ cdef class HintingEngine:
         if usable_free_pages(z) >= report_gate(z, most):
             return True
         z.counters.isolation_refused += 1
-        z.wake_at = report_gate(z, most)
+        # By the setting, not by `most`: whoever lowers it meanwhile has looked at this zone already, or has yet to.
+        z.wake_at = report_gate(z, self.m.engine.max_pages)
         return False
 
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:

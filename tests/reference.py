@@ -327,8 +327,8 @@ class ReferenceAllocator:
     # -- hinting, on the caller
 
     def _evaluate(self, zone):
-        """Ask for a run if the count calls for one."""
-        if not self.hinting_enabled or not zone.hints:
+        """Ask for a run if the count calls for one; under the gate nothing is asked for until it opens."""
+        if not self.hinting_enabled or not zone.hints or zone.gated:
             return
         if len(zone.hints) >= self._threshold():
             if not zone.queued:
@@ -518,6 +518,7 @@ class ReferenceAllocator:
 
     def _change(self):
         for zone in self.zones:
+            zone.gated = False
             self._evaluate(zone)
 
     @staticmethod

@@ -463,6 +463,39 @@ def test_explain_accounts_for_every_free_page(few_host):
         assert pages.explain()["under the watermark gate"].pages == 1024
 
 
+def test_every_free_queueing_a_run_under_the_gate(few_host):
+    """While a zone is gated, only memory coming back wakes the engine; and then it does."""
+    pages = real("64MiB", watermarks=(0, 8192, 8192))
+    taken = pages.alloc_pages_bulk(24, 9)
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1)
+    pages.run_pending()
+    before = pages.stats()
+    for _ in range(100):
+        pages.free_pages(pages.alloc_pages(9), 9)
+        pages.run_pending()
+    after = pages.stats()
+    assert (after.work_queued, after.work_runs) == (before.work_queued, before.work_runs)
+    assert few_host.blocks == []
+    pages.free_pages_bulk(taken, 9)
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
+def test_a_smaller_batch_opens_the_gate(few_host):
+    """The gate moves with `max_pages`, also for a zone that waits at it."""
+    pages = real("64MiB")
+    few_host.answer = True
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1)
+    pages.max_pages = 100
+    assert pages.run_pending() == 1
+    assert few_host.blocks == []
+    pages.max_pages = 2
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap
