@@ -20,7 +20,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_order, as_pfn, as_type, migratetypes
-from pagehint._atomic cimport PH_DEBUG
+from pagehint._atomic cimport PH_DEBUG, RELAXED, load8
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, OK
@@ -188,7 +188,7 @@ cdef class Zone:
         cdef int mt, o, cpu
         with nogil:
             snapshot(self.z, &copy)
-            held_back = hints_in_isolation(self.z) if copy.isolate_pageblocks else 0
+            held_back = min(hints_in_isolation(self.z), copy.hint_count) if copy.isolate_pageblocks else 0
         counters = copy.counters
         sets = []
         if copy.pcp != NULL:
@@ -250,14 +250,14 @@ cdef class Zone:
 
 
 cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
-    """Bits whose granules lie in pageblocks of type isolate."""
-    cdef uint64_t count = 0, granule
-    lock_acquire(&z.lock, True)
-    granule = hint_find(z, 0, z.nr_granules)
-    while granule < z.nr_granules:
-        count += z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER] == MT_ISOLATE
-        granule = hint_find(z, granule + 1, z.nr_granules)
-    lock_release(&z.lock)
+    """Bits whose granules lie in pageblocks of type isolate.
+
+    O(bits), so without the lock: what is hinted or retyped meanwhile may be counted or not.
+    """
+    cdef uint64_t count = 0, end = z.nr_granules, granule = hint_find(z, 0, end)
+    while granule < end:
+        count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
+        granule = hint_find(z, granule + 1, end)
     return count
 
 

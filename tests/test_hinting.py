@@ -496,6 +496,23 @@ def test_a_smaller_batch_opens_the_gate(few_host):
     pages.disable_hinting()
 
 
+def test_stats_holding_the_zone_lock_for_a_scan_of_the_bitmap(few_host):
+    """An isolate pageblock makes `stats` look at every bit; the lock is taken for the figures only."""
+    pages = real("64MiB")
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None)
+    pages.stats()
+
+    def locked():
+        before = pages.stats().lock_acquired
+        return pages.stats().lock_acquired - before
+
+    assert locked() == 1
+    pages.set_migratetype(1024, 512, "isolate")
+    assert locked() == 1
+    assert pages.explain()["isolate"].pages == 512
+    pages.disable_hinting()
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap
