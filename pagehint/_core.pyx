@@ -15,6 +15,7 @@ import weakref
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -268,6 +269,7 @@ cdef inline int preferred(PageAllocator pages, object zone) except -1:
     return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
 
 
+@cython.no_gc_clear     # collected in a cycle, too, it needs its engine to stop it
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
 --
@@ -619,6 +621,9 @@ cdef class PageAllocator:
         -----
         After Linux's page hinting series (v10, 2019) and free page reporting (5.7). What fails is hinted again, and
         retried with exponential back-off from 0.1 to 30 seconds.
+
+        The worker keeps the callbacks, and what they refer to, alive. One that refers to the allocator keeps the
+        allocator, which is then not collected, and the worker not stopped, before `disable_hinting`.
         """
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")

@@ -187,3 +187,15 @@ def test_a_kernel_that_refuses_is_a_failed_report():
             libc.munlock(arena.address(4096), 4 * MIB)
             arena.pages.flush_hinting()
             assert arena.pages.stats().hints_pending == 0
+
+
+def test_an_array_collected_in_a_cycle_keeping_its_pages():
+    arena = ph.Arena("64MiB")
+    array = arena.empty(1000)
+    cycle = [array.base]
+    cycle.append(cycle)
+    del array, cycle
+    gc.collect()
+    assert arena.live_arrays == 0
+    assert arena.pages.stats().allocated_pages == 0
+    arena.close()

@@ -541,3 +541,32 @@ def test_an_allocator_that_is_collected_stops_its_worker():
     del worker
     gc.collect()
     assert memory() is None
+
+
+@pytest.mark.parametrize("shape", ["in a cycle", "owner in a cycle", "manual"])
+def test_the_worker_going_on_when_its_allocator_is_collected_in_a_cycle(shape):
+    class Owner:
+        pass
+
+    pages = real("64MiB")
+    host = Host()
+    pages.enable_hinting(host.callbacks, workqueue="manual" if shape == "manual" else "thread")
+    memory = weakref.ref(pages.memory)
+    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
+    if shape == "owner in a cycle":
+        owner = Owner()
+        owner.pages, owner.me = pages, owner
+        del owner
+    else:
+        cycle = [pages]
+        cycle.append(cycle)
+        del cycle
+    del pages
+    gc.collect()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    workers.clear()
+    worker = None
+    gc.collect()
+    assert memory() is None
