@@ -19,6 +19,7 @@ cdef class Memory:
     cdef object refusal(self, int rc, uint64_t pfn, object what)
     cdef int settle(self) except -1
     cdef tuple section_range(self, object pfn, object nr_pages)
+    cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
     cdef void lock_zone(self, PageZone *z) noexcept nogil
     cdef void unlock_zone(self, PageZone *z) noexcept nogil

@@ -231,6 +231,16 @@ cdef class Memory:
         return start, end
 
     def set_offline(self, pfn, nr_pages):
+        if not self.try_offline(pfn, nr_pages, False):
+            # Not under the lock: the batch is out for as long as the callback likes, and it may want the lock itself.
+            self.settle()
+            try:
+                self.try_offline(pfn, nr_pages, True)
+            finally:
+                engine_resume(&self.m.engine)
+
+    cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1:
+        """Whether the range is offline now; False only before `settled`, if a page is in use."""
         cdef uint64_t start, end, busy = 0
         cdef PageZone *z
         cdef int rc
@@ -247,19 +257,14 @@ cdef class Memory:
             ranges = np.array(self.present(z.index, start, end), np.uint64).ravel() - np.uint64(z.base_pfn)
             with nogil:
                 rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
-            if rc == E_BUSY:
-                self.settle()
-                try:
-                    with nogil:
-                        rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
-                finally:
-                    engine_resume(&self.m.engine)
-            if rc == E_BUSY:
+            if rc == E_BUSY and settled:
                 raise errors.BadPageError(
                     f"PFN {z.base_pfn + busy:#x} (zone {spec.name}, node {spec.node}): in use, so that"
                     f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
                 )
-            self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
+            if rc == OK:
+                self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
+            return rc == OK
 
     def set_online(self, pfn, nr_pages):
         cdef uint64_t start, end, first, last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -196,19 +197,54 @@ def test_ctrl_c_ends_a_wait(call):
 
 
 def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something():
-    """Between the fork's handlers we wait for the GIL; nobody who has it may be waiting for what we hold."""
+    """A fork stops everything with the GIL held; nobody who has what it waits for may be waiting for the GIL."""
     code = """
-        import faulthandler, threading, time
+        import os, threading
         import pagehint as ph
-        faulthandler.dump_traceback_later(20, exit=True)
         pages = ph.PageAllocator("64MiB")
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), workqueue="manual")
-        other = threading.Thread(target=pages.disable_hinting)
-        pages.memory.before_fork()
+        callbacks = ph.PageHintingCallbacks(lambda blocks: None)
+        stop = threading.Event()
+        def switch():
+            while not stop.is_set():
+                pages.enable_hinting(callbacks, workqueue="manual", delay=0.0)
+                pages.free_pages(pages.alloc_pages(9), 9)
+                pages.run_pending()
+                pages.disable_hinting()
+        other = threading.Thread(target=switch)
         other.start()
-        time.sleep(0.5)
-        pages.memory.after_fork_in_parent()
+        for _ in range(200):
+            pid = os.fork()
+            if pid == 0:
+                pages.verify()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
         other.join()
+        pages.verify()
+        print("end")
+    """
+    assert run(code) == (0, "end\n", "")
+
+
+def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
+    code = """
+        import threading, time
+        import pagehint as ph
+        pages = ph.PageAllocator("256MiB", pcp=False)
+        begun, waiting = threading.Event(), threading.Event()
+        def hint_pages(blocks):
+            begun.set()
+            waiting.wait()
+            time.sleep(0.3)
+            pages.verify()
+            pages.set_migratetype(0, 512, "movable")
+        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 64), delay=0.0)
+        begun.wait()
+        assert pages.stats().isolated_pages > 32768
+        waiting.set()
+        pages.offline(0, 32768)
+        pages.disable_hinting()
+        assert pages.last_error is None
         pages.verify()
         print("end")
     """
