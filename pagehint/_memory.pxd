@@ -1,7 +1,12 @@
 """The zones of a machine, as compiled code may use them: allocate and free without the GIL on ``memory.m``."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
 from pagehint._machine cimport Machine
 from pagehint._zone cimport PageZone
+
+cdef struct Absent:                     # of a zone, lists of (start, end), or NULL for none; counted once
+    PyObject *offline
+    PyObject *grown
 
 cdef class Memory:
     cdef Machine m
@@ -10,8 +15,7 @@ cdef class Memory:
     cdef readonly int max_page_order
     cdef readonly int min_order
     cdef readonly tuple watermarks
-    cdef readonly list offline          # for each zone its offline (start, end), sorted and disjoint
-    cdef list grown                     # for each zone the holes that growing has left
+    cdef Absent *absent
     cdef object hotplug_lock
     cdef object __weakref__
 
@@ -20,6 +24,9 @@ cdef class Memory:
     cdef int settle(self) except -1
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1
+    cdef list ranges(self, PyObject *known)
+    cdef runs(self, PageZone *z, start, end)
+    cdef appear(self, PageZone *z, start, end, list left)
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
     cdef void lock_zone(self, PageZone *z) noexcept nogil
     cdef void unlock_zone(self, PageZone *z) noexcept nogil

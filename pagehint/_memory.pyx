@@ -8,6 +8,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -34,7 +35,31 @@ from pagehint import errors, layout
 cnp.import_array()
 
 
-cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *busy) noexcept nogil:
+# A list of ranges changes in one step with its zone, under the zone lock, so that a fork finds both or neither. Without
+# the GIL that is a swap of two pointers: no count changes, and readers, who have the GIL, find the one list or the other.
+cdef struct Change:
+    PyObject **place
+    PyObject *other             # before the swap the new list, then the old one
+
+
+cdef inline Change change(PyObject **place, list new):
+    cdef Change c
+    Py_INCREF(new)
+    c.place = place
+    c.other = <PyObject *> new
+    return c
+
+
+cdef inline void swap(Change *c) noexcept nogil:
+    c.place[0], c.other = c.other, c.place[0]
+
+
+cdef inline void finish(Change *c):
+    """Let go of the list that is not in place."""
+    Py_XDECREF(c.other)
+
+
+cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, uint64_t *busy) noexcept nogil:
     """Make `n` runs absent, or none of them: `busy` is then a page that is not free."""
     cdef size_t k
     cdef int rc = OK
@@ -47,8 +72,19 @@ cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *b
     else:
         for k in range(n):
             range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
+        swap(offline)
     zone_unlock(z)
     return rc
+
+
+cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *offline) noexcept nogil:
+    """Make `n` runs present, from the end, so that the lists begin with low addresses."""
+    cdef size_t k
+    lock_acquire(&z.lock, True)
+    for k in range(n, 0, -1):
+        range_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
+    swap(offline)
+    zone_unlock(z)
 
 
 cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
@@ -74,7 +110,6 @@ cdef class Memory:
     def __cinit__(self, specs, int page_size, int max_page_order, int min_order, bint pcp, watermarks):
         cdef Machine *m = &self.m
         cdef PageZone *z
-        cdef uint64_t[2] ranges
         cdef int i, j
         engine_init(&m.engine)
         m.engine.delay_armed = True
@@ -83,15 +118,14 @@ cdef class Memory:
         self.max_page_order = max_page_order
         self.min_order = min_order
         self.hotplug_lock = threading.Lock()
-        self.offline = [[] for _ in self.specs]
-        self.grown = [[] for _ in self.specs]
         m.nr_cpus = os.cpu_count() or 1
         m.nr_zones = len(self.specs)
         m.default_zone = layout.default_zone(self.specs)
         m.zones = <PageZone **> calloc(m.nr_zones, sizeof(PageZone *))
         m.zonelists = <ZoneTry *> calloc(m.nr_zones * m.nr_zones, sizeof(ZoneTry))
         m.zonelist_length = <int *> calloc(m.nr_zones, sizeof(int))
-        if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL:
+        self.absent = <Absent *> calloc(m.nr_zones, sizeof(Absent))
+        if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL or self.absent == NULL:
             raise MemoryError("no memory for the zones")
         for i, spec in enumerate(self.specs):
             z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
@@ -101,14 +135,7 @@ cdef class Memory:
             z.index = i
             z.engine = &m.engine
             z.delay_armed = &m.engine.delay_armed
-            lock_acquire(&z.lock, True)
-            # From the end, so that the lists begin with low addresses.
-            for start, end in reversed(self.present(i, spec.start_pfn, spec.end_pfn)):
-                ranges[0] = start - z.base_pfn
-                ranges[1] = end - z.base_pfn
-                with nogil:
-                    range_appear(z, ranges[0], ranges[1])
-            lock_release(&z.lock)
+            self.appear(z, spec.start_pfn, spec.end_pfn, [])
             if pcp:
                 self.add_page_sets(i)
         managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
@@ -142,15 +169,33 @@ cdef class Memory:
             for i in range(self.m.nr_zones):
                 if self.m.zones[i] != NULL:
                     zone_destroy(self.m.zones[i])
+        if self.absent != NULL:
+            for i in range(self.m.nr_zones):
+                Py_XDECREF(self.absent[i].offline)
+                Py_XDECREF(self.absent[i].grown)
+        free(self.absent)
         free(self.m.zones)
         free(self.m.zonelists)
         free(self.m.zonelist_length)
 
     # -- where there is memory
 
+    @property
+    def offline(self):
+        """For each zone its offline (start, end), sorted and disjoint."""
+        return [self.ranges(self.absent[i].offline) for i in range(self.m.nr_zones)]
+
+    @property
+    def grown(self):
+        """For each zone the holes that growing has left."""
+        return [self.ranges(self.absent[i].grown) for i in range(self.m.nr_zones)]
+
+    cdef list ranges(self, PyObject *known):
+        return [] if known == NULL else <list> known
+
     def present(self, int i, start, end):
-        """The runs of a zone that are neither hole nor offline, within [start, end)."""
-        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i])
+        """The runs of a zone that are no hole, within [start, end)."""
+        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i])
         runs = []
         for first, last in absent:
             if first >= end:
@@ -244,6 +289,7 @@ cdef class Memory:
         cdef uint64_t start, end, busy = 0
         cdef PageZone *z
         cdef int rc
+        cdef Change offline
         cdef cnp.ndarray[cnp.uint64_t] ranges
         with self.hotplug_lock:
             start, end = self.section_range(pfn, nr_pages)
@@ -254,16 +300,16 @@ cdef class Memory:
             for first, last in self.offline[z.index]:
                 if first < end and start < last:
                     raise errors.BadPageError(f"PFN {max(first, start):#x} (zone {spec.name}): already offline")
-            ranges = np.array(self.present(z.index, start, end), np.uint64).ravel() - np.uint64(z.base_pfn)
+            ranges = self.runs(z, start, end)
+            offline = change(&self.absent[z.index].offline, sorted(self.offline[z.index] + [(start, end)]))
             with nogil:
-                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
+                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &busy)
+            finish(&offline)
             if rc == E_BUSY and settled:
                 raise errors.BadPageError(
                     f"PFN {z.base_pfn + busy:#x} (zone {spec.name}, node {spec.node}): in use, so that"
                     f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
                 )
-            if rc == OK:
-                self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
             return rc == OK
 
     def set_online(self, pfn, nr_pages):
@@ -284,20 +330,25 @@ cdef class Memory:
                 )
             left = [(first, min(last, start)) for first, last in ranges if first < start]
             left += [(max(first, end), last) for first, last in ranges if last > end]
-            self.offline[z.index] = sorted(left)
-            for first, last in reversed(self.present(z.index, start, end)):
-                first -= z.base_pfn
-                last -= z.base_pfn
-                with nogil:
-                    lock_acquire(&z.lock, True)
-                    range_appear(z, first, last)
-                    zone_unlock(z)
+            self.appear(z, start, end, sorted(left))
+
+    cdef runs(self, PageZone *z, start, end):
+        """The pages of a range that are no hole, as (first, end) relative to the zone's base, one after the other."""
+        return np.array(self.present(z.index, start, end), np.uint64).ravel() - np.uint64(z.base_pfn)
+
+    cdef appear(self, PageZone *z, start, end, list left):
+        """Make a range present, which leaves `left` of the zone offline."""
+        cdef cnp.ndarray[cnp.uint64_t] ranges = self.runs(z, start, end)
+        cdef Change offline = change(&self.absent[z.index].offline, left)
+        with nogil:
+            zone_online(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline)
+        finish(&offline)
 
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
         """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
         cdef PageZone *z = NULL
         cdef int i
-        cdef uint64_t old
+        cdef Change offline, grown
         for i in range(self.m.nr_zones):
             if self.m.zones[i].end_pfn <= start and (z == NULL or self.m.zones[i].end_pfn > z.end_pfn):
                 z = self.m.zones[i]
@@ -311,14 +362,16 @@ cdef class Memory:
             raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
         if zone_open(z, leaves_for(z, end)):
             raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
-        old = z.end_pfn
+        grown = change(&self.absent[z.index].grown, self.grown[z.index] + ([(z.end_pfn, start)] if z.end_pfn < start else []))
+        offline = change(&self.absent[z.index].offline, self.offline[z.index] + [(start, end)])
         with nogil:
             lock_acquire(&z.lock, True)
             zone_extend(z, end)
+            swap(&grown)
+            swap(&offline)
             zone_unlock(z)
-        if old < start:
-            self.grown[z.index].append((old, start))
-        self.offline[z.index].append((start, end))
+        finish(&grown)
+        finish(&offline)
         return z
 
     def set_migratetype(self, pfn, nr_pages, migratetype):

@@ -22,6 +22,7 @@ def in_child(function):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)  # ends it if it hangs
         try:
             function()
             os.write(write, b"fine")
@@ -126,6 +127,7 @@ def run(code, *, interrupt=False, **options):
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
+        start_new_session=True,
         **options,
     )
     if interrupt:
@@ -133,7 +135,11 @@ def run(code, *, interrupt=False, **options):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.returncode is None:  # it hangs, perhaps with children
+            os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, out, err
 
 
@@ -224,6 +230,36 @@ def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something(
         print("end")
     """
     assert run(code) == (0, "end\n", "")
+
+
+def test_a_fork_during_hotplug():
+    """The child sees a range online or offline, its zone and what is known about it alike."""
+    pages = real("4GiB")
+    stop = threading.Event()
+
+    def plug():
+        while not stop.is_set():
+            pages.offline(0, 8 * 32768)
+            pages.online(0, 8 * 32768)
+
+    def child():
+        pages.verify()
+        with contextlib.suppress(ph.BadPageError):
+            pages.offline(0, 8 * 32768)
+        pages.verify()
+        pages.online(0, 8 * 32768)
+        pages.verify()
+        assert pages.stats().free_pages == 1 << 20
+
+    thread = threading.Thread(target=plug)
+    thread.start()
+    try:
+        for _ in range(100):
+            in_child(child)
+    finally:
+        stop.set()
+        thread.join()
+    pages.verify()
 
 
 def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
