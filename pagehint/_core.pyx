@@ -329,7 +329,6 @@ cdef class PageAllocator:
         self.memory = Memory(specs, page, top, least, pcp, marks)
         self.engine = HintingEngine(self.memory)
         self.zone_objects = tuple([Zone.of(self.memory, i) for i in range(len(specs))])
-        _memories.add(self.memory)
         _engines.add(self.engine)
 
     def __dealloc__(self):
@@ -806,43 +805,9 @@ class _Hinting:
         self._pages.disable_hinting()
 
 
-# ---- around fork and exit -----------------------------------------------------------------------------------
+# ---- at exit ------------------------------------------------------------------------------------------------
 
-_memories = weakref.WeakSet()       # may outlive their allocators: an arena's arrays hold them
-_engines = weakref.WeakSet()        # and these, as long as their workers run
-
-_fork_lock = threading.Lock()       # one fork at a time stops the world
-_forking = []
-
-
-def _before_fork():
-    _fork_lock.acquire()
-    # Held by name, so that none is collected, or made, between the locks and their release.
-    _forking[:] = sorted(_memories, key=id)
-    for memory in _forking:
-        memory.before_fork()
-
-
-def _after_fork_in_parent():
-    for memory in reversed(_forking):
-        memory.after_fork_in_parent()
-    _forking.clear()
-    _fork_lock.release()
-
-
-def _after_fork_in_child():
-    for memory in reversed(_forking):
-        memory.after_fork_in_child()
-    for engine in list(_engines):
-        if engine.memory in _forking:
-            engine.after_fork_in_child()
-    _forking.clear()
-    _fork_lock.release()
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+_engines = weakref.WeakSet()        # may outlive their allocators, as long as their workers run
 
 
 @atexit.register

@@ -62,6 +62,14 @@ cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil
     z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
 
 
+cdef inline void hint_off(PageZone *z) noexcept nogil:
+    """Switch the hook off, and forget every hint. Zone lock held."""
+    z.hint_order = NO_HINTS
+    z.wake_at = INT64_MAX
+    z.queued = False
+    hint_assign(z, 0, z.nr_granules, False)
+
+
 cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
     """The hook: a block was freed and has become part of a free block of order `merged`. Zone lock held.
 

@@ -18,9 +18,11 @@ from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
-from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
-from pagehint._hint cimport hint_evaluate
-from pagehint._lock cimport lock_acquire, lock_forget_sleepers, lock_release, pthread_self
+from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
+                               engine_unlock, engine_wait_batch)
+from pagehint._hint cimport hint_evaluate, hint_off
+from pagehint._isolate cimport put_back
+from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
 from pagehint._migratetype cimport retype
@@ -100,6 +102,23 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
         zone_unlock(z)
 
 
+cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
+    """Stop everything in a zone: its page sets' locks, then its own."""
+    cdef int cpu
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
+    lock_acquire(&z.lock, True)
+
+
+cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
+    cdef int cpu
+    lock_release(&z.lock)
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
+
+
 cdef class Memory:
     """The zones of a machine, and their hotplug. What `PageAllocator` is a front to.
 
@@ -118,6 +137,7 @@ cdef class Memory:
         self.max_page_order = max_page_order
         self.min_order = min_order
         self.hotplug_lock = threading.Lock()
+        self.hotplug_forks = forks
         m.nr_cpus = os.cpu_count() or 1
         m.nr_zones = len(self.specs)
         m.default_zone = layout.default_zone(self.specs)
@@ -150,6 +170,9 @@ cdef class Memory:
                     m.zonelists[i * m.nr_zones + j].reserve = layout.lowmem_reserve(self.specs, managed, other, i)
             for j in range(3):
                 m.zones[i].watermark[j] = self.watermarks[i][j]
+        self.world.m = m
+        self.world.batch = &self.batch
+        world_add(&self.world)
 
     cdef add_page_sets(self, int i):
         cdef PageZone *z = self.m.zones[i]
@@ -165,6 +188,8 @@ cdef class Memory:
 
     def __dealloc__(self):
         cdef int i
+        if self.world.m != NULL:
+            world_remove(&self.world)
         if self.m.zones != NULL:
             for i in range(self.m.nr_zones):
                 if self.m.zones[i] != NULL:
@@ -174,6 +199,7 @@ cdef class Memory:
                 Py_XDECREF(self.absent[i].offline)
                 Py_XDECREF(self.absent[i].grown)
         free(self.absent)
+        free(self.batch.blocks)
         free(self.m.zones)
         free(self.m.zonelists)
         free(self.m.zonelist_length)
@@ -291,7 +317,7 @@ cdef class Memory:
         cdef int rc
         cdef Change offline
         cdef cnp.ndarray[cnp.uint64_t] ranges
-        with self.hotplug_lock:
+        with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
             z = find_zone(&self.m, start)
             if z == NULL or end > z.end_pfn:
@@ -315,7 +341,7 @@ cdef class Memory:
     def set_online(self, pfn, nr_pages):
         cdef uint64_t start, end, first, last
         cdef PageZone *z
-        with self.hotplug_lock:
+        with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
             z = find_zone(&self.m, start)
             if z == NULL:
@@ -380,7 +406,7 @@ cdef class Memory:
         # A granule is reported as a whole, so its pageblocks, where it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
         cdef PageZone *z = find_zone(&self.m, start)
-        with self.hotplug_lock:
+        with self.hotplug():
             if z == NULL or end > z.end_pfn:
                 raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
             if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):
@@ -404,16 +430,16 @@ cdef class Memory:
         cdef int i
         cdef bint bad
         cdef cnp.ndarray[cnp.uint64_t] absent
-        with self.hotplug_lock:
+        with self.hotplug():
             for i in range(self.m.nr_zones):
                 z = self.m.zones[i]
                 holes = [(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i]
                 edges = [(z.base_pfn, z.start_pfn), (z.end_pfn, z.base_pfn + (z.nr_leaves << LEAF_SHIFT))]
                 absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
-                    self.lock_zone(z)
+                    zone_stop(z, self.m.nr_cpus)
                     bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2, &finding)
-                    self.unlock_zone(z)
+                    zone_resume(z, self.m.nr_cpus)
                 if bad:
                     spec = self.specs[i]
                     raise errors.PageHintError(
@@ -432,56 +458,94 @@ cdef class Memory:
             merged[first] = last = max(end, last)
         return list(merged.items())
 
-    cdef void lock_zone(self, PageZone *z) noexcept nogil:
-        """Stop everything in a zone: its page sets' locks, then its own."""
-        cdef int cpu
-        if z.pcp != NULL:
-            for cpu in range(self.m.nr_cpus):
-                bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
-        lock_acquire(&z.lock, True)
+    cdef object hotplug(self):
+        """The lock that serialises hotplug; another in a forked child, where nobody may be left to release it."""
+        if self.hotplug_forks != forks:
+            self.hotplug_forks = forks
+            self.hotplug_lock = threading.Lock()
+        return self.hotplug_lock
 
-    cdef void unlock_zone(self, PageZone *z) noexcept nogil:
-        cdef int cpu
-        lock_release(&z.lock)
-        if z.pcp != NULL:
-            for cpu in range(self.m.nr_cpus):
-                bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
 
-    # -- fork
+# ---- fork ---------------------------------------------------------------------------------------------------
+# All of it happens inside fork(2), and none of it in Python: Python's own hooks let others' code run in between, which
+# may use an allocator, or be interrupted. We wait for the locks with the GIL; nobody who has one waits for that.
 
-    cdef void stop_the_world(self) noexcept nogil:
-        """Hold every zone across a fork. Not the engine's mutex, which the child makes anew.
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
-        We take the GIL back while holding, and a thread that has it may wait for that mutex in `engine_notify`; for a
-        zone's lock nobody waits with the GIL.
-        """
-        cdef int i
-        for i in range(self.m.nr_zones):
-            self.lock_zone(self.m.zones[i])
+cdef Lock worlds_lock               # protects the list, and is held across a fork
+cdef World worlds                   # its head
+cdef uint64_t forks = 0             # how many there have been, from the first process to this one
 
-    cdef void resume_the_world(self) noexcept nogil:
-        cdef int i
-        for i in range(self.m.nr_zones):
-            self.unlock_zone(self.m.zones[i])
 
-    def before_fork(self):
-        with nogil:
-            self.stop_the_world()
+cdef void world_add(World *w) noexcept nogil:
+    lock_acquire(&worlds_lock, True)
+    w.prev = &worlds
+    w.next = worlds.next
+    if w.next != NULL:
+        w.next.prev = w
+    worlds.next = w
+    lock_release(&worlds_lock)
 
-    def after_fork_in_parent(self):
-        with nogil:
-            self.resume_the_world()
 
-    def after_fork_in_child(self):
-        """Every other thread is gone, those that waited for a lock or a batch included."""
-        cdef int i, cpu
-        with nogil:
-            for i in range(self.m.nr_zones):
-                lock_forget_sleepers(&self.m.zones[i].lock)
-                if self.m.zones[i].pcp != NULL:
-                    for cpu in range(self.m.nr_cpus):
-                        lock_forget_sleepers(&(<Pcp *> self.m.zones[i].pcp + cpu).lock.lock)
-            self.resume_the_world()
-            engine_init(&self.m.engine)
-            self.m.engine.waiters = 0
-        self.hotplug_lock = threading.Lock()
+cdef void world_remove(World *w) noexcept nogil:
+    lock_acquire(&worlds_lock, True)
+    w.prev.next = w.next
+    if w.next != NULL:
+        w.next.prev = w.prev
+    lock_release(&worlds_lock)
+
+
+cdef void fork_prepare() noexcept nogil:
+    cdef World *w
+    cdef int i
+    lock_acquire(&worlds_lock, True)
+    w = worlds.next
+    while w != NULL:
+        for i in range(w.m.nr_zones):
+            zone_stop(w.m.zones[i], w.m.nr_cpus)
+        engine_lock(&w.m.engine)
+        w = w.next
+
+
+cdef void fork_parent() noexcept nogil:
+    cdef World *w = worlds.next
+    cdef int i
+    while w != NULL:
+        engine_unlock(&w.m.engine)
+        for i in range(w.m.nr_zones):
+            zone_resume(w.m.zones[i], w.m.nr_cpus)
+        w = w.next
+    lock_release(&worlds_lock)
+
+
+cdef void fork_child() noexcept nogil:
+    """Every other thread is gone, the worker, perhaps with a batch out, and those that waited for a lock included."""
+    global forks
+    cdef World *w = worlds.next
+    cdef PageZone *z
+    cdef int i, cpu
+    while w != NULL:
+        for i in range(w.m.nr_zones):
+            z = w.m.zones[i]
+            lock_forget_sleepers(&z.lock)
+            if z.pcp != NULL:
+                for cpu in range(w.m.nr_cpus):
+                    lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
+            hint_off(z)
+        if w.batch.n:
+            memset(w.batch.failed, 1, w.batch.n)
+            put_back(w.batch.zone, w.batch.blocks, w.batch.n, w.batch.failed)
+            w.batch.n = 0
+        engine_forked(&w.m.engine)
+        for i in range(w.m.nr_zones):
+            zone_resume(w.m.zones[i], w.m.nr_cpus)
+        w = w.next
+    forks += 1
+    lock_forget_sleepers(&worlds_lock)
+    lock_release(&worlds_lock)
+
+
+lock_init(&worlds_lock)
+if pthread_atfork(fork_prepare, fork_parent, fork_child):
+    raise MemoryError("no memory for what a fork needs")

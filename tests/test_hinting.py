@@ -513,6 +513,89 @@ def test_stats_holding_the_zone_lock_for_a_scan_of_the_bitmap(few_host):
     pages.disable_hinting()
 
 
+@pytest.mark.parametrize("workqueue", ["thread", "manual"])
+def test_flush_returning_although_disable_cut_it_short(workqueue):
+    """A flush that returns has reported everything; else it raises."""
+    for _ in range(30):
+        pages = real("256MiB")
+        reported, outcome, begun = [], [], threading.Event()
+
+        def hint_pages(blocks, begun=begun, reported=reported):
+            begun.set()
+            time.sleep(0.002)
+            reported.extend(blocks.tolist())
+
+        def flush(pages=pages, outcome=outcome):
+            try:
+                pages.flush_hinting()
+                outcome.append("returned")
+            except ph.HintingInactiveError:
+                outcome.append("raised")
+
+        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 2), workqueue=workqueue, delay=None, threshold=1 << 20)
+        thread = threading.Thread(target=flush)
+        thread.start()
+        assert begun.wait(60)
+        pages.disable_hinting()
+        thread.join(60)
+        assert outcome == ["raised"] or len(reported) == 64
+
+
+def test_ctrl_c_in_the_clock_vanishing(clock):
+    """What ends the program comes out of the call that asked the clock, and out of no run; and no run is cut short."""
+    pages = real([ph.ZoneSpec("low", 0, 1 << 14), ph.ZoneSpec("high", 1 << 14, 1 << 14)])
+    host = Host(1)
+    broken = []
+
+    def read():
+        if broken:
+            raise broken.pop()
+        return clock()
+
+    blocks = [pages.alloc_pages(9, zone=zone) for zone in ("low", "low", "low", "high", "high", "high")]
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.enable_hinting(host.callbacks, workqueue="manual", clock=read)
+    assert not pages.hinting_enabled
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=2, delay=1.0, clock=read, mark_free=False)
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.free_pages(blocks[0], 9)
+    assert pages.last_error is None
+    for block in blocks[1:]:
+        pages.free_pages(block, 9)  # the first is free already, and so are these now
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.run_pending()
+    assert host.blocks == []
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    broken.append(RuntimeError("no clock"))
+    assert pages.run_pending() == 0
+    assert isinstance(pages.last_error, RuntimeError)  # a clock that fails stands still, as ever
+    pages.disable_hinting()
+    pages.verify()
+
+
+def test_ctrl_c_in_the_clock_at_the_end_of_a_run(few_host, clock):
+    pages = real("64MiB")
+    broken = set()
+
+    def read():
+        if broken:
+            raise broken.pop()
+        return clock()
+
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", clock=read)
+    few_host.answer = lambda blocks: bool(broken.add(KeyboardInterrupt))  # refused, so the run asks when to try again
+    with pytest.raises(KeyboardInterrupt):
+        pages.flush_hinting()
+    few_host.answer = None
+    pages.flush_hinting()
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap
