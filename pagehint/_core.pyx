@@ -9,8 +9,6 @@ What runs without Python stands in the `.pxd` files beside this one, one concept
 import atexit
 import html
 import operator
-import os
-import threading
 import weakref
 
 import numpy as np

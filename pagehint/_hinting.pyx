@@ -60,6 +60,9 @@ cdef class HintingEngine:
         cdef int64_t nanoseconds = as_delay(delay)
         cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
         cdef int report_order = max(self.memory.min_order, min(10, self.memory.max_page_order))
+        cdef uint64_t session = 0
+        cdef int64_t now
+        cdef bint mine, threaded = workqueue == "thread", injected = clock is not None
         cdef int i
         if max_report_order is not None:
             report_order = as_order(self.memory, max_report_order)
@@ -70,9 +73,6 @@ cdef class HintingEngine:
         if clock is not None and workqueue != "manual":
             raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
         self.refuse_callback("enable_hinting")
-        cdef uint64_t session = 0
-        cdef int64_t now
-        cdef bint mine, threaded = workqueue == "thread", injected = clock is not None
         thread, last_error = None, self.last_error
         with nogil:
             engine_lock(e)
@@ -86,10 +86,13 @@ cdef class HintingEngine:
             engine_unlock(e)
         if not mine:
             raise errors.HintingActiveError("hinting is enabled already")
-        # Python code runs before it is on, and none afterwards: what fails, or is interrupted, has changed nothing.
+        # Whatever may run Python code does so before it is on: what fails, or is interrupted, has changed nothing.
         try:
             if self.grow_batch(callbacks.most) < callbacks.most:
                 raise MemoryError("no memory for a batch")
+            # The first three are a parent's leavings, if this is a forked child.
+            self.thread = self.callbacks = self.interrupt = None
+            self.interrupted = False
             self.last_error = None
             self.burst_logged = False
             self.clock = clock
@@ -112,8 +115,6 @@ cdef class HintingEngine:
         self.no_prepare = callbacks.prepare is None
         self.no_cleanup = callbacks.cleanup is None
         self.thread = thread
-        self.interrupt = None
-        self.interrupted = False
         with nogil:
             engine_lock(e)
             e.manual = not threaded
@@ -572,11 +573,12 @@ cdef class HintingEngine:
                 on = e.session == session
                 mine = on and not e.worker and not e.running
                 if mine:
-                    # Others wait for this as for a run. No Python code runs before it is over.
+                    # Others wait for this as for a run. No Python code runs before it is over, so what is let go of
+                    # lives on until then.
                     engine_claim(e)
                 engine_unlock(e)
             if mine:
-                thread, callbacks, clock = self.thread, self.callbacks, self.clock
+                thread, _callbacks_gone, _clock_gone = self.thread, self.callbacks, self.clock
                 self.thread = self.callbacks = self.clock = None
                 with nogil:
                     self.switch_off()

@@ -388,7 +388,8 @@ cdef class Memory:
             raise errors.BadPageError(f"PFN {end:#x}: zone {name} cannot grow so far; nothing was changed")
         if zone_open(z, leaves_for(z, end)):
             raise MemoryError(f"no memory for the metadata of zone {self.specs[z.index].name} up to PFN {end:#x}")
-        grown = change(&self.absent[z.index].grown, self.grown[z.index] + ([(z.end_pfn, start)] if z.end_pfn < start else []))
+        gap = [(z.end_pfn, start)] if z.end_pfn < start else []
+        grown = change(&self.absent[z.index].grown, self.grown[z.index] + gap)
         offline = change(&self.absent[z.index].offline, self.offline[z.index] + [(start, end)])
         with nogil:
             lock_acquire(&z.lock, True)

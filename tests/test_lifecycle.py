@@ -499,13 +499,14 @@ def test_ctrl_c_in_enable_leaving_a_worker_behind(late):
         """
         import time
         live, after = set(), []
-        def hint_pages(blocks, token):
+        def hint_pages(token):
             time.sleep(0.01)
             if token not in live:
                 after.append(token)
         for token in range(20):
             live.add(token)
-            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(blocks, token), 1), delay=0.0)
+            callbacks = ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(token), 1)
+            pages.enable_hinting(callbacks, delay=0.0)
             while late:
                 start(late[0])
                 workers.append(late.pop(0))
