@@ -334,7 +334,7 @@ class ReferenceAllocator:
             if not zone.queued:
                 zone.queued = self.work = True
                 self.count.work_queued += 1
-        elif self._delay is not None and self.deadline is None:
+        elif self._delay is not None and self.deadline is None and not zone.queued:
             self.deadline = self.clock() + self._delay
 
     def _threshold(self):
