@@ -134,6 +134,7 @@ cdef void release_advice(object capsule) noexcept:
 
 
 @cython.final
+@cython.no_gc_clear     # collected in a cycle, too, it needs its memory to free its pages
 cdef class Block:
     """Pages of an arena in use as one buffer; freed with the last reference to it, from whichever thread."""
 

@@ -9,19 +9,18 @@ What runs without Python stands in the `.pxd` files beside this one, one concept
 import atexit
 import html
 import operator
-import os
-import threading
 import weakref
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
-from pagehint._atomic cimport PH_DEBUG
+from pagehint._atomic cimport PH_DEBUG, RELAXED, load8
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
@@ -223,7 +222,7 @@ cdef class Zone:
         cdef int mt, o, cpu
         with nogil:
             snapshot(self.z, &copy)
-            held_back = hints_in_isolation(self.z) if copy.isolate_pageblocks else 0
+            held_back = min(hints_in_isolation(self.z), copy.hint_count) if copy.isolate_pageblocks else 0
         counters = copy.counters
         sets = []
         if copy.pcp != NULL:
@@ -292,14 +291,14 @@ cdef class Zone:
 
 
 cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
-    """Bits whose granules lie in pageblocks of type isolate."""
-    cdef uint64_t count = 0, granule
-    lock_acquire(&z.lock, True)
-    granule = hint_find(z, 0, z.nr_granules)
-    while granule < z.nr_granules:
-        count += z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER] == MT_ISOLATE
-        granule = hint_find(z, granule + 1, z.nr_granules)
-    lock_release(&z.lock)
+    """Bits whose granules lie in pageblocks of type isolate.
+
+    O(bits), so without the lock: what is hinted or retyped meanwhile may be counted or not.
+    """
+    cdef uint64_t count = 0, end = z.nr_granules, granule = hint_find(z, 0, end)
+    while granule < end:
+        count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
+        granule = hint_find(z, granule + 1, end)
     return count
 
 
@@ -310,6 +309,7 @@ cdef inline int preferred(PageAllocator pages, object zone) except -1:
     return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
 
 
+@cython.no_gc_clear     # collected in a cycle, too, it needs its engine to stop it
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
 --
@@ -362,7 +362,6 @@ cdef class PageAllocator:
         self.memory = Memory(specs, page, top, least, pcp, marks)
         self.engine = HintingEngine(self.memory)
         self.zone_objects = tuple([Zone.of(self.memory, i) for i in range(len(specs))])
-        _memories.add(self.memory)
         _engines.add(self.engine)
 
     def __dealloc__(self):
@@ -730,6 +729,9 @@ cdef class PageAllocator:
         -----
         After Linux's page hinting series (v10, 2019) and free page reporting (5.7). What fails is hinted again, and
         retried with exponential back-off from 0.1 to 30 seconds.
+
+        The worker keeps the callbacks, and what they refer to, alive. One that refers to the allocator keeps the
+        allocator, which is then not collected, and the worker not stopped, before `disable_hinting`.
         """
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
@@ -926,43 +928,9 @@ class _Hinting:
         self._pages.disable_hinting()
 
 
-# ---- around fork and exit -----------------------------------------------------------------------------------
+# ---- at exit ------------------------------------------------------------------------------------------------
 
-_memories = weakref.WeakSet()       # may outlive their allocators: an arena's arrays hold them
-_engines = weakref.WeakSet()        # and these, as long as their workers run
-
-_fork_lock = threading.Lock()       # one fork at a time stops the world
-_forking = []
-
-
-def _before_fork():
-    _fork_lock.acquire()
-    # Held by name, so that none is collected, or made, between the locks and their release.
-    _forking[:] = sorted(_memories, key=id)
-    for memory in _forking:
-        memory.before_fork()
-
-
-def _after_fork_in_parent():
-    for memory in reversed(_forking):
-        memory.after_fork_in_parent()
-    _forking.clear()
-    _fork_lock.release()
-
-
-def _after_fork_in_child():
-    for memory in reversed(_forking):
-        memory.after_fork_in_child()
-    for engine in list(_engines):
-        if engine.memory in _forking:
-            engine.after_fork_in_child()
-    _forking.clear()
-    _fork_lock.release()
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+_engines = weakref.WeakSet()        # may outlive their allocators, as long as their workers run
 
 
 @atexit.register

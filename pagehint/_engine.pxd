@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, store_i32
 from pagehint._clock cimport monotonic_ns
-from pagehint._lock cimport pthread_t
+from pagehint._lock cimport pthread_self, pthread_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -43,10 +43,12 @@ cdef struct Engine:
     pthread_cond_t settled      # everybody else: for a batch to be back, a flush to be done, a run to end
     # Read by the hook without the mutex: the delay runs already, or there is none, so no need to tell anybody.
     int32_t delay_armed
+    uint64_t session            # changes whenever hinting goes on or off, and in a forked child: what is of another is over
+    bint enabling               # somebody is about to switch it on; nobody else can
     bint enabled
     bint stopping               # ends a run at the next batch
     bint manual                 # work runs on callers, in run_pending and flush
-    bint worker                 # the worker's thread is in its loop, or about to be
+    bint worker                 # the session's worker is in its loop, or about to be
     bint injected_clock         # deadlines are stamped by Python code, which can call the clock
     bint needs_stamp            # the delay began, but nobody has asked the injected clock yet
     bint work                   # a zone has reached its threshold
@@ -128,6 +130,19 @@ cdef inline void engine_notify(Engine *e, bint queued) noexcept nogil:
     engine_unlock(e)
 
 
+cdef inline void engine_stamp(Engine *e, int64_t now) noexcept nogil:
+    """Begin the delay by the injected clock, if the hook has asked for it. Engine mutex held."""
+    if e.needs_stamp:
+        e.needs_stamp = False
+        e.deadline = now + e.delay
+
+
+cdef inline void engine_claim(Engine *e) noexcept nogil:
+    """A run begins, on this thread. Engine mutex held."""
+    e.running = True
+    e.runner = pthread_self()
+
+
 cdef inline void engine_release(Engine *e) noexcept nogil:
     """The run is over. Engine mutex held.
 
@@ -149,6 +164,33 @@ cdef inline int64_t engine_next(const Engine *e) noexcept nogil:
     if e.deadline != NEVER:
         return max(e.deadline, e.not_before)
     return NEVER
+
+
+cdef inline void engine_stop(Engine *e) noexcept nogil:
+    """Let the run that is on, and the worker, come to an end. Engine mutex held."""
+    e.stopping = True
+    pthread_cond_broadcast(&e.wake)
+    pthread_cond_broadcast(&e.settled)
+
+
+cdef inline void engine_over(Engine *e) noexcept nogil:
+    """Hinting is off, and no run is on. Engine mutex held."""
+    e.session += 1
+    e.enabled = e.enabling = e.worker = e.work = False
+    e.flush_done = e.flush_wanted
+    engine_release(e)
+    engine_disarm(e)
+    store_i32(&e.delay_armed, True, RELAXED)
+    pthread_cond_broadcast(&e.wake)
+    pthread_cond_broadcast(&e.settled)
+
+
+cdef inline void engine_forked(Engine *e) noexcept nogil:
+    """In a forked child: nobody else is there, neither the worker nor whoever waited."""
+    engine_init(e)
+    e.out = False
+    e.waiters = 0
+    engine_over(e)
 
 
 cdef inline uint64_t engine_batch_begin(Engine *e) noexcept nogil:
@@ -191,7 +233,7 @@ cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noe
 
 cdef inline void engine_resume(Engine *e) noexcept nogil:
     engine_lock(e)
-    e.waiters -= 1
+    e.waiters -= e.waiters > 0          # a signal handler may have forked meanwhile, and the child waits for nothing
     pthread_cond_broadcast(&e.settled)
     engine_unlock(e)
 

@@ -55,8 +55,11 @@ cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
 
 
 cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
-    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released."""
-    if z.hint_order == NO_HINTS or z.hint_count == 0:
+    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released.
+
+    If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at the count again.
+    """
+    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.wake_at != INT64_MAX:
         return
     if z.hint_count >= z.threshold:
         if not z.queued:
@@ -70,6 +73,14 @@ cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
 cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Set the bits of the granules in a free block. Zone lock held."""
     z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
+
+
+cdef inline void hint_off(PageZone *z) noexcept nogil:
+    """Switch the hook off, and forget every hint. Zone lock held."""
+    z.hint_order = NO_HINTS
+    z.wake_at = INT64_MAX
+    z.queued = False
+    hint_assign(z, 0, z.nr_granules, False)
 
 
 cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:

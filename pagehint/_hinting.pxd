@@ -1,7 +1,7 @@
 """The hinting engine of a memory: its callbacks, its worker, and the batch that is out."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from pagehint._callbacks cimport PageHintingCallbacks
-from pagehint._isolate cimport pagehint_block
+from pagehint._isolate cimport Batch
 from pagehint._machine cimport Machine
 from pagehint._memory cimport Memory
 from pagehint._zone cimport PageZone
@@ -9,7 +9,6 @@ from pagehint._zone cimport PageZone
 cdef class HintingEngine:
     cdef readonly Memory memory         # keeps the zones while the worker is in them
     cdef Machine *m                     # the memory's
-    cdef object enable_lock
     cdef PageHintingCallbacks callbacks
     cdef object clock
     cdef int64_t clock_read
@@ -21,34 +20,27 @@ cdef class HintingEngine:
     cdef bint abandoned
     cdef bint no_prepare
     cdef bint no_cleanup
-    # The batch that is out; in the structure so that a forked child can put it back.
-    cdef pagehint_block *blocks
-    cdef uint8_t *failed
-    cdef uint64_t room
-    cdef uint64_t batch
-    cdef PageZone *batch_zone
+    cdef Batch *batch                   # the memory's, too
     cdef object __weakref__
 
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
-    cdef void stamp(self) noexcept
-    cdef int64_t now(self) noexcept nogil
-    cdef int64_t read_clock(self) noexcept
-    cdef void work(self) noexcept nogil
+    cdef int stamp(self) except -1
+    cdef int64_t now(self) except? -1
+    cdef int64_t now_in_run(self) noexcept nogil
+    cdef void work(self, uint64_t session) noexcept nogil
     cdef bint overdue(self, int64_t now) noexcept nogil
     cdef bint reporting(self) noexcept nogil
     cdef int refuse_callback(self, str what) except -1
-    cdef int claim(self) except -1
     cdef int run_manually(self, bint everything) except -1
-    cdef void run(self, bint everything) noexcept nogil
-    cdef bint run_zone(self, PageZone *z, bint *prepared) noexcept nogil
+    cdef bint run(self, bint everything) noexcept nogil
+    cdef bint goes_on(self, uint64_t session) noexcept nogil
+    cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil
     cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil
     cdef bint call_prepare(self) noexcept nogil
-    cdef bint report(self, uint64_t n) noexcept nogil
-    cdef void call_hint_pages(self, uint64_t n) noexcept
+    cdef bint report(self, uint64_t n, uint64_t session) noexcept nogil
+    cdef void call_hint_pages(self, uint64_t n, uint64_t session) noexcept
     cdef void refused_blocks(self, uint64_t n, uint64_t lost, int rc) noexcept
     cdef void call_cleanup(self) noexcept nogil
     cdef void failure(self, object error) noexcept
-    cdef void request_stop(self) noexcept nogil
-    cdef int await_worker(self) except -1
-    cdef void unhook_zone(self, PageZone *z) noexcept nogil
+    cdef void switch_off(self) noexcept nogil

@@ -14,26 +14,26 @@ import numpy as np
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_delay, as_order, as_positive
-from pagehint._atomic cimport RELAXED, store_i32
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
-                               engine_batch_end, engine_disarm, engine_due, engine_lock, engine_next, engine_release,
-                               engine_unlock, engine_wait, pthread_cond_broadcast, pthread_cond_signal)
-from pagehint._hint cimport hint_assign, hint_evaluate, hint_find
+                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_lock, engine_next,
+                               engine_over, engine_release, engine_stamp, engine_stop, engine_unlock, engine_wait,
+                               pthread_cond_broadcast, pthread_cond_signal)
+from pagehint._hint cimport hint_evaluate, hint_find, hint_off
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
-from pagehint._lock cimport lock_acquire, lock_release, pthread_self
+from pagehint._lock cimport lock_acquire, pthread_self
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
 from pagehint._wake cimport zone_unlock
 from pagehint._walk cimport mark_free_blocks
 from pagehint._watermark cimport report_gate
-from pagehint._zone cimport NO_HINTS, PageZone, usable_free_pages
+from pagehint._zone cimport PageZone, usable_free_pages
 
 from pagehint import _callbacks, errors
 
@@ -51,11 +51,7 @@ cdef class HintingEngine:
     def __cinit__(self, Memory memory not None):
         self.memory = memory
         self.m = &memory.m
-        self.enable_lock = threading.Lock()
-
-    def __dealloc__(self):
-        free(self.blocks)
-        free(self.failed)
+        self.batch = &memory.batch
 
     # -- on, and its settings
 
@@ -65,6 +61,9 @@ cdef class HintingEngine:
         cdef int64_t nanoseconds = as_delay(delay)
         cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
         cdef int report_order = max(self.memory.min_order, min(10, self.memory.max_page_order))
+        cdef uint64_t session = 0
+        cdef int64_t now
+        cdef bint mine, threaded = workqueue == "thread", injected = clock is not None
         cdef int i
         if max_report_order is not None:
             report_order = as_order(self.memory, max_report_order)
@@ -74,52 +73,71 @@ cdef class HintingEngine:
             raise ValueError(f"workqueue must be 'thread' or 'manual', not {workqueue!r}")
         if clock is not None and workqueue != "manual":
             raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
-        if self.reporting() or self.m.engine.enabled:
+        self.refuse_callback("enable_hinting")
+        thread, last_error = None, self.last_error
+        with nogil:
+            engine_lock(e)
+            mine = not e.enabled and not e.enabling
+            if mine:
+                e.session += 1
+                session = e.session
+                e.enabling = True
+                e.stopping = False
+                e.worker = threaded
+            engine_unlock(e)
+        if not mine:
             raise errors.HintingActiveError("hinting is enabled already")
-        with self.enable_lock:
-            if e.enabled:
-                raise errors.HintingActiveError("hinting is enabled already")
+        # Whatever may run Python code does so before it is on: what fails, or is interrupted, has changed nothing.
+        try:
             if self.grow_batch(callbacks.most) < callbacks.most:
                 raise MemoryError("no memory for a batch")
-            thread = None
-            e.stopping = False
-            if workqueue == "thread":
-                # Started first, since it is what can fail; it waits until the engine is enabled.
-                thread = threading.Thread(target=_work, args=(self,), name="pagehint", daemon=True)
-                e.worker = True
-                try:
-                    thread.start()
-                except BaseException:
-                    e.worker = False
-                    raise
-            self.callbacks = callbacks
-            self.no_prepare = callbacks.prepare is None
-            self.no_cleanup = callbacks.cleanup is None
-            self.clock = clock
-            self.thread = thread
+            # The first three are a parent's leavings, if this is a forked child.
+            self.thread = self.callbacks = self.interrupt = None
+            self.interrupted = False
             self.last_error = None
             self.burst_logged = False
-            with nogil:
-                engine_lock(e)
-                e.manual = thread is None
-                e.injected_clock = clock is not None
-                e.max_pages = callbacks.most
-                e.threshold = limit
-                e.max_report_order = report_order
-                e.delay = nanoseconds
-                e.work = False
-                e.failures = 0
-                e.not_before = 0
-                engine_disarm(e)
-                engine_unlock(e)
-                # Everything is in place: now, and zone by zone under its lock, the hook.
-                for i in range(self.m.nr_zones):
-                    self.hook_zone(self.m.zones[i], mark_free)
-                engine_lock(e)
-                e.enabled = True
-                pthread_cond_signal(&e.wake)
-                engine_unlock(e)
-            self.stamp()
+            self.clock = clock
+            now = self.now()
+            if threaded:
+                # It waits until the engine is enabled, or goes if the session is over.
+                thread = threading.Thread(target=_work, args=(self, session), name="pagehint", daemon=True)
+                thread.start()
+            if e.session != session:
+                raise errors.HintingInactiveError("enable_hinting was interrupted by a fork, and this is the child")
+        except BaseException:
+            if e.session == session:
+                self.clock, self.last_error = None, last_error
+                with nogil:
+                    engine_lock(e)
+                    engine_over(e)
+                    engine_unlock(e)
+            raise
+        self.callbacks = callbacks
+        self.no_prepare = callbacks.prepare is None
+        self.no_cleanup = callbacks.cleanup is None
+        self.thread = thread
+        with nogil:
+            engine_lock(e)
+            e.manual = not threaded
+            e.injected_clock = injected
+            e.max_pages = callbacks.most
+            e.threshold = limit
+            e.max_report_order = report_order
+            e.delay = nanoseconds
+            e.work = False
+            e.failures = 0
+            e.not_before = 0
+            engine_disarm(e)
+            engine_unlock(e)
+            # Everything is in place: now, and zone by zone under its lock, the hook.
+            for i in range(self.m.nr_zones):
+                self.hook_zone(self.m.zones[i], mark_free)
+            engine_lock(e)
+            engine_stamp(e, now)
+            e.enabled = True
+            e.enabling = False
+            pthread_cond_signal(&e.wake)
+            engine_unlock(e)
 
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil:
         """Switch the hook on, and hint what is free already, so many blocks a lock round."""
@@ -162,61 +180,66 @@ cdef class HintingEngine:
                 z = self.m.zones[i]
                 lock_acquire(&z.lock, True)
                 z.threshold = limit
+                z.wake_at = INT64_MAX       # the gate may be elsewhere now
                 hint_evaluate(z)
                 zone_unlock(z)
         self.stamp()
 
     # -- when it runs: on the worker, or on callers
 
-    cdef void stamp(self) noexcept:
+    cdef int stamp(self) except -1:
         """Begin the delay by the injected clock, if the hook has asked for it."""
         cdef Engine *e = &self.m.engine
         cdef int64_t now
         if e.needs_stamp:
-            now = self.read_clock()
+            now = self.now()
             with nogil:
                 engine_lock(e)
-                if e.needs_stamp:
-                    e.needs_stamp = False
-                    e.deadline = now + e.delay
+                engine_stamp(e, now)
                 engine_unlock(e)
+        return 0
 
-    cdef int64_t now(self) noexcept nogil:
-        if not self.m.engine.injected_clock:
+    cdef int64_t now(self) except? -1:
+        """By the injected clock, if there is one. One that fails stands still; what ends the program does so here."""
+        clock = self.clock
+        if clock is None:
             return monotonic_ns()
-        with gil:
-            return self.read_clock()
-
-    cdef int64_t read_clock(self) noexcept:
-        """The injected clock in nanoseconds. One that fails stands still."""
         try:
-            self.clock_read = <int64_t>(float(self.clock()) * SECOND)
-        except BaseException as error:
+            self.clock_read = <int64_t>(float(clock()) * SECOND)
+        except Exception as error:
             self.failure(error)
         return self.clock_read
 
-    cdef void work(self) noexcept nogil:
-        """The worker: waits, without the GIL, for work, a deadline, a flush, or the end."""
+    cdef int64_t now_in_run(self) noexcept nogil:
+        """As `now`; what ends the program does so when the run has come to its end."""
+        if not self.m.engine.injected_clock:
+            return monotonic_ns()
+        with gil:
+            try:
+                return self.now()
+            except BaseException as error:
+                self.failure(error)
+                return self.clock_read
+
+    cdef void work(self, uint64_t session) noexcept nogil:
+        """The worker of a session: waits, without the GIL, for work, a deadline, a flush, or the end."""
         cdef Engine *e = &self.m.engine
         cdef bint everything
         cdef int64_t now
         engine_lock(e)
-        while not e.stopping:
+        while e.session == session and not e.stopping:
             now = monotonic_ns()
             everything = e.flush_wanted > e.flush_done or self.overdue(now)
-            if e.running:
-                # A call from the time when the work was manual is about to see that it no longer is.
-                engine_wait(e, &e.settled, NEVER)
-            elif e.enabled and (everything or engine_due(e, now)):
-                e.running = True
-                e.runner = pthread_self()
+            if e.enabled and (everything or engine_due(e, now)):
+                engine_claim(e)
                 engine_unlock(e)
                 self.run(everything)
                 engine_lock(e)
             else:
                 engine_wait(e, &e.wake, engine_next(e) if e.enabled else NEVER)
-        e.worker = False
-        pthread_cond_broadcast(&e.settled)
+        if e.session == session:
+            e.worker = False
+            pthread_cond_broadcast(&e.settled)
         engine_unlock(e)
 
     cdef bint overdue(self, int64_t now) noexcept nogil:
@@ -237,46 +260,32 @@ cdef class HintingEngine:
         if not self.m.engine.enabled:
             raise errors.HintingInactiveError(f"{what}: hinting is off; enable_hinting comes first")
 
-    cdef int claim(self) except -1:
-        """Wait until no run is on, and claim the next. Manual work only."""
+    cdef int run_manually(self, bint everything) except -1:
+        """Run on this thread; 0 if nothing is due, or hinting has ended before or meanwhile."""
         cdef Engine *e = &self.m.engine
-        cdef bint done = False
-        while not done:
+        cdef int64_t now = self.now()
+        cdef bint busy = True, due = False, whole = False
+        while busy:
             with nogil:
                 engine_lock(e)
-                if e.running:
+                busy = e.running and e.enabled and e.manual and not e.stopping
+                if busy:
                     engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
-                done = not e.running
-                if done:
-                    e.running = True
-                    e.runner = pthread_self()
+                else:
+                    due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
+                if due:
+                    everything = everything or self.overdue(now)
+                    engine_claim(e)
                 engine_unlock(e)
-            if not done:
+                if due:
+                    whole = self.run(everything)
+            if busy:
                 PyErr_CheckSignals()
-        return 0
-
-    cdef int run_manually(self, bint everything) except -1:
-        """Run on this thread; 0 if hinting has ended meanwhile or nothing is due."""
-        cdef Engine *e = &self.m.engine
-        cdef int64_t now
-        cdef bint due
-        self.claim()
-        now = self.now()
-        with nogil:
-            engine_lock(e)
-            due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
-            everything = everything or self.overdue(now)
-            if not due:
-                engine_release(e)
-                pthread_cond_broadcast(&e.settled)
-            engine_unlock(e)
-            if due:
-                self.run(everything)
-        if self.interrupted:
+        if self.interrupted and due:
             error, self.interrupt = self.interrupt, None
             self.interrupted = False
             raise error
-        return due
+        return whole
 
     def run_pending(self):
         cdef Engine *e = &self.m.engine
@@ -293,45 +302,51 @@ cdef class HintingEngine:
 
     def flush(self):
         cdef Engine *e = &self.m.engine
-        cdef uint64_t ticket
-        cdef bint done = False, on
+        cdef uint64_t ticket, session
+        cdef bint done = False, on, manual
         self.refuse_callback("flush_hinting")
         self.require_hinting("flush_hinting")
         with nogil:
             machine_drain(self.m)
-        if e.manual:
-            if not self.run_manually(True):
-                raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
-            return
-        with nogil:
             engine_lock(e)
-            e.flush_wanted += 1
+            session = e.session
+            on = e.enabled and not e.stopping
+            manual = e.manual
+            e.flush_wanted += on and not manual
             ticket = e.flush_wanted
             pthread_cond_signal(&e.wake)
             engine_unlock(e)
-        while not done:
+        if on and manual:
+            done = self.run_manually(True)
+            on = False
+        while on and not done:
             with nogil:
                 engine_lock(e)
-                on = e.enabled and not e.stopping
-                done = e.flush_done >= ticket
-                if on and not done:
+                if e.session == session and not e.stopping and e.flush_done < ticket:
                     engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
-                    done = e.flush_done >= ticket
+                # A ticket of another session was given back, not done.
+                done = e.session == session and e.flush_done >= ticket
+                on = e.session == session and not e.stopping
                 engine_unlock(e)
-            if not done and not on:
-                raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
             PyErr_CheckSignals()
+        if not done:
+            raise errors.HintingInactiveError("hinting was disabled during flush_hinting")
 
     # -- a run: isolate, report, put back
 
-    cdef void run(self, bint everything) noexcept nogil:
-        """Report what is hinted: in all zones, or in those that have reached the threshold. `running` is claimed."""
+    cdef bint run(self, bint everything) noexcept nogil:
+        """Report what is hinted: in all zones, or in those that have reached the threshold. `running` is claimed.
+
+        Returns whether it came to its end. A callback may fork: the child's session is another, it comes out of the
+        callback into a run that is none of its own, and touches nothing.
+        """
         cdef Engine *e = &self.m.engine
-        cdef bint prepared = False, failed = False
-        cdef uint64_t ticket
+        cdef bint prepared = False, failed = False, whole = True
+        cdef uint64_t ticket, session
         cdef int64_t now = 0
         cdef int i
         engine_lock(e)
+        session = e.session
         e.work = False
         e.work_runs += 1
         ticket = e.flush_wanted
@@ -340,26 +355,34 @@ cdef class HintingEngine:
         engine_unlock(e)
         for i in range(self.m.nr_zones):
             if everything or self.m.zones[i].queued:
-                if self.run_zone(self.m.zones[i], &prepared):
+                if self.run_zone(self.m.zones[i], session, &prepared):
                     failed = True
                     if not prepared:
                         break
-            if e.stopping or self.interrupted:
+            if not self.goes_on(session):
+                whole = False
                 break
-        if prepared:
+        if prepared and e.session == session:
             self.call_cleanup()
         if failed:
-            now = self.now()
-        else:
+            now = self.now_in_run()
+        if e.session != session:
+            return False
+        if not failed:
             self.burst_logged = False
         engine_lock(e)
         engine_backoff(e, failed, now)
-        e.flush_done = max(e.flush_done, ticket)
+        if whole:
+            e.flush_done = max(e.flush_done, ticket)
         engine_release(e)
         pthread_cond_broadcast(&e.settled)
         engine_unlock(e)
+        return whole
 
-    cdef bint run_zone(self, PageZone *z, bint *prepared) noexcept nogil:
+    cdef bint goes_on(self, uint64_t session) noexcept nogil:
+        return self.m.engine.session == session and not self.m.engine.stopping and not self.interrupted
+
+    cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil:
         """One pass over a zone's hints. Returns whether anything failed."""
         cdef Engine *e = &self.m.engine
         cdef uint64_t cursor = 0, most, n
@@ -376,7 +399,7 @@ cdef class HintingEngine:
             if not self.call_prepare():
                 return True
             prepared[0] = True
-        while open and not e.stopping and not self.interrupted:
+        while open and self.goes_on(session):
             cursor = hint_find(z, cursor, z.nr_granules)
             if cursor == z.nr_granules:
                 break
@@ -384,19 +407,20 @@ cdef class HintingEngine:
             lock_acquire(&z.lock, True)
             began = monotonic_ns()
             open = self.gate(z, most)
-            n = isolate_batch(z, &cursor, most, e.max_report_order, self.blocks) if open else 0
-            self.batch = n
-            self.batch_zone = z
+            n = isolate_batch(z, &cursor, most, e.max_report_order, self.batch.blocks) if open else 0
+            self.batch.n = n
+            self.batch.zone = z
             hold_note(z, began)
             zone_unlock(z)
             if n:
-                memset(self.failed, 0, n)
-                failed |= self.report(n)
+                memset(self.batch.failed, 0, n)
+                failed |= self.report(n, session)
+                if e.session != session:
+                    break
                 lock_acquire(&z.lock, True)
                 began = monotonic_ns()
-                if self.batch:          # else the callback has forked, and we are the child, which has put it back
-                    put_back(z, self.blocks, n, self.failed)
-                self.batch = 0
+                put_back(z, self.batch.blocks, n, self.batch.failed)
+                self.batch.n = 0
                 hold_note(z, began)
                 zone_unlock(z)
             engine_batch_end(e)
@@ -407,22 +431,25 @@ cdef class HintingEngine:
         if usable_free_pages(z) >= report_gate(z, most):
             return True
         z.counters.isolation_refused += 1
-        z.wake_at = report_gate(z, most)
+        # By the setting, not by `most`: whoever lowers it meanwhile has looked at this zone already, or has yet to.
+        z.wake_at = report_gate(z, self.m.engine.max_pages)
         return False
 
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:
-        """Room for a batch; returns how many blocks fit, at least one unless there has never been memory."""
+        """Room for a batch, none being out; returns how many blocks fit, at least one unless there has never been memory.
+
+        The old room goes last, so that a child forked meanwhile finds the one or the other.
+        """
+        cdef void *old = self.batch.blocks
         cdef void *blocks
-        cdef void *failed
-        if most > self.room:
-            blocks = realloc(self.blocks, most * sizeof(pagehint_block))
+        if most > self.batch.room:
+            blocks = malloc(most * (sizeof(pagehint_block) + 1))
             if blocks != NULL:
-                self.blocks = <pagehint_block *> blocks
-                failed = realloc(self.failed, most)
-                if failed != NULL:
-                    self.failed = <uint8_t *> failed
-                    self.room = most
-        return min(most, self.room)
+                self.batch.blocks = <pagehint_block *> blocks
+                self.batch.failed = <uint8_t *> (self.batch.blocks + most)
+                self.batch.room = most
+                free(old)
+        return min(most, self.batch.room)
 
     # -- reporting: no lock held
 
@@ -440,41 +467,45 @@ cdef class HintingEngine:
                 self.failure(error)
                 return False
 
-    cdef bint report(self, uint64_t n) noexcept nogil:
+    cdef bint report(self, uint64_t n, uint64_t session) noexcept nogil:
         """Hand a batch over, no lock held; what failed is marked in `failed`. Returns whether any did."""
         cdef Engine *e = &self.m.engine
         cdef uint64_t i, lost = 0
         cdef int rc
         if self.callbacks.compiled != NULL:
-            rc = self.callbacks.compiled(self.blocks, n, self.failed, self.callbacks.user_data)
+            rc = self.callbacks.compiled(self.batch.blocks, n, self.batch.failed, self.callbacks.user_data)
+            if e.session != session:
+                return False
             if rc < 0:
-                memset(self.failed, 1, n)
+                memset(self.batch.failed, 1, n)
             for i in range(n):
-                lost += self.failed[i] != 0
+                lost += self.batch.failed[i] != 0
             if lost:
                 with gil:
                     self.refused_blocks(n, lost, rc)
         else:
             with gil:
-                self.call_hint_pages(n)
+                self.call_hint_pages(n, session)
+            if e.session != session:
+                return False
             for i in range(n):
-                lost += self.failed[i] != 0
+                lost += self.batch.failed[i] != 0
         engine_lock(e)
         e.reports += 1
         e.report_errors += lost > 0
         engine_unlock(e)
         return lost > 0
 
-    cdef void call_hint_pages(self, uint64_t n) noexcept:
+    cdef void call_hint_pages(self, uint64_t n, uint64_t session) noexcept:
         cdef cnp.ndarray blocks
         cdef cnp.ndarray taken
         cdef uint64_t i, lost = 0
         try:
             blocks = np.empty(n, _callbacks.BLOCK_DTYPE)
-            memcpy(blocks.data, self.blocks, n * sizeof(pagehint_block))
+            memcpy(blocks.data, self.batch.blocks, n * sizeof(pagehint_block))
             blocks.flags.writeable = False
             result = self.callbacks.hint_pages(blocks)
-            if result is None or result is True:
+            if result is None or result is True or self.m.engine.session != session:
                 return
             taken = np.asarray(result)
             if taken.dtype != bool or np.shape(taken) not in ((), (n,)):
@@ -484,30 +515,29 @@ cdef class HintingEngine:
                 )
             taken = np.ascontiguousarray(np.broadcast_to(taken, (n,)))
             for i in range(n):
-                self.failed[i] = not (<uint8_t *> taken.data)[i]
-                lost += self.failed[i]
+                self.batch.failed[i] = not (<uint8_t *> taken.data)[i]
+                lost += self.batch.failed[i]
             if lost:
                 self.refused_blocks(n, lost, 0)
         except BaseException as error:
-            memset(self.failed, 1, n)
+            if self.m.engine.session == session:
+                memset(self.batch.failed, 1, n)
             self.failure(error)
 
     cdef void refused_blocks(self, uint64_t n, uint64_t lost, int rc) noexcept:
         cdef uint64_t i = 0
-        while not self.failed[i]:
+        while not self.batch.failed[i]:
             i += 1
         why = f": {os.strerror(-rc)}" if rc < 0 else ""
         self.failure(errors.PageHintError(
-            f"{lost} of {n} blocks were not taken, the first at PFN {self.blocks[i].pfn:#x}"
-            f" (order {self.blocks[i].order}, zone {self.memory.specs[self.blocks[i].zone].name}){why}"
+            f"{lost} of {n} blocks were not taken, the first at PFN {self.batch.blocks[i].pfn:#x}"
+            f" (order {self.batch.blocks[i].order}, zone {self.memory.specs[self.batch.blocks[i].zone].name}){why}"
         ))
 
     cdef void call_cleanup(self) noexcept nogil:
         if self.no_cleanup:
             return
         with gil:
-            if self.callbacks is None:
-                return                  # a callback has forked, and hinting is off in the child
             try:
                 self.callbacks.cleanup()
             except BaseException as error:
@@ -529,107 +559,66 @@ cdef class HintingEngine:
     # -- off
 
     def disable(self):
+        """No lock is held while anybody waits, so a signal handler may do the same in the middle of it."""
         cdef Engine *e = &self.m.engine
-        cdef int i
+        cdef uint64_t session
+        cdef bint on, mine = False
         self.refuse_callback("disable_hinting")
-        if not e.enabled:
-            return
-        with self.enable_lock:
-            if not e.enabled:
-                return
-            self.request_stop()
-            if e.manual:
-                self.claim()
-            else:
-                self.await_worker()
-                self.thread.join()
-            with nogil:
-                for i in range(self.m.nr_zones):
-                    self.unhook_zone(self.m.zones[i])
-                engine_lock(e)
-                e.enabled = False
-                if e.manual:
-                    # Only its own claim: with a worker, the claim may be that of a call about to see it is too late.
-                    engine_release(e)
-                e.work = False
-                e.flush_done = e.flush_wanted
-                store_i32(&e.delay_armed, True, RELAXED)
-                pthread_cond_broadcast(&e.settled)
-                engine_unlock(e)
-            self.thread = None
-            self.callbacks = None
-            self.clock = None
-
-    cdef void request_stop(self) noexcept nogil:
-        cdef Engine *e = &self.m.engine
-        engine_lock(e)
-        e.stopping = True
-        pthread_cond_signal(&e.wake)
-        pthread_cond_broadcast(&e.settled)
-        engine_unlock(e)
-
-    cdef int await_worker(self) except -1:
-        """Wait until the worker has left its loop.
-
-        Not by `Thread.join` alone: Ctrl-C in it makes the next one return at once.
-        """
-        cdef Engine *e = &self.m.engine
-        cdef bint on = True
+        with nogil:
+            engine_lock(e)
+            session = e.session
+            on = e.enabled
+            if on:
+                engine_stop(e)
+            engine_unlock(e)
         while on:
             with nogil:
                 engine_lock(e)
-                if e.worker:
+                if e.session == session and (e.worker or e.running):
                     engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
-                on = e.worker
+                on = e.session == session
+                mine = on and not e.worker and not e.running
+                if mine:
+                    # Others wait for this as for a run. No Python code runs before it is over, so what is let go of
+                    # lives on until then.
+                    engine_claim(e)
                 engine_unlock(e)
+            if mine:
+                thread, _callbacks_gone, _clock_gone = self.thread, self.callbacks, self.clock
+                self.thread = self.callbacks = self.clock = None
+                with nogil:
+                    self.switch_off()
+                if thread is not None:
+                    thread.join()
+                return
             PyErr_CheckSignals()
-        return 0
 
-    cdef void unhook_zone(self, PageZone *z) noexcept nogil:
-        lock_acquire(&z.lock, True)
-        z.hint_order = NO_HINTS
-        z.wake_at = INT64_MAX
-        z.queued = False
-        hint_assign(z, 0, z.nr_granules, False)
-        zone_unlock(z)
+    cdef void switch_off(self) noexcept nogil:
+        cdef Engine *e = &self.m.engine
+        cdef PageZone *z
+        cdef int i
+        for i in range(self.m.nr_zones):
+            z = self.m.zones[i]
+            lock_acquire(&z.lock, True)
+            hint_off(z)
+            zone_unlock(z)
+        engine_lock(e)
+        engine_over(e)
+        engine_unlock(e)
 
     def abandon(self):
         """The allocator is gone: the worker, if there is one, ends by itself and lets go of the callbacks."""
-        self.request_stop()
+        engine_lock(&self.m.engine)
+        engine_stop(&self.m.engine)
+        engine_unlock(&self.m.engine)
         self.abandoned = True
         if self.thread is None:
             self.callbacks = None
 
-    # -- fork
 
-    def after_fork_in_child(self):
-        """The worker is gone, perhaps with a batch out: it comes back, and hinting is off. After the memory's turn."""
-        cdef Engine *e = &self.m.engine
-        cdef int i
-        with nogil:
-            if self.batch:
-                memset(self.failed, 1, self.batch)
-                lock_acquire(&self.batch_zone.lock, True)
-                put_back(self.batch_zone, self.blocks, self.batch, self.failed)
-                lock_release(&self.batch_zone.lock)
-                self.batch = 0
-            for i in range(self.m.nr_zones):
-                self.unhook_zone(self.m.zones[i])
-            e.enabled = e.stopping = e.worker = e.out = e.work = False
-            engine_release(e)
-            e.flush_done = e.flush_wanted
-            e.delay_armed = True
-        self.enable_lock = threading.Lock()
-        self.thread = None
-        self.callbacks = None
-        self.clock = None
-        self.interrupt = None
-        self.interrupted = False
-
-
-def _work(HintingEngine engine):
+def _work(HintingEngine engine, uint64_t session):
     """What the worker's thread runs."""
     with nogil:
-        engine.work()
+        engine.work(session)
     if engine.abandoned:
         engine.callbacks = None

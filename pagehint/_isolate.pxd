@@ -12,6 +12,13 @@ cdef extern from "pagehint.h":
         uint32_t order
         uint32_t zone
 
+cdef struct Batch:              # what is out; beside the zones, so that a forked child can put it back
+    pagehint_block *blocks
+    uint8_t *failed
+    uint64_t room               # blocks that fit
+    uint64_t n                  # blocks that are out, changed under the lock of
+    PageZone *zone
+
 cdef enum:
     SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
 

@@ -1,7 +1,19 @@
 """The zones of a machine, as compiled code may use them: allocate and free without the GIL on ``memory.m``."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
+from pagehint._isolate cimport Batch
 from pagehint._machine cimport Machine
 from pagehint._zone cimport PageZone
+
+cdef struct Absent:                     # of a zone, lists of (start, end), or NULL for none; counted once
+    PyObject *offline
+    PyObject *grown
+
+cdef struct World:                      # what a fork stops: one memory's, in the list of all
+    Machine *m
+    Batch *batch
+    World *prev
+    World *next
 
 cdef class Memory:
     cdef Machine m
@@ -11,9 +23,11 @@ cdef class Memory:
     cdef readonly int min_order
     cdef readonly tuple watermarks
     cdef bint linux_watermarks
-    cdef readonly list offline          # for each zone its offline (start, end), sorted and disjoint
-    cdef list grown                     # for each zone the holes that growing has left
+    cdef Absent *absent
     cdef object hotplug_lock
+    cdef uint64_t hotplug_forks         # forks before the lock was made
+    cdef Batch batch                    # the engine's; out of these zones
+    cdef World world
     cdef object __weakref__
 
     cdef int set_watermarks(self) except -1
@@ -24,8 +38,9 @@ cdef class Memory:
     cdef int settle(self) except -1
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)
+    cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1
+    cdef list ranges(self, PyObject *known)
+    cdef runs(self, PageZone *z, start, end, grown)
+    cdef appear(self, PageZone *z, start, end)
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
-    cdef void lock_zone(self, PageZone *z) noexcept nogil
-    cdef void unlock_zone(self, PageZone *z) noexcept nogil
-    cdef void stop_the_world(self) noexcept nogil
-    cdef void resume_the_world(self) noexcept nogil
+    cdef object hotplug(self)

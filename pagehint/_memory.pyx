@@ -8,6 +8,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.errno cimport errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
@@ -19,9 +20,11 @@ from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bias cimport bias_acquire, bias_release
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
-from pagehint._engine cimport Engine, SIGNAL_CHECK, engine_init, engine_resume, engine_wait_batch
-from pagehint._hint cimport hint_evaluate
-from pagehint._lock cimport lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
+from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
+                               engine_unlock, engine_wait_batch)
+from pagehint._hint cimport hint_evaluate, hint_off
+from pagehint._isolate cimport put_back
+from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
 from pagehint._migratetype cimport granule_pageblocks, retype
@@ -37,7 +40,31 @@ from pagehint import errors, layout
 cnp.import_array()
 
 
-cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *busy) noexcept nogil:
+# A list of ranges changes in one step with its zone, under the zone lock, so that a fork finds both or neither. Without
+# the GIL that is a swap of two pointers: no count changes, and readers, who have the GIL, find the one list or the other.
+cdef struct Change:
+    PyObject **place
+    PyObject *other             # before the swap the new list, then the old one
+
+
+cdef inline Change change(PyObject **place, list new):
+    cdef Change c
+    Py_INCREF(new)
+    c.place = place
+    c.other = <PyObject *> new
+    return c
+
+
+cdef inline void swap(Change *c) noexcept nogil:
+    c.place[0], c.other = c.other, c.place[0]
+
+
+cdef inline void finish(Change *c):
+    """Let go of the list that is not in place."""
+    Py_XDECREF(c.other)
+
+
+cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, uint64_t *busy) noexcept nogil:
     """Make `n` runs absent, or none of them: `busy` is then a page that is not free."""
     cdef size_t k
     cdef int rc = OK
@@ -50,8 +77,20 @@ cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, uint64_t *b
     else:
         for k in range(n):
             range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
+        swap(offline)
     zone_unlock(z)
     return rc
+
+
+cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, Change *grown) noexcept nogil:
+    """Make `n` runs present, from the end, so that the lists begin with low addresses."""
+    cdef size_t k
+    lock_acquire(&z.lock, True)
+    for k in range(n, 0, -1):
+        range_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
+    swap(offline)
+    swap(grown)
+    zone_unlock(z)
 
 
 cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
@@ -76,6 +115,23 @@ cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_p
     zone_unlock(z)
 
 
+cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
+    """Stop everything in a zone: its page sets' locks, then its own."""
+    cdef int cpu
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
+    lock_acquire(&z.lock, True)
+
+
+cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
+    cdef int cpu
+    lock_release(&z.lock)
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
+
+
 cdef class Memory:
     """The zones of a machine, and their hotplug. What `PageAllocator` is a front to.
 
@@ -86,7 +142,6 @@ cdef class Memory:
     def __cinit__(self, specs, int page_size, int max_page_order, int min_order, bint pcp, watermarks):
         cdef Machine *m = &self.m
         cdef PageZone *z
-        cdef uint64_t[2] ranges
         cdef int i, j
         engine_init(&m.engine)
         lock_init(&m.last_resort)
@@ -96,15 +151,15 @@ cdef class Memory:
         self.max_page_order = max_page_order
         self.min_order = min_order
         self.hotplug_lock = threading.Lock()
-        self.offline = [[] for _ in self.specs]
-        self.grown = [[] for _ in self.specs]
+        self.hotplug_forks = forks
         m.nr_cpus = os.cpu_count() or 1
         m.nr_zones = len(self.specs)
         m.default_zone = layout.default_zone(self.specs)
         m.zones = <PageZone **> calloc(m.nr_zones, sizeof(PageZone *))
         m.zonelists = <ZoneTry *> calloc(m.nr_zones * m.nr_zones, sizeof(ZoneTry))
         m.zonelist_length = <int *> calloc(m.nr_zones, sizeof(int))
-        if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL:
+        self.absent = <Absent *> calloc(m.nr_zones, sizeof(Absent))
+        if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL or self.absent == NULL:
             raise MemoryError("no memory for the zones")
         for i, spec in enumerate(self.specs):
             z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
@@ -114,14 +169,7 @@ cdef class Memory:
             z.index = i
             z.engine = &m.engine
             z.delay_armed = &m.engine.delay_armed
-            lock_acquire(&z.lock, True)
-            # From the end, so that the lists begin with low addresses.
-            for start, end in reversed(self.present(i, spec.start_pfn, spec.end_pfn)):
-                ranges[0] = start - z.base_pfn
-                ranges[1] = end - z.base_pfn
-                with nogil:
-                    range_appear(z, ranges[0], ranges[1])
-            lock_release(&z.lock)
+            self.appear(z, spec.start_pfn, spec.end_pfn)
             if pcp:
                 self.add_page_sets(i)
         for i, order in enumerate(layout.zonelists(self.specs)):
@@ -131,6 +179,9 @@ cdef class Memory:
         self.linux_watermarks = watermarks == "linux"
         self.watermarks = (watermarks,) * m.nr_zones
         self.set_watermarks()
+        self.world.m = m
+        self.world.batch = &self.batch
+        world_add(&self.world)
 
     cdef int set_watermarks(self) except -1:
         """By Linux's formulas, where they are wanted, and anew whenever there are more or fewer managed pages."""
@@ -166,19 +217,40 @@ cdef class Memory:
 
     def __dealloc__(self):
         cdef int i
+        if self.world.m != NULL:
+            world_remove(&self.world)
         if self.m.zones != NULL:
             for i in range(self.m.nr_zones):
                 if self.m.zones[i] != NULL:
                     zone_destroy(self.m.zones[i])
+        if self.absent != NULL:
+            for i in range(self.m.nr_zones):
+                Py_XDECREF(self.absent[i].offline)
+                Py_XDECREF(self.absent[i].grown)
+        free(self.absent)
+        free(self.batch.blocks)
         free(self.m.zones)
         free(self.m.zonelists)
         free(self.m.zonelist_length)
 
     # -- where there is memory
 
-    def present(self, int i, start, end):
-        """The runs of a zone that are neither hole nor offline, within [start, end)."""
-        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i])
+    @property
+    def offline(self):
+        """For each zone its offline (start, end), sorted and disjoint."""
+        return [self.ranges(self.absent[i].offline) for i in range(self.m.nr_zones)]
+
+    @property
+    def grown(self):
+        """For each zone the holes that growing has left."""
+        return [self.ranges(self.absent[i].grown) for i in range(self.m.nr_zones)]
+
+    cdef list ranges(self, PyObject *known):
+        return [] if known == NULL else <list> known
+
+    def present(self, int i, start, end, grown):
+        """The runs of a zone that are no hole, nor one that growing has left, within [start, end)."""
+        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + grown)
         runs = []
         for first, last in absent:
             if first >= end:
@@ -292,11 +364,22 @@ cdef class Memory:
         return start, end
 
     def set_offline(self, pfn, nr_pages):
+        if not self.try_offline(pfn, nr_pages, False):
+            # Not under the lock: the batch is out for as long as the callback likes, and it may want the lock itself.
+            self.settle()
+            try:
+                self.try_offline(pfn, nr_pages, True)
+            finally:
+                engine_resume(&self.m.engine)
+
+    cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1:
+        """Whether the range is offline now; False only before `settled`, if a page is in use."""
         cdef uint64_t start, end, busy = 0
         cdef PageZone *z
         cdef int rc
+        cdef Change offline
         cdef cnp.ndarray[cnp.uint64_t] ranges
-        with self.hotplug_lock:
+        with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
             z = find_zone(&self.m, start)
             if z == NULL or end > z.end_pfn:
@@ -305,28 +388,24 @@ cdef class Memory:
             for first, last in self.offline[z.index]:
                 if first < end and start < last:
                     raise errors.BadPageError(f"PFN {max(first, start):#x} (zone {spec.name}): already offline")
-            ranges = np.array(self.present(z.index, start, end), np.uint64).ravel() - np.uint64(z.base_pfn)
+            ranges = self.runs(z, start, end, self.grown[z.index])
+            offline = change(&self.absent[z.index].offline, sorted(self.offline[z.index] + [(start, end)]))
             with nogil:
-                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
-            if rc == E_BUSY:
-                self.settle()
-                try:
-                    with nogil:
-                        rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &busy)
-                finally:
-                    engine_resume(&self.m.engine)
-            if rc == E_BUSY:
+                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &busy)
+            finish(&offline)
+            if rc == OK:
+                self.set_watermarks()
+            if rc == E_BUSY and settled:
                 raise errors.BadPageError(
                     f"PFN {z.base_pfn + busy:#x} (zone {spec.name}, node {spec.node}): in use, so that"
                     f" [{start:#x}, {end:#x}) cannot go offline; nothing was changed"
                 )
-            self.offline[z.index] = sorted(self.offline[z.index] + [(start, end)])
-            self.set_watermarks()
+            return rc == OK
 
     def set_online(self, pfn, nr_pages):
         cdef uint64_t start, end, first, last
         cdef PageZone *z
-        with self.hotplug_lock:
+        with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
             z = find_zone(&self.m, start)
             if z == NULL:
@@ -340,15 +419,7 @@ cdef class Memory:
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     " not all offline; nothing was changed"
                 )
-            self.offline[z.index] = self.without(self.offline[z.index], start, end)
-            self.grown[z.index] = self.without(self.grown[z.index], start, end)
-            for first, last in reversed(self.present(z.index, start, end)):
-                first -= z.base_pfn
-                last -= z.base_pfn
-                with nogil:
-                    lock_acquire(&z.lock, True)
-                    range_appear(z, first, last)
-                    zone_unlock(z)
+            self.appear(z, start, end)
             self.set_watermarks()
 
     @staticmethod
@@ -357,11 +428,26 @@ cdef class Memory:
         below = [(first, min(last, start)) for first, last in ranges if first < start]
         return sorted(below + [(max(first, end), last) for first, last in ranges if last > end])
 
+    cdef runs(self, PageZone *z, start, end, grown):
+        """The pages of a range that are no hole, as (first, end) relative to the zone's base, one after the other."""
+        return np.array(self.present(z.index, start, end, grown), np.uint64).ravel() - np.uint64(z.base_pfn)
+
+    cdef appear(self, PageZone *z, start, end):
+        """Make a range present, what growing has left out of it included."""
+        cdef list left = self.without(self.grown[z.index], start, end)
+        cdef cnp.ndarray[cnp.uint64_t] ranges = self.runs(z, start, end, left)
+        cdef Change offline = change(&self.absent[z.index].offline, self.without(self.offline[z.index], start, end))
+        cdef Change grown = change(&self.absent[z.index].grown, left)
+        with nogil:
+            zone_online(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &grown)
+        finish(&offline)
+        finish(&grown)
+
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
         """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
         cdef PageZone *z = NULL
         cdef int i
-        cdef uint64_t old
+        cdef Change offline, grown
         for i in range(self.m.nr_zones):
             if self.m.zones[i].end_pfn <= start and (z == NULL or self.m.zones[i].end_pfn > z.end_pfn):
                 z = self.m.zones[i]
@@ -377,14 +463,17 @@ cdef class Memory:
             )
         if zone_open(z, leaves_for(z, end)):
             raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
-        old = z.end_pfn
+        gap = [(z.end_pfn, start)] if z.end_pfn < start else []
+        grown = change(&self.absent[z.index].grown, self.grown[z.index] + gap)
+        offline = change(&self.absent[z.index].offline, self.offline[z.index] + [(start, end)])
         with nogil:
             lock_acquire(&z.lock, True)
             zone_extend(z, end)
+            swap(&grown)
+            swap(&offline)
             zone_unlock(z)
-        if old < start:
-            self.grown[z.index].append((old, start))
-        self.offline[z.index].append((start, end))
+        finish(&grown)
+        finish(&offline)
         return z
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
@@ -394,7 +483,7 @@ cdef class Memory:
         # A granule is reported as a whole, so its pageblocks, where it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
         cdef PageZone *z = find_zone(&self.m, start)
-        with self.hotplug_lock:
+        with self.hotplug():
             if z == NULL or end > z.end_pfn:
                 raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
             if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):
@@ -418,17 +507,17 @@ cdef class Memory:
         cdef int i
         cdef bint bad
         cdef cnp.ndarray[cnp.uint64_t] absent
-        with self.hotplug_lock:
+        with self.hotplug():
             for i in range(self.m.nr_zones):
                 z = self.m.zones[i]
                 holes = [(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i]
                 edges = [(z.base_pfn, z.start_pfn), (z.end_pfn, z.base_pfn + (z.nr_leaves << LEAF_SHIFT))]
                 absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
-                    self.lock_zone(z)
+                    zone_stop(z, self.m.nr_cpus)
                     bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
                                       load64(&self.m.bulk_blocks, RELAXED), &finding)
-                    self.unlock_zone(z)
+                    zone_resume(z, self.m.nr_cpus)
                 if bad:
                     spec = self.specs[i]
                     raise errors.PageHintError(
@@ -447,59 +536,98 @@ cdef class Memory:
             merged[first] = last = max(end, last)
         return list(merged.items())
 
-    cdef void lock_zone(self, PageZone *z) noexcept nogil:
-        """Stop everything in a zone: its page sets' locks, then its own."""
-        cdef int cpu
-        if z.pcp != NULL:
-            for cpu in range(self.m.nr_cpus):
-                bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
-        lock_acquire(&z.lock, True)
+    cdef object hotplug(self):
+        """The lock that serialises hotplug; another in a forked child, where nobody may be left to release it."""
+        if self.hotplug_forks != forks:
+            self.hotplug_forks = forks
+            self.hotplug_lock = threading.Lock()
+        return self.hotplug_lock
 
-    cdef void unlock_zone(self, PageZone *z) noexcept nogil:
-        cdef int cpu
-        lock_release(&z.lock)
-        if z.pcp != NULL:
-            for cpu in range(self.m.nr_cpus):
-                bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
 
-    # -- fork
+# ---- fork ---------------------------------------------------------------------------------------------------
+# All of it happens inside fork(2), and none of it in Python: Python's own hooks let others' code run in between, which
+# may use an allocator, or be interrupted. We wait for the locks with the GIL; nobody who has one waits for that.
 
-    cdef void stop_the_world(self) noexcept nogil:
-        """Hold every zone across a fork. Not the engine's mutex, which the child makes anew.
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
-        We take the GIL back while holding, and a thread that has it may wait for that mutex in `engine_notify`; for a
-        zone's lock nobody waits with the GIL.
-        """
-        cdef int i
-        lock_acquire(&self.m.last_resort, True)
-        for i in range(self.m.nr_zones):
-            self.lock_zone(self.m.zones[i])
+cdef Lock worlds_lock               # protects the list, and is held across a fork
+cdef World worlds                   # its head
+cdef uint64_t forks = 0             # how many there have been, from the first process to this one
 
-    cdef void resume_the_world(self) noexcept nogil:
-        cdef int i
-        for i in range(self.m.nr_zones):
-            self.unlock_zone(self.m.zones[i])
-        lock_release(&self.m.last_resort)
 
-    def before_fork(self):
-        with nogil:
-            self.stop_the_world()
+cdef void world_add(World *w) noexcept nogil:
+    lock_acquire(&worlds_lock, True)
+    w.prev = &worlds
+    w.next = worlds.next
+    if w.next != NULL:
+        w.next.prev = w
+    worlds.next = w
+    lock_release(&worlds_lock)
 
-    def after_fork_in_parent(self):
-        with nogil:
-            self.resume_the_world()
 
-    def after_fork_in_child(self):
-        """Every other thread is gone, those that waited for a lock or a batch included."""
-        cdef int i, cpu
-        with nogil:
-            lock_forget_sleepers(&self.m.last_resort)
-            for i in range(self.m.nr_zones):
-                lock_forget_sleepers(&self.m.zones[i].lock)
-                if self.m.zones[i].pcp != NULL:
-                    for cpu in range(self.m.nr_cpus):
-                        lock_forget_sleepers(&(<Pcp *> self.m.zones[i].pcp + cpu).lock.lock)
-            self.resume_the_world()
-            engine_init(&self.m.engine)
-            self.m.engine.waiters = 0
-        self.hotplug_lock = threading.Lock()
+cdef void world_remove(World *w) noexcept nogil:
+    lock_acquire(&worlds_lock, True)
+    w.prev.next = w.next
+    if w.next != NULL:
+        w.next.prev = w.prev
+    lock_release(&worlds_lock)
+
+
+cdef void fork_prepare() noexcept nogil:
+    cdef World *w
+    cdef int i
+    lock_acquire(&worlds_lock, True)
+    w = worlds.next
+    while w != NULL:
+        lock_acquire(&w.m.last_resort, True)
+        for i in range(w.m.nr_zones):
+            zone_stop(w.m.zones[i], w.m.nr_cpus)
+        engine_lock(&w.m.engine)
+        w = w.next
+
+
+cdef void fork_parent() noexcept nogil:
+    cdef World *w = worlds.next
+    cdef int i
+    while w != NULL:
+        engine_unlock(&w.m.engine)
+        for i in range(w.m.nr_zones):
+            zone_resume(w.m.zones[i], w.m.nr_cpus)
+        lock_release(&w.m.last_resort)
+        w = w.next
+    lock_release(&worlds_lock)
+
+
+cdef void fork_child() noexcept nogil:
+    """Every other thread is gone, the worker, perhaps with a batch out, and those that waited for a lock included."""
+    global forks
+    cdef World *w = worlds.next
+    cdef PageZone *z
+    cdef int i, cpu
+    while w != NULL:
+        lock_forget_sleepers(&w.m.last_resort)
+        for i in range(w.m.nr_zones):
+            z = w.m.zones[i]
+            lock_forget_sleepers(&z.lock)
+            if z.pcp != NULL:
+                for cpu in range(w.m.nr_cpus):
+                    lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
+            hint_off(z)
+        if w.batch.n:
+            memset(w.batch.failed, 1, w.batch.n)
+            put_back(w.batch.zone, w.batch.blocks, w.batch.n, w.batch.failed)
+            w.batch.n = 0
+        engine_forked(&w.m.engine)
+        for i in range(w.m.nr_zones):
+            zone_resume(w.m.zones[i], w.m.nr_cpus)
+        lock_release(&w.m.last_resort)
+        w = w.next
+    forks += 1
+    lock_forget_sleepers(&worlds_lock)
+    lock_release(&worlds_lock)
+
+
+lock_init(&worlds_lock)
+if pthread_atfork(fork_prepare, fork_parent, fork_child):
+    raise MemoryError("no memory for what a fork needs")

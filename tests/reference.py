@@ -353,14 +353,14 @@ class ReferenceAllocator:
     # -- hinting, on the caller
 
     def _evaluate(self, zone):
-        """Ask for a run if the count calls for one."""
-        if not self.hinting_enabled or not zone.hints:
+        """Ask for a run if the count calls for one; under the gate nothing is asked for until it opens."""
+        if not self.hinting_enabled or not zone.hints or zone.gated:
             return
         if len(zone.hints) >= self._threshold():
             if not zone.queued:
                 zone.queued = self.work = True
                 self.count.work_queued += 1
-        elif self._delay is not None and self.deadline is None:
+        elif self._delay is not None and self.deadline is None and not zone.queued:
             self.deadline = self.clock() + self._delay
 
     def _threshold(self):
@@ -544,6 +544,7 @@ class ReferenceAllocator:
 
     def _change(self):
         for zone in self.zones:
+            zone.gated = False
             self._evaluate(zone)
 
     @staticmethod

@@ -367,3 +367,15 @@ def test_a_limit_on_address_space_is_named():
                 raise AssertionError
     """
     survives(code)
+
+
+def test_an_array_collected_in_a_cycle_keeping_its_pages():
+    arena = ph.Arena("64MiB")
+    array = arena.empty(1000)
+    cycle = [array.base]
+    cycle.append(cycle)
+    del array, cycle
+    gc.collect()
+    assert arena.live_arrays == 0
+    assert arena.pages.stats().allocated_pages == 0
+    arena.close()

@@ -292,21 +292,16 @@ def test_published_before_initialised_as_seen_from_inside(host):
     block = pages.alloc_pages(9)
     seen = []
 
-    class LastError(Exception):
-        def __del__(self):  # the last error of the last time is dropped in the midst of enabling
+    def clock():  # asked in the midst of enabling, and before anything has been asked for
+        if not seen:
             pages.free_pages(block, 9)
             seen.append((pages.hinting_enabled, bits(pages)))
+        return 0.0
 
-    errors = [OSError, LastError]  # the first is logged, and so kept
-
-    def hint_pages(blocks):
-        raise errors.pop(0)
-
-    with pages.hinting(ph.PageHintingCallbacks(hint_pages), workqueue="manual", threshold=1, delay=None):
-        pages.flush_hinting()
+    with pages.hinting(Host().callbacks, workqueue="manual", threshold=1, delay=None):
         pages.flush_hinting()
     queued = pages.stats().work_queued
-    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=33, delay=None)
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=33, delay=None, clock=clock)
     assert seen == [(False, [])]
     assert pages.run_pending() == 0
     assert pages.stats().work_queued == queued

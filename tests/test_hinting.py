@@ -496,6 +496,139 @@ def test_memory_that_was_never_reported_is_not_said_to_be_with_the_host(few_host
         assert "unmarked" not in repr(pages.explain())
 
 
+def test_every_free_queueing_a_run_under_the_gate(few_host):
+    """While a zone is gated, only memory coming back wakes the engine; and then it does."""
+    pages = real("64MiB", watermarks=(0, 8192, 8192))
+    taken = pages.alloc_pages_bulk(24, 9)
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1)
+    pages.run_pending()
+    before = pages.stats()
+    for _ in range(100):
+        pages.free_pages(pages.alloc_pages(9), 9)
+        pages.run_pending()
+    after = pages.stats()
+    assert (after.work_queued, after.work_runs) == (before.work_queued, before.work_runs)
+    assert few_host.blocks == []
+    pages.free_pages_bulk(taken, 9)
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
+def test_a_smaller_batch_opens_the_gate(few_host):
+    """The gate moves with `max_pages`, also for a zone that waits at it."""
+    pages = real("64MiB")
+    few_host.answer = True
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1)
+    pages.max_pages = 100
+    assert pages.run_pending() == 1
+    assert few_host.blocks == []
+    pages.max_pages = 2
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
+def test_stats_holding_the_zone_lock_for_a_scan_of_the_bitmap(few_host):
+    """An isolate pageblock makes `stats` look at every bit; the lock is taken for the figures only."""
+    pages = real("64MiB")
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None)
+    pages.stats()
+
+    def locked():
+        before = pages.stats().lock_acquired
+        return pages.stats().lock_acquired - before
+
+    assert locked() == 1
+    pages.set_migratetype(1024, 512, "isolate")
+    assert locked() == 1
+    assert pages.explain()["isolate"].pages == 512
+    pages.disable_hinting()
+
+
+@pytest.mark.parametrize("workqueue", ["thread", "manual"])
+def test_flush_returning_although_disable_cut_it_short(workqueue):
+    """A flush that returns has reported everything; else it raises."""
+    for _ in range(30):
+        pages = real("256MiB")
+        reported, outcome, begun = [], [], threading.Event()
+
+        def hint_pages(blocks, begun=begun, reported=reported):
+            begun.set()
+            time.sleep(0.002)
+            reported.extend(blocks.tolist())
+
+        def flush(pages=pages, outcome=outcome):
+            try:
+                pages.flush_hinting()
+                outcome.append("returned")
+            except ph.HintingInactiveError:
+                outcome.append("raised")
+
+        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 2), workqueue=workqueue, delay=None, threshold=1 << 20)
+        thread = threading.Thread(target=flush)
+        thread.start()
+        assert begun.wait(60)
+        pages.disable_hinting()
+        thread.join(60)
+        assert outcome == ["raised"] or len(reported) == 64
+
+
+def test_ctrl_c_in_the_clock_vanishing(clock):
+    """What ends the program comes out of the call that asked the clock, and out of no run; and no run is cut short."""
+    pages = real([ph.ZoneSpec("low", 0, 1 << 14), ph.ZoneSpec("high", 1 << 14, 1 << 14)])
+    host = Host(1)
+    broken = []
+
+    def read():
+        if broken:
+            raise broken.pop()
+        return clock()
+
+    blocks = [pages.alloc_pages(9, zone=zone) for zone in ("low", "low", "low", "high", "high", "high")]
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.enable_hinting(host.callbacks, workqueue="manual", clock=read)
+    assert not pages.hinting_enabled
+    pages.enable_hinting(host.callbacks, workqueue="manual", threshold=2, delay=1.0, clock=read, mark_free=False)
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.free_pages(blocks[0], 9)
+    assert pages.last_error is None
+    for block in blocks[1:]:
+        pages.free_pages(block, 9)  # the first is free already, and so are these now
+    broken.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pages.run_pending()
+    assert host.blocks == []
+    assert pages.run_pending() == 1
+    assert pages.stats().hints_pending == 0
+    broken.append(RuntimeError("no clock"))
+    assert pages.run_pending() == 0
+    assert isinstance(pages.last_error, RuntimeError)  # a clock that fails stands still, as ever
+    pages.disable_hinting()
+    pages.verify()
+
+
+def test_ctrl_c_in_the_clock_at_the_end_of_a_run(few_host, clock):
+    pages = real("64MiB")
+    broken = set()
+
+    def read():
+        if broken:
+            raise broken.pop()
+        return clock()
+
+    pages.enable_hinting(few_host.callbacks, workqueue="manual", clock=read)
+    few_host.answer = lambda blocks: bool(broken.add(KeyboardInterrupt))  # refused, so the run asks when to try again
+    with pytest.raises(KeyboardInterrupt):
+        pages.flush_hinting()
+    few_host.answer = None
+    pages.flush_hinting()
+    assert pages.stats().hints_pending == 0
+    pages.disable_hinting()
+
+
 def test_the_bitmap_is_a_view(few_host):
     pages = real("64MiB")
     view = pages.zones[0].hint_bitmap
@@ -522,5 +655,34 @@ def test_an_allocator_that_is_collected_stops_its_worker():
     worker.join(60)
     assert not worker.is_alive()
     del worker
+    gc.collect()
+    assert memory() is None
+
+
+@pytest.mark.parametrize("shape", ["in a cycle", "owner in a cycle", "manual"])
+def test_the_worker_going_on_when_its_allocator_is_collected_in_a_cycle(shape):
+    class Owner:
+        pass
+
+    pages = real("64MiB")
+    host = Host()
+    pages.enable_hinting(host.callbacks, workqueue="manual" if shape == "manual" else "thread")
+    memory = weakref.ref(pages.memory)
+    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
+    if shape == "owner in a cycle":
+        owner = Owner()
+        owner.pages, owner.me = pages, owner
+        del owner
+    else:
+        cycle = [pages]
+        cycle.append(cycle)
+        del cycle
+    del pages
+    gc.collect()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    workers.clear()
+    worker = None
     gc.collect()
     assert memory() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ def in_child(function):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)  # ends it if it hangs
         try:
             function()
             os.write(write, b"fine")
@@ -125,6 +127,7 @@ def run(code, *, interrupt=False, **options):
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
+        start_new_session=True,
         **options,
     )
     if interrupt:
@@ -132,7 +135,11 @@ def run(code, *, interrupt=False, **options):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.returncode is None:  # it hangs, perhaps with children
+            os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, out, err
 
 
@@ -225,19 +232,404 @@ def test_ctrl_c_ends_a_wait(call):
 
 
 def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something():
-    """Between the fork's handlers we wait for the GIL; nobody who has it may be waiting for what we hold."""
+    """A fork stops everything with the GIL held; nobody who has what it waits for may be waiting for the GIL."""
     code = """
-        import faulthandler, threading, time
+        import os, threading
         import pagehint as ph
-        faulthandler.dump_traceback_later(20, exit=True)
         pages = ph.PageAllocator("64MiB")
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), workqueue="manual")
-        other = threading.Thread(target=pages.disable_hinting)
-        pages.memory.before_fork()
+        callbacks = ph.PageHintingCallbacks(lambda blocks: None)
+        stop = threading.Event()
+        def switch():
+            while not stop.is_set():
+                pages.enable_hinting(callbacks, workqueue="manual", delay=0.0)
+                pages.free_pages(pages.alloc_pages(9), 9)
+                pages.run_pending()
+                pages.disable_hinting()
+        other = threading.Thread(target=switch)
         other.start()
-        time.sleep(0.5)
-        pages.memory.after_fork_in_parent()
+        for _ in range(200):
+            pid = os.fork()
+            if pid == 0:
+                pages.verify()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
         other.join()
+        pages.verify()
+        print("end")
+    """
+    assert run(code) == (0, "end\n", "")
+
+
+@pytest.mark.parametrize("where", ["thread-local", "before", "after_in_child", "__del__"])
+def test_a_fork_holding_the_zone_locks_while_python_code_runs(where):
+    """Python code that runs in the middle of a fork, in the parent or the child, may use the allocator."""
+    code = f"""
+        import os, threading
+        where, held, local, ready = {where!r}, [], threading.local(), threading.Event()
+        def use():
+            if where != "thread-local" and held:
+                array, allocator = held
+                held.clear()
+                del array                               # frees its pages
+                allocator.free_pages(allocator.alloc_pages())
+                allocator.verify()
+        class Late:
+            def __del__(self):
+                use()
+        # Registered before pagehint: runs after its own hook before a fork, if it has any, and before it in the child.
+        if where in ("before", "after_in_child"):
+            os.register_at_fork(**{{where: use}})
+        import pagehint as ph
+        arena = ph.Arena("64MiB")
+        def hold():
+            local.array = arena.empty(1000)
+            local.late = Late() if where == "__del__" else None
+            ready.set()
+            threading.Event().wait()
+        threading.Thread(target=hold, daemon=True).start()
+        ready.wait()
+        held += arena.empty(10), arena.pages
+        pid = os.fork()
+        if pid == 0:
+            arena.pages.verify()
+            os.write(1, b"child\\n")
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        arena.pages.verify()
+        print("parent", flush=True)
+        os._exit(0)
+    """
+    assert run(code) == (0, "child\nparent\n", "")
+
+
+def test_an_interrupted_fork_leaving_hinting_on_in_the_child():
+    """There is no moment in a fork at which Ctrl-C could keep the child from getting a stopped, tidy engine."""
+    code = """
+        import os, random, signal, sys
+        import pagehint as ph
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        sys.unraisablehook = lambda _: None
+        pages, others = ph.PageAllocator("64MiB"), [ph.PageAllocator("1MiB") for _ in range(30)]
+        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), delay=None)
+        me, statuses = os.getpid(), []
+        for _ in range(400):
+            pid = None
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+                pid = os.fork()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if os.getpid() != me:
+                os._exit(7 if pages.hinting_enabled else 0)
+            while True:
+                try:
+                    statuses.append(os.waitpid(-1, 0)[1])
+                except ChildProcessError:
+                    break
+        print(set(statuses))
+    """
+    assert run(code) == (0, "{0}\n", "")
+
+
+def test_a_fork_during_hotplug():
+    """The child sees a range online or offline, its zone and what is known about it alike."""
+    pages = real("4GiB")
+    stop = threading.Event()
+
+    def plug():
+        while not stop.is_set():
+            pages.offline(0, 8 * 32768)
+            pages.online(0, 8 * 32768)
+
+    def child():
+        pages.verify()
+        with contextlib.suppress(ph.BadPageError):
+            pages.offline(0, 8 * 32768)
+        pages.verify()
+        pages.online(0, 8 * 32768)
+        pages.verify()
+        assert pages.stats().free_pages == 1 << 20
+
+    thread = threading.Thread(target=plug)
+    thread.start()
+    try:
+        for _ in range(100):
+            in_child(child)
+    finally:
+        stop.set()
+        thread.join()
+    pages.verify()
+
+
+def test_a_fork_while_zones_grow():
+    stop = threading.Event()
+
+    def grow():
+        while not stop.is_set():
+            pages = real("128MiB")
+            known[:] = [*known[-2:], pages]
+            for section in range(2, 20):
+                pages.online(section * 32768, 32768)
+
+    known = []
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        for _ in range(50):
+            in_child(lambda: [pages.verify() for pages in known])
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_fork_while_allocators_are_made_and_collected():
+    stop = threading.Event()
+
+    def make():
+        while not stop.is_set():
+            pages = ph.PageAllocator("64MiB")
+            pages.free_pages(pages.alloc_pages())
+
+    def child():
+        pages = ph.PageAllocator("64MiB")
+        with pages.hinting(Host().callbacks):
+            pages.flush_hinting()
+        pages.verify()
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            in_child(child)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("call", ["flush_hinting", "run_pending"])
+@pytest.mark.parametrize("where", ["prepare", "hint_pages", "cleanup"])
+def test_a_child_forked_by_a_callback_going_on(call, where):
+    """The run was the parent's. The child, once out of the callback, does nothing of it any more."""
+    pages = real("256MiB")
+    me, calls = os.getpid(), []
+    read, write = os.pipe()
+
+    def callback(name, *_):
+        if os.getpid() != me:
+            calls.append(name)
+        elif name == where and not calls:
+            calls.append("forked")
+            if os.fork() == 0:
+                calls.clear()
+                pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 7), workqueue="manual")
+                pages.flush_hinting()
+                pages.disable_hinting()
+
+    def go():
+        outcome = pages.run_pending() if call == "run_pending" else pages.flush_hinting()
+        return outcome or 0
+
+    pages.enable_hinting(
+        ph.PageHintingCallbacks(
+            lambda blocks: callback("hint_pages"), 1, lambda: callback("prepare"), lambda: callback("cleanup")
+        ),
+        workqueue="manual",
+    )
+    try:
+        outcome = go()
+    except ph.HintingInactiveError:
+        outcome = "inactive"
+    if os.getpid() != me:
+        try:
+            assert outcome == ("inactive" if call == "flush_hinting" else 0)
+            assert calls == []
+            assert not pages.hinting_enabled
+            stats = pages.stats()
+            assert (stats.isolated_pages, stats.free_pages) == (0, 65536)
+            pages.verify()
+            os.write(write, b"fine")
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert pipe.read() == b"fine"
+    os.wait()
+    assert outcome == (0 if call == "flush_hinting" else 1)
+    pages.disable_hinting()
+    pages.verify()
+
+
+def test_a_child_forked_by_the_worker_going_on():
+    """The worker in the child leaves its callback, and ends; what it found, another engine may have taken over."""
+    code = """
+        import os
+        import pagehint as ph
+        pages, me = ph.PageAllocator("256MiB", pcp=False), os.getpid()
+        def hint_pages(blocks):
+            if forked or os.getpid() != me:
+                return
+            forked.append(os.fork())
+            if forked == [0]:
+                pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 7))
+                pages.flush_hinting()
+                pages.disable_hinting()
+                pages.verify()
+                assert pages.stats().isolated_pages == 0
+                assert pages.stats().free_pages == 65536
+        def cleanup():
+            if os.getpid() != me:
+                os.write(1, b"cleanup in the child\\n")
+        forked = []
+        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1, cleanup=cleanup))
+        pages.flush_hinting()
+        assert os.waitpid(forked[0], 0)[1] == 0
+        pages.disable_hinting()
+        assert pages.last_error is None
+        pages.verify()
+        print("end")
+    """
+    code, out, err = run(code)
+    assert (code, out) == (0, "end\n")
+    assert "Error" not in err
+
+
+# What Ctrl-C inside Thread.start does, made certain: the thread starts, or has yet to, and the call raises.
+INTERRUPTED_START = """
+    import threading
+    import pagehint as ph
+    pages = ph.PageAllocator("64MiB")
+    start, late = threading.Thread.start, []
+    def interrupted(self):
+        late.append(self) if {late} else start(self)
+        raise KeyboardInterrupt
+    threading.Thread.start = interrupted
+    for _ in range(3):
+        try:
+            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), delay=0.0)
+        except KeyboardInterrupt:
+            assert not pages.hinting_enabled
+    threading.Thread.start = start
+    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_ctrl_c_in_enable_leaving_a_worker_behind(late):
+    code = textwrap.dedent(INTERRUPTED_START.format(late=late)) + textwrap.dedent(
+        """
+        import time
+        live, after = set(), []
+        def hint_pages(token):
+            time.sleep(0.01)
+            if token not in live:
+                after.append(token)
+        for token in range(20):
+            live.add(token)
+            callbacks = ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(token), 1)
+            pages.enable_hinting(callbacks, delay=0.0)
+            while late:
+                start(late[0])
+                workers.append(late.pop(0))
+            pages.disable_hinting()
+            live.discard(token)
+        for worker in workers:
+            worker.join()
+        pages.verify()
+        print("callbacks after disable_hinting had returned:", after)
+        """
+    )
+    assert run(code) == (0, "callbacks after disable_hinting had returned: []\n", "")
+
+
+def test_a_signal_handler_disabling_while_the_main_thread_disables():
+    code = """
+        import signal, threading
+        import pagehint as ph
+        pages = ph.PageAllocator("64MiB")
+        begun, go_on = threading.Event(), threading.Event()
+        def hint_pages(blocks):
+            begun.set()
+            go_on.wait()
+        def stop(*_):
+            go_on.set()
+            pages.disable_hinting()
+            assert not pages.hinting_enabled
+            print("handler")
+        signal.signal(signal.SIGALRM, stop)
+        for workqueue in ("thread", "manual"):
+            begun.clear(), go_on.clear()
+            pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), workqueue=workqueue)
+            if workqueue == "manual":
+                other = threading.Thread(target=pages.run_pending)
+                other.start()
+            begun.wait()
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            pages.disable_hinting()
+            assert not pages.hinting_enabled
+        other.join()
+        pages.verify()
+        print("end")
+    """
+    assert run(code) == (0, "handler\nhandler\nend\n", "")
+
+
+def test_a_signal_handler_switching_while_the_main_thread_enables():
+    """The one that came first is the one that is on; nobody waits for himself."""
+    code = """
+        import signal, threading
+        import pagehint as ph
+        pages = ph.PageAllocator("64MiB")
+        callbacks = ph.PageHintingCallbacks(lambda blocks: None)
+        start = threading.Thread.start
+        def switch(*_):
+            pages.disable_hinting()
+            try:
+                pages.enable_hinting(callbacks)
+            except ph.HintingActiveError:
+                print("handler")
+        signal.signal(signal.SIGALRM, switch)
+        def slow(self):
+            signal.raise_signal(signal.SIGALRM)
+            start(self)
+        threading.Thread.start = slow
+        pages.enable_hinting(callbacks)
+        assert pages.hinting_enabled
+        pages.flush_hinting()
+        pages.disable_hinting()
+        pages.verify()
+        print("end")
+    """
+    assert run(code) == (0, "handler\nend\n", "")
+
+
+def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
+    code = """
+        import threading, time
+        import pagehint as ph
+        pages = ph.PageAllocator("256MiB", pcp=False)
+        begun, waiting = threading.Event(), threading.Event()
+        def hint_pages(blocks):
+            begun.set()
+            waiting.wait()
+            time.sleep(0.3)
+            pages.verify()
+            pages.set_migratetype(0, 512, "movable")
+        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 64), delay=0.0)
+        begun.wait()
+        assert pages.stats().isolated_pages > 32768
+        waiting.set()
+        pages.offline(0, 32768)
+        pages.disable_hinting()
+        assert pages.last_error is None
         pages.verify()
         print("end")
     """
