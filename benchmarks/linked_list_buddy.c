@@ -121,6 +121,28 @@ uint64_t buddy_pairs(struct buddy *b, uint64_t n)
     return n;
 }
 
+/* The operations of `PageAllocator.run_ops`, in the same format: an allocation (0) puts the block's first page into a
+ * slot of the table, a free (1) takes it from there. Returns how many were done before one found no memory. */
+struct op {
+    uint32_t slot;
+    uint16_t order, op;
+};
+
+uint64_t buddy_run_ops(struct buddy *b, const struct op *ops, uint64_t n, uint64_t *table)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        if (ops[i].op) {
+            give(b, (uint32_t)table[ops[i].slot], ops[i].order);
+            continue;
+        }
+        uint32_t page = take(b, ops[i].order);
+        if (page == NONE)
+            return i;
+        table[ops[i].slot] = page;
+    }
+    return n;
+}
+
 /* The free blocks by address, as far as there is room; returns how many there are. */
 uint64_t buddy_list_free(const struct buddy *b, uint64_t *pfns, uint32_t *orders, uint64_t room)
 {
