@@ -102,11 +102,10 @@ uint64_t buddy_alloc(struct buddy *b, int order, uint64_t *pfns, uint64_t n)
     return n;
 }
 
-/* `orders` has an order for each block, or is NULL and all have `order`. */
-void buddy_free(struct buddy *b, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n)
+void buddy_free(struct buddy *b, const uint64_t *pfns, int order, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++)
-        give(b, (uint32_t)pfns[i], orders != NULL ? (int)orders[i] : order);
+        give(b, (uint32_t)pfns[i], order);
 }
 
 /* One page allocated and freed, `n` times. Returns how often there was one. */
@@ -157,9 +156,4 @@ uint64_t buddy_list_free(const struct buddy *b, uint64_t *pfns, uint32_t *orders
         n++;
     }
     return n;
-}
-
-uint64_t buddy_metadata_bytes(const struct buddy *b)
-{
-    return sizeof *b + b->nr_pages * sizeof *b->pages;
 }
