@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import pagehint as ph
 from benchmarks.build import build_yardstick
+from benchmarks.traces import Ops
 
 TOP = 10
 PAGES_PER_GIB = 1 << 18
@@ -19,7 +20,6 @@ BATCH = 1 << 16  # blocks a call: the call costs nothing then, and its array sta
 LARGEST_YARDSTICK = 256  # GiB; it has 12 bytes a page
 
 Pfns = NDArray[np.uint64]
-Ops = NDArray[np.void]
 
 
 class Buddy(Protocol):

@@ -24,6 +24,11 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "cc"))
 
 
+def compiler_version() -> str:
+    result = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[0]
+
+
 def compile_shared(source: Path, target: Path, *flags: str) -> Path:
     subprocess.run([*compiler(), "-shared", "-fPIC", *flags, "-o", target, source], check=True)
     return target
@@ -32,7 +37,7 @@ def compile_shared(source: Path, target: Path, *flags: str) -> Path:
 def build_consumer(directory: Path) -> Any:
     """Build `consumer.pyx` against the pagehint that is imported here, and import it.
 
-    The flags are those of pagehint's own setup.py, so that what is inlined is the same code; then come `CFLAGS`, as there.
+    The flags are those of pagehint's own setup.py, so that what is inlined is the same code; then `CFLAGS`, as there.
     """
     generated = directory / "consumer.c"
     parent = Path(ph.__file__).parents[1]
@@ -44,6 +49,11 @@ def build_consumer(directory: Path) -> Any:
     flags += [f"-I{path}" for path in (sysconfig.get_paths()["include"], np.get_include(), ph.get_include())]
     target = directory / f"consumer{sysconfig.get_config_var('EXT_SUFFIX')}"
     compile_shared(generated, target, *flags, *shlex.split(os.environ.get("CFLAGS", "")))
+    return load_consumer(target)
+
+
+def load_consumer(target: Path) -> Any:
+    """Import what `build_consumer` has built."""
     spec = importlib.util.spec_from_file_location("consumer", target)
     assert spec is not None
     assert spec.loader is not None
@@ -54,6 +64,4 @@ def build_consumer(directory: Path) -> Any:
 
 def build_yardstick(directory: Path) -> Path:
     """Build `linked_list_buddy.c`."""
-    return compile_shared(
-        HERE / "linked_list_buddy.c", directory / "linked_list_buddy.so", "-O3", "-Wall", "-Werror"
-    )
+    return compile_shared(HERE / "linked_list_buddy.c", directory / "linked_list_buddy.so", "-O3", "-Wall", "-Werror")

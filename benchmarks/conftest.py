@@ -1,4 +1,4 @@
-"""How a row is measured: everybody it compares takes turns, round by round, so that what drifts cancels in the ratios."""
+"""How a row is measured: all that it compares take turns, round by round, so that what drifts cancels in the ratios."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class Measure(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="models of 1 GiB only, few rounds: a smoke test of some seconds")
+    parser.addoption(
+        "--quick", action="store_true", help="models of 1 GiB only, few rounds: a smoke test of some seconds"
+    )
     parser.addoption("--sizes", default=SIZES, help=f"sizes of the models in GiB (default {SIZES})")
 
 

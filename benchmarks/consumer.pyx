@@ -7,8 +7,9 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from posix.mman cimport MADV_DONTNEED, madvise
 
-from pagehint._core cimport (Machine, MT_MOVABLE, OK, PAGEHINT_HINT_SIGNATURE, PageAllocator, PageZone, WAIT, machine_alloc,
-                             machine_alloc_bulk, machine_free, machine_free_bulk, pagehint_block, pagehint_hint_fn)
+from pagehint._core cimport (E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, Machine, MT_MOVABLE, OK,
+                             PAGEHINT_HINT_SIGNATURE, PageAllocator, PageZone, WAIT, machine_alloc, machine_alloc_bulk,
+                             machine_free, machine_free_bulk, pagehint_block, pagehint_hint_fn)
 from pagehint._hint cimport hint_find
 
 cdef extern from "<sched.h>" nogil:
@@ -19,31 +20,40 @@ cdef enum:
     MANY = 64
 
 
+CODES = {
+    OK: "OK", E_NOMEM: "E_NOMEM", E_NO_ZONE: "E_NO_ZONE", E_ALIGN: "E_ALIGN", E_FREE: "E_FREE", E_SIZE: "E_SIZE",
+    E_INSIDE: "E_INSIDE", E_HELD: "E_HELD",
+}
+
+
 cdef int accept(int rc) except -1:
     if rc != OK:
-        raise RuntimeError(f"pagehint refused: {rc}")
+        raise RuntimeError(f"pagehint refused: {CODES.get(rc, rc)}")
     return 0
 
 
 # ---- what everybody may use -----------------------------------------------------------------------------------------
 
 def free(PageAllocator pages, uint64_t pfn, int order=0):
-    """Free a block; return the code."""
+    """Free a block; return the name of the code."""
     cdef int rc
     with nogil:
         rc = machine_free(&pages.memory.m, pfn, order, WAIT)
-    return rc
+    return CODES[rc]
 
 
 def pairs(PageAllocator pages, uint64_t n, int order=0):
     """Allocate a block and free it, `n` times."""
     cdef Machine *m = &pages.memory.m
-    cdef uint64_t i, pfn = 0
+    cdef uint64_t _, pfn = 0
     cdef int rc = OK
     with nogil:
-        for i in range(n):
-            rc |= machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)
-            rc |= machine_free(m, pfn, order, WAIT)
+        for _ in range(n):
+            rc = machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)
+            if rc == OK:
+                rc = machine_free(m, pfn, order, WAIT)
+            if rc != OK:
+                break
     accept(rc)
 
 
@@ -51,12 +61,14 @@ def few(PageAllocator pages, uint64_t n):
     """Allocate eight pages and free them, until it were `n` pages."""
     cdef Machine *m = &pages.memory.m
     cdef uint64_t[FEW] pfns
-    cdef uint64_t i
+    cdef uint64_t _
     cdef int rc = OK, j
     with nogil:
-        for i in range(n // FEW):
+        for _ in range(n // FEW):
             for j in range(FEW):
                 rc |= machine_alloc(m, m.default_zone, 0, MT_MOVABLE, WAIT, &pfns[j])
+            if rc != OK:
+                break
             for j in range(FEW):
                 rc |= machine_free(m, pfns[j], 0, WAIT)
     accept(rc)

@@ -1,4 +1,4 @@
-"""The rows on the buddy system: each runs on pagehint, on pagehint with hinting on, and on the linked list, by one code.
+"""The rows on the buddy system: each runs on pagehint, on pagehint with hinting on, and on the linked list.
 
 The loops are compiled on all sides. What a row leaves behind is checked outside the timing: everybody handed out all of
 the zone, or the same pages, and the free blocks afterwards are those of the beginning.
@@ -6,8 +6,7 @@ the zone, or the same pages, and the free blocks afterwards are those of the beg
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import tee
 from pathlib import Path
 from time import perf_counter_ns
@@ -15,14 +14,12 @@ from time import perf_counter_ns
 import numpy as np
 import pytest
 
-import pagehint as ph
 from benchmarks.buddies import (
     LARGEST_YARDSTICK,
     PAGES_PER_GIB,
     TOP,
     Buddy,
     LinkedList,
-    Ops,
     PageHint,
     Pfns,
     alloc_any,
@@ -32,6 +29,7 @@ from benchmarks.buddies import (
     free_all,
 )
 from benchmarks.conftest import Measure, Round
+from benchmarks.traces import orders_that_fit, traces
 
 SAMPLE = 1 << 24  # pages that are freed of a model larger than the yardstick's largest: 128 MiB of PFNs
 TRACE = 20_000  # operations a round
@@ -91,8 +89,9 @@ def test_create(measure: Measure, note: Callable[..., None], quick: bool, giant:
     grown = resident_bytes() - before
     nr_bytes = model.pages.zones[0].metadata_bytes
     note("metadata, a page", f"{giant} GiB", nr_bytes / (giant * PAGES_PER_GIB), "byte", 0.4, giant)
-    note("metadata", f"{giant} GiB", nr_bytes / 2**30, "GiB", 2.0 if giant == 16384 else None)
-    note("metadata, resident when new", f"{giant} GiB", grown / 2**30, "GiB", 2.0 if giant == 16384 else None)
+    if giant == 16384:
+        note("metadata, all of it", f"{giant} GiB", nr_bytes / 2**30, "GiB", 2.0)
+        note("metadata, resident when new", f"{giant} GiB", grown / 2**30, "GiB", 2.0)
 
 
 def test_bulk_alloc_whole(measure: Measure, gib: int) -> None:
@@ -118,7 +117,9 @@ def test_bulk_alloc_partial(measure: Measure, gib: int) -> None:
     buddies = contenders(gib)
     rng = np.random.default_rng(2)
     nr_pages = gib * PAGES_PER_GIB
-    leaves = rng.permutation(nr_pages // 64)[: (SAMPLE if gib > LARGEST_YARDSTICK else nr_pages) // 64].astype(np.uint64)
+    leaves = rng.permutation(nr_pages // 64)[: (SAMPLE if gib > LARGEST_YARDSTICK else nr_pages) // 64].astype(
+        np.uint64
+    )
     pages = (leaves[:, None] * np.uint64(64) + np.arange(64, dtype=np.uint64)).ravel()
     chosen = pages[rng.integers(0, 2, len(pages), dtype=bool)]
     taken = np.ones_like(chosen)
@@ -187,29 +188,6 @@ def test_order_9(measure: Measure, gib: int) -> None:
     assert all_free(buddies, gib)
 
 
-def traces(orders: np.ndarray, operations: int) -> Iterator[Ops]:
-    """A trace without end, over as many slots as there are orders: fill them all, empty half, then toggle random ones.
-
-    About half of them stay full: the more are, the likelier the next operation is a free.
-    """
-    rng = random.Random(4)
-    full = [False] * len(orders)
-
-    def toggle(slots: list[int]) -> Ops:
-        ops = np.zeros(len(slots), ph.OP_DTYPE)
-        ops["slot"] = slots
-        ops["order"] = orders[slots]
-        for i, slot in enumerate(slots):
-            ops["op"][i] = ph.OP_FREE if full[slot] else ph.OP_ALLOC
-            full[slot] = not full[slot]
-        return ops
-
-    yield toggle(list(range(len(orders))))
-    yield toggle(rng.sample(range(len(orders)), len(orders) // 2))
-    while True:
-        yield toggle(rng.choices(range(len(orders)), k=operations))
-
-
 def test_mixed_orders(measure: Measure, gib: int) -> None:
     """Blocks of orders 0 to 9, each order as often, allocated and freed by turns at random, at half occupancy.
 
@@ -217,18 +195,17 @@ def test_mixed_orders(measure: Measure, gib: int) -> None:
     """
     buddies = contenders(gib)
     nr_pages = gib * PAGES_PER_GIB
-    orders = np.random.default_rng(4).integers(0, 10, nr_pages // 64)
-    orders = orders[np.cumsum(1 << orders) <= nr_pages - (1 << TOP)]
-    shared = tee(traces(orders, TRACE), len(buddies))
-    todo = {id(buddy): (trace, np.zeros(len(orders), np.uint64)) for buddy, trace in zip(buddies.values(), shared)}
+    orders = orders_that_fit(nr_pages)
+    same_for_all = iter(tee(traces(orders, TRACE), len(buddies)))
+    todo = {id(buddy): (next(same_for_all), np.zeros(len(orders), np.uint64)) for buddy in buddies.values()}
 
     def work(buddy: Buddy) -> int:
         trace, table = todo[id(buddy)]
         return timed(buddy.run_ops, next(trace), table)
 
     for buddy in buddies.values():
-        work(buddy)
-        work(buddy)
+        work(buddy)  # fill
+        work(buddy)  # empty half
     row = "mixed orders 0-9, half full"
     measure(row, f"{gib} GiB", each(buddies, work), ops=TRACE, target=20, gib=gib, rounds=TRACE_ROUNDS)
     for buddy in buddies.values():

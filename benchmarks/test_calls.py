@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from timeit import Timer
 from typing import Any
@@ -85,7 +86,7 @@ def test_two_threads_few_pages(measure: Measure, consumer: Any, pcp: bool) -> No
     two_against_one(
         measure,
         f"few pages{', page sets' if pcp else ''}",
-        lambda threads: together([lambda: consumer.few(pages, ops)] * threads),
+        lambda threads: together([partial(consumer.few, pages, ops)] * threads),
         ops,
         1.9 if pcp else 0.5,
     )
@@ -99,9 +100,10 @@ def test_two_threads_bulk(measure: Measure, consumer: Any, step: str) -> None:
     halves = [np.ones(GIB * PAGES_PER_GIB // 2, np.uint64) for _ in range(2)]
 
     def work(threads: int) -> int:
+        used = halves[:threads]
         ns = {
-            name: together([lambda half=half: call(pages, half, BATCH) for half in halves[:threads]])  # type: ignore[misc]
-            for name, call in (("alloc", consumer.alloc_bulk), ("free", consumer.free_bulk))
+            "alloc": together([partial(consumer.alloc_bulk, pages, half, BATCH) for half in used]),
+            "free": together([partial(consumer.free_bulk, pages, half, BATCH) for half in used]),
         }
         return ns[step]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from time import perf_counter_ns
 from typing import Any
 
@@ -97,11 +98,8 @@ def test_worker(measure: Measure, note: Callable[..., None], consumer: Any, gib:
     measure("worker: isolate + put back, a block", size, {"pagehint": work}, ops=blocks, target=60, gib=gib)
     locks = pages.stats(locks=True).locks
     assert locks is not None
-    rounds, most = sum(count for _, count in locks.holds), 0
-    for limit, count in locks.holds:
-        most += count
-        if most >= 0.999 * rounds:
-            break
+    below = list(accumulate(count for _, count in locks.holds))
+    limit = next(limit for (limit, _), count in zip(locks.holds, below, strict=True) if count >= 0.999 * below[-1])
     note("worker: zone lock held, 99.9 % of rounds below", size, limit, "ns", LOCK_TARGET)
     note("worker: zone lock held, longest", size, locks.longest_hold_ns, "ns", LOCK_TARGET)
     assert pages.last_error is None
