@@ -114,24 +114,24 @@ def plot(rows: list[Row], directory: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     directory.mkdir(parents=True, exist_ok=True)
-    for unit, label, name in (("ns", "ns an operation", "cost"), ("ms", "ms", "creation")):
+    for unit, label, stem in (("ns", "ns an operation", "cost"), ("ms", "ms", "creation")):
         lines: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
         for row in rows:
             if row["gib"] and row["unit"] == unit and row["who"]:
                 for who in {"pagehint", "linked list"} & set(row["who"]):
                     lines[row["row"], who].append((row["gib"], row["who"][who]["median"]))
         figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-        colours = {row: f"C{i}" for i, row in enumerate(dict.fromkeys(row for row, _ in lines))}
-        for (row, who), points in sorted(lines.items()):
-            style = {"label": row, "marker": "o"} if who == "pagehint" else {"linestyle": ":"}
-            axes.plot(*zip(*sorted(points), strict=True), color=colours[row], **style)
+        colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in lines))}
+        for (name, who), points in sorted(lines.items()):
+            style: dict[str, Any] = {"label": name, "marker": "o"} if who == "pagehint" else {"linestyle": ":"}
+            axes.plot(*zip(*sorted(points), strict=True), color=colours[name], **style)
         axes.set(xscale="log", yscale="log", xlabel="GiB of the model", ylabel=label)
         axes.set_title(f"solid: pagehint, dotted: linked list\n{title}", fontsize="x-small", wrap=True)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
-        figure.savefig(directory / f"{name}.png", dpi=100)
+        figure.savefig(directory / f"{stem}.png", dpi=100)
         plt.close(figure)
 
 

@@ -13,6 +13,7 @@ from time import perf_counter_ns
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.buddies import (
     LARGEST_YARDSTICK,
@@ -60,14 +61,19 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def pages_of_leaves(leaves: NDArray[np.integer]) -> Pfns:
+    """The 64 pages of each leaf."""
+    pages: Pfns = np.add.outer(leaves.astype(np.uint64) << np.uint64(6), np.arange(64, dtype=np.uint64)).ravel()
+    return pages
+
+
 def pages_to_free(gib: int, shuffled: bool) -> Pfns:
     """Every page of a model, or of a large one a sample as evenly spread, by address or shuffled."""
     nr_pages = gib * PAGES_PER_GIB
     if gib <= LARGEST_YARDSTICK:
-        pfns = np.arange(nr_pages, dtype=np.uint64)
+        pfns: Pfns = np.arange(nr_pages, dtype=np.uint64)
     elif shuffled:
-        pfns = np.sort(np.random.default_rng(1).choice(nr_pages // 64, SAMPLE // 64, replace=False).astype(np.uint64))
-        pfns = (pfns[:, None] * np.uint64(64) + np.arange(64, dtype=np.uint64)).ravel()
+        pfns = pages_of_leaves(np.random.default_rng(1).choice(nr_pages // 64, SAMPLE // 64, replace=False))
     else:
         pfns = np.arange(SAMPLE, dtype=np.uint64)
     if shuffled:
@@ -117,10 +123,8 @@ def test_bulk_alloc_partial(measure: Measure, gib: int) -> None:
     buddies = contenders(gib)
     rng = np.random.default_rng(2)
     nr_pages = gib * PAGES_PER_GIB
-    leaves = rng.permutation(nr_pages // 64)[: (SAMPLE if gib > LARGEST_YARDSTICK else nr_pages) // 64].astype(
-        np.uint64
-    )
-    pages = (leaves[:, None] * np.uint64(64) + np.arange(64, dtype=np.uint64)).ravel()
+    leaves = rng.permutation(nr_pages // 64)[: (SAMPLE if gib > LARGEST_YARDSTICK else nr_pages) // 64]
+    pages = pages_of_leaves(leaves)
     chosen = pages[rng.integers(0, 2, len(pages), dtype=bool)]
     taken = np.ones_like(chosen)
     for buddy in buddies.values():
