@@ -21,6 +21,7 @@ import pagehint
 from benchmarks.build import compiler_version
 
 MARKS = "<!-- results, by benchmarks.compare -->", "<!-- end of results -->"
+DISTURBED = 5  # per cent of the time that threads had no core
 PLOT_SIZES = "1,4,16,64,256,1024"
 COLUMNS = ("row", "size", "target", "measured", "spread", "to target", "beside it", "hinting on / off")
 Row = dict[str, Any]
@@ -69,6 +70,10 @@ def cells(row: Row) -> tuple[str, ...]:
     beside = [f"{who} {number(its['median'])} ({its['ratio']:.2f}x)" for who, its in others.items()]
     if unit not in ("ns", "ms") and row["who"]:  # the figure is a quotient: say of what
         beside.insert(0, f"ours {number(row['who']['pagehint']['median'])}")
+    without_core = row.get("without_core", 0.0)
+    if without_core > DISTURBED:
+        verdict = "disturbed"  # by other processes: neither a hit nor a miss
+        beside.append(f"without a core {without_core:.0f} % of the time")
     hinting = row["who"].get("hinting")
     return (
         row["row"],
