@@ -102,11 +102,10 @@ uint64_t buddy_alloc(struct buddy *b, int order, uint64_t *pfns, uint64_t n)
     return n;
 }
 
-/* `orders` has an order for each block, or is NULL and all have `order`. */
-void buddy_free(struct buddy *b, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n)
+void buddy_free(struct buddy *b, const uint64_t *pfns, int order, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++)
-        give(b, (uint32_t)pfns[i], orders != NULL ? (int)orders[i] : order);
+        give(b, (uint32_t)pfns[i], order);
 }
 
 /* One page allocated and freed, `n` times. Returns how often there was one. */
@@ -117,6 +116,28 @@ uint64_t buddy_pairs(struct buddy *b, uint64_t n)
         if (page == NONE)
             return i;
         give(b, page, 0);
+    }
+    return n;
+}
+
+/* The operations of `PageAllocator.run_ops`, in the same format: an allocation (0) puts the block's first page into a
+ * slot of the table, a free (1) takes it from there. Returns how many were done before one found no memory. */
+struct op {
+    uint32_t slot;
+    uint16_t order, op;
+};
+
+uint64_t buddy_run_ops(struct buddy *b, const struct op *ops, uint64_t n, uint64_t *table)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        if (ops[i].op) {
+            give(b, (uint32_t)table[ops[i].slot], ops[i].order);
+            continue;
+        }
+        uint32_t page = take(b, ops[i].order);
+        if (page == NONE)
+            return i;
+        table[ops[i].slot] = page;
     }
     return n;
 }
@@ -135,9 +156,4 @@ uint64_t buddy_list_free(const struct buddy *b, uint64_t *pfns, uint32_t *orders
         n++;
     }
     return n;
-}
-
-uint64_t buddy_metadata_bytes(const struct buddy *b)
-{
-    return sizeof *b + b->nr_pages * sizeof *b->pages;
 }

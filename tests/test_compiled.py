@@ -1,15 +1,18 @@
-"""Compiled callbacks: the capsule and the header, used from C as anybody would."""
+"""Compiled users: callbacks in C, by the capsule and the header; a consumer in Cython, by `pagehint/_core.pxd`."""
 
 from __future__ import annotations
 
 import ctypes
 import shutil
 import subprocess
+import threading
 
+import numpy as np
 import pytest
 from conftest import real
 
 import pagehint as ph
+from benchmarks.build import build_consumer
 
 SOURCE = r"""
 #include <errno.h>
@@ -112,3 +115,62 @@ def test_a_function_of_another_signature_is_refused(library):
         b"int(pagehint_block*,size_t,uint8_t*,void*)",
     ):
         ph.PageHintingCallbacks(capsule(library, Log(), name))
+
+
+@pytest.fixture(scope="module")
+def consumer(tmp_path_factory):
+    return build_consumer(tmp_path_factory.mktemp("consumer"))
+
+
+@pytest.mark.parametrize("pcp", [True, False], ids=["pcp", "no-pcp"])
+def test_two_compiled_threads_never_have_the_same_page(consumer, pcp):
+    """Without the GIL; every page has its owner's name on it, while the worker reports what is free."""
+    pages = ph.PageAllocator("64MiB", pcp=pcp)
+    owner = np.zeros(1 << 14, np.int32)
+    clashes = {}
+
+    def work(me):
+        clashes[me] = consumer.churn(pages, owner, me, 20_000)
+
+    with pages.hinting(ph.PageHintingCallbacks(consumer.noop_callback()), threshold=1, delay=0.001):
+        threads = [threading.Thread(target=work, args=(me,)) for me in (1, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert clashes == {1: 0, 2: 0}
+    assert pages.last_error is None
+    pages.verify()
+    pages.drain_pcp()
+    pages.verify()
+    assert pages.stats().free_pages == 1 << 14
+
+
+def test_compiled_bulk_takes_every_page_once(consumer):
+    pages, pfns = ph.PageAllocator("64MiB"), np.zeros(1 << 14, np.uint64)
+    consumer.alloc_bulk(pages, pfns, 1000)
+    assert np.array_equal(np.sort(pfns), np.arange(1 << 14))
+    with pytest.raises(RuntimeError, match="E_NOMEM"):
+        consumer.pairs(pages, 1)
+    consumer.free_bulk(pages, pfns, 1000)
+    with pytest.raises(RuntimeError, match="E_FREE"):
+        consumer.free_bulk(pages, pfns, 1000)
+    pages.verify()
+    assert pages.stats().free_pages == 1 << 14
+
+
+def test_a_wrong_compiled_free_is_refused_with_its_code(consumer):
+    pages = ph.PageAllocator("64MiB")
+    small, large = pages.alloc_pages(), pages.alloc_pages(9)
+    before = pages.stats()
+    assert consumer.free(pages, large + 1, 9) == "E_ALIGN"
+    assert consumer.free(pages, large, 8) == "E_SIZE"
+    assert consumer.free(pages, large + 64, 6) == "E_INSIDE"
+    assert consumer.free(pages, 1 << 14) == "E_NO_ZONE"
+    after = pages.stats()
+    assert after.allocated_pages == before.allocated_pages
+    assert consumer.free(pages, large, 9) == "OK"
+    assert consumer.free(pages, large, 9) == "E_FREE"
+    assert consumer.free(pages, small) == "OK"
+    assert consumer.free(pages, small) == "E_HELD"  # by this CPU's page set
+    pages.verify()
