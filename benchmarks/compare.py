@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep pytest-benchmark's report, every round in it")
     options, rest = parser.parse_known_args(arguments)
+    for peer in ("bitarray", "pyroaring"):
+        if find_spec(peer) is None:
+            parser.error(f"{peer} is not installed: pip install 'pagehint[bench]'")
     if options.plot:
         rest = [f"--sizes={PLOT_SIZES}", *rest]
     before = machine()

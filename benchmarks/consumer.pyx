@@ -4,13 +4,15 @@
 The first half uses what `pagehint/_core.pxd` offers to everybody. The second looks inside, or measures the machine.
 """
 from cpython.pycapsule cimport PyCapsule_New
+import numpy as np
+
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from posix.mman cimport MADV_DONTNEED, madvise
 
 from pagehint._core cimport (E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, Machine, MT_MOVABLE, OK,
                              PAGEHINT_HINT_SIGNATURE, PageAllocator, PageZone, WAIT, machine_alloc, machine_alloc_bulk,
                              machine_free, machine_free_bulk, pagehint_block, pagehint_hint_fn)
-from pagehint._hint cimport hint_find
+from pagehint._hint cimport HintScan, hint_find, hint_store, scan_begin, scan_next
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -163,12 +165,18 @@ cdef class HintBits:
     """Hint bits in the caller's words, without a zone around them. All that knows how the bitmap is searched is here."""
 
     cdef uint64_t[::1] words
+    cdef uint64_t[::1] filled           # the second level
     cdef PageZone z
 
     def __cinit__(self, uint64_t[::1] words):
+        cdef uint64_t i
         self.words = words
+        self.filled = np.zeros(words.shape[0] // 64 + 1, np.uint64)
         self.z.hints = &words[0]
+        self.z.hint_words = &self.filled[0]
         self.z.nr_granules = 64 * <uint64_t>words.shape[0]
+        for i in range(<uint64_t>words.shape[0]):
+            hint_store(&self.z, i, words[i])
 
     def next(self, uint64_t granule=0):
         """The first bit from there on, or the number of bits."""
@@ -178,13 +186,15 @@ cdef class HintBits:
 
     def visit(self):
         """Visit every bit that is set; return how many, and the sum of their numbers."""
+        cdef HintScan scan
         cdef uint64_t count = 0, total = 0, granule
         with nogil:
-            granule = hint_find(&self.z, 0, self.z.nr_granules)
+            scan_begin(&self.z, &scan, 0)
+            granule = scan_next(&self.z, &scan, self.z.nr_granules)
             while granule < self.z.nr_granules:
                 count += 1
                 total += granule
-                granule = hint_find(&self.z, granule + 1, self.z.nr_granules)
+                granule = scan_next(&self.z, &scan, self.z.nr_granules)
         return count, total
 
 
