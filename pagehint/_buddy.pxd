@@ -21,6 +21,7 @@ cdef enum:
 cdef struct Taken:              # one step of a bulk allocation: blocks that begin at the same bits of some leaves
     uint64_t leaf
     uint64_t nr_leaves
+    bint whole                  # they are one block still, for `leaf_fill` to make many of
     uint64_t starts
     int source                  # order of the free block they were in; LEAF_SHIFT - 1 at most within a split leaf
 
@@ -299,7 +300,7 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
 
 
 cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state) noexcept nogil:
-    """A leaf that belongs to the caller becomes one full of blocks of an order; no list or count knows of it."""
+    """A leaf that belongs to the caller becomes one full of blocks of an order. No lock: no list or count knows of it."""
     store64(&z.leaves[i].free, 0 if state == USED else aligned_starts[order], RELEASE)
     set_head(z, i, aligned_starts[order])
     set_kind(z, i, FULL)
@@ -308,9 +309,9 @@ cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state) noexce
 cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
     """Take up to `want` blocks of order < 6, in one step; return how many, 0 if there is none of this type.
 
-    The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or those of a few whole leaves.
+    The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or a few whole leaves.
     """
-    cdef uint64_t lists = z.areas[mt].nonempty >> order, i, j
+    cdef uint64_t lists = z.areas[mt].nonempty >> order, i
     cdef int largest, whole
     assert_held(&z.lock)
     if lists == 0:
@@ -319,6 +320,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
     i = list_first(z, mt, largest)
     taken.leaf = i
     taken.nr_leaves = 1
+    taken.whole = False
     taken.source = largest
     if largest < LEAF_SHIFT:
         taken.starts = leaf_take_many(z, i, order, want, state, False)
@@ -333,11 +335,10 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         return popcount64(taken.starts)
     whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))
     whole = min(whole, largest - LEAF_SHIFT)
-    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, HELD)
+    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, state)
     taken.nr_leaves = <uint64_t>1 << whole
+    taken.whole = True
     taken.starts = aligned_starts[order]
-    for j in range(i, i + taken.nr_leaves):
-        leaf_fill(z, j, order, state)
     return taken.nr_leaves << (LEAF_SHIFT - order)
 
 

@@ -6,7 +6,7 @@ follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport RELAXED, ctz64, fetch_add64, prefetch
-from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_free_many, set_kind
+from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free_many, set_kind
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, spread
@@ -45,12 +45,16 @@ cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noe
     return blocks
 
 
-cdef inline uint64_t emit(uint64_t base_pfn, const Taken *taken, uint64_t *pfns) noexcept nogil:
+cdef inline uint64_t emit(PageZone *z, const Taken *taken, int order, uint64_t *pfns) noexcept nogil:
     """Write down the PFNs of what was taken in one step, ascending; returns how many. No lock."""
     cdef uint64_t n = 0, i, first, starts
     cdef int page
+    if taken.whole:
+        # The first leaf last: until then they are one block to everybody else.
+        for i in range(taken.nr_leaves, 0, -1):
+            leaf_fill(z, taken.leaf + i - 1, order, USED)
     for i in range(taken.nr_leaves):
-        first = base_pfn + ((taken.leaf + i) << LEAF_SHIFT)
+        first = z.base_pfn + ((taken.leaf + i) << LEAF_SHIFT)
         if taken.starts == <uint64_t>-1:
             for page in range(LEAF_PAGES):
                 pfns[n + page] = first + page
@@ -85,7 +89,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
         lock_give_way(&z.lock)
         got = steps
         for i in range(steps):
-            done += emit(z.base_pfn, &taken[i], pfns + done)
+            done += emit(z, &taken[i], order, pfns + done)
     return done
 
 
@@ -120,17 +124,22 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
                                    uint64_t n) noexcept nogil:
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t done = 0, i
-    cdef int s
+    cdef int s, rc = E_NOMEM
     # Asked before anything is taken: a request that cannot be met then leaves no trace, not even in the hints.
     if machine_can_serve(m, preferred, order) < n:
         return E_NOMEM
+    # Announced before and taken back after, so that the consistency check is never surprised.
+    fetch_add64(&m.bulk_blocks, n, RELAXED)
     for s in range(m.zonelist_length[preferred]):
         done += zone_alloc_bulk(m.zones[step[s].zone], order, mt, step[s].reserve, pfns + done, n - done)
         if done == n:
-            return OK
-    for i in range(done):       # others were faster
-        machine_free(m, pfns[i], order, how)
-    return E_NOMEM
+            rc = OK
+            break
+    if rc != OK:                # others were faster
+        for i in range(done):
+            machine_free(m, pfns[i], order, how)
+    fetch_add64(&m.bulk_blocks, -n, RELAXED)
+    return rc
 
 
 cdef enum BulkStep:
@@ -283,7 +292,6 @@ cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32
     """Free all blocks or none; `refused` is the index of the first that could not be."""
     cdef uint64_t ignored = 0
     cdef int rc
-    # Announced before and taken back after, so that the consistency check is never surprised.
     fetch_add64(&m.bulk_blocks, n, RELAXED)
     rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
     if rc != OK:

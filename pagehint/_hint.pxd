@@ -5,7 +5,7 @@ looks for the next bit without the lock, hence the relaxed atomic accesses. A se
 the first that is not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, store64
+from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, prefetch, store64
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
@@ -140,6 +140,7 @@ cdef inline uint64_t scan_next(const PageZone *z, HintScan *scan, uint64_t end) 
         scan.index = group << 6 | <uint64_t>ctz64(scan.filled)
         scan.filled &= scan.filled - 1
         scan.word = load64(&z.hints[scan.index], RELAXED)
+        prefetch(&z.hints[group << 6 | <uint64_t>ctz64(scan.filled | 1)])      # the word after it
     granule = scan.index << 6 | <uint64_t>ctz64(scan.word)
     scan.word &= scan.word - 1
     return min(granule, end)

@@ -37,7 +37,7 @@ cdef struct Machine:
     int *zonelist_length
     int default_zone
     Lock last_resort            # of the one that holds all page sets; taken before them
-    uint64_t bulk_blocks        # in bulk frees that are on their way, some of them withheld
+    uint64_t bulk_blocks        # of bulk calls on their way: some withheld, some one block still that is to be many
     Engine engine
 
 

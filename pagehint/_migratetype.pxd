@@ -119,6 +119,7 @@ cdef inline uint64_t zone_take_many(PageZone *z, int mt, int order, uint64_t wan
         if taken.source != NOT_FREE:
             taken.leaf = page >> LEAF_SHIFT
             taken.nr_leaves = 1
+            taken.whole = False
             taken.starts = <uint64_t>1 << (page & 63)
             n = 1
     return n

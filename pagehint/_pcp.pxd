@@ -195,6 +195,8 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
             pcp_take_reserve(z, pcp, mt)
         while own.page == own.end and left and zone_take_many(z, mt, order, left, HELD, &taken):
             hint_broken_many(z, &taken, order)
+            if taken.whole:             # just one leaf: a batch is no more
+                leaf_fill(z, taken.leaf, order, HELD)
             pcp_push(z, pcp, mt, order, taken.leaf, taken.starts)
             left -= popcount64(taken.starts)
         zone_unlock(z)

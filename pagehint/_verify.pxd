@@ -9,7 +9,7 @@ from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
                              MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
-                             PageZone, SPLIT, TAIL, is_split, list_first,
+                             PageZone, SPLIT, TAIL, USED, is_split, list_first,
                              list_head, type_of)
 
 cdef struct Finding:
@@ -56,7 +56,7 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
     return False
 
 
-cdef inline bint verify_leaves(const PageZone *z, Count *c, Finding *f) noexcept nogil:
+cdef inline bint verify_leaves(const PageZone *z, uint64_t bulk_blocks, Count *c, Finding *f) noexcept nogil:
     cdef uint64_t i = 0, j, n, buddy
     cdef int kind, order
     while i < z.nr_leaves:
@@ -78,7 +78,7 @@ cdef inline bint verify_leaves(const PageZone *z, Count *c, Finding *f) noexcept
             if i & (n - 1) or i + n > z.nr_leaves:
                 return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
             for j in range(i + 1, i + n):
-                if z.kinds[j] != TAIL:
+                if z.kinds[j] != TAIL and not (bulk_blocks and kind & KIND_STATE == USED):
                     return found(f, "a block begins inside another", j << LEAF_SHIFT)
             if kind & KIND_STATE == FREE:
                 buddy = i ^ n
@@ -208,12 +208,13 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
                              uint64_t bulk_blocks, Finding *f) noexcept nogil:
     """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
 
-    `absent` are `nr_absent` pairs (start, end); `bulk_blocks` is how many blocks bulk frees may have withheld.
+    `absent` are `nr_absent` pairs (start, end); `bulk_blocks` how many blocks bulk calls are about to have freed or
+    allocated.
     """
     cdef Count c
     memset(&c, 0, sizeof(c))
     f.what = NULL
-    if (verify_leaves(z, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
+    if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
             or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
         return True
     if c.free_pages != z.free_pages:
