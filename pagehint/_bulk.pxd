@@ -16,7 +16,7 @@ from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport spare_pages
 from pagehint._withhold cimport unwithhold, withhold, withhold_page
-from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED
+from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, list_first
 
 cdef enum:
     BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
@@ -107,6 +107,8 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
             if source == NOT_FREE:
                 break
             hint_broken(z, page, order, source)
+            prefetch(&z.links[list_first(z, mt, order)])
+            prefetch(&z.kinds[list_first(z, mt, order)])
             pfns[done] = z.base_pfn + page
             done += 1
         zone_unlock(z)
@@ -239,14 +241,15 @@ cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *or
     while rc == OK and i < n and left and pfns[i] - start_pfn < size:
         if orders != NULL:
             order = orders[i]
-        if order < LEAF_SHIFT:
-            # Not for blocks of whole leaves, which do not use the words. Whatever the PFN is, a prefetch never faults.
-            if i + BULK_AHEAD < n:
-                leaf = (pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT
+        if i + BULK_AHEAD < n:
+            # Whatever the PFN is, a prefetch never faults. Blocks of whole leaves do not use the words.
+            leaf = (pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT
+            prefetch(&z.kinds[leaf])
+            if order < LEAF_SHIFT:
                 prefetch(&z.leaves[leaf])
-                prefetch(&z.kinds[leaf])
-                if step == FREE_HELD:
-                    prefetch(&z.links[leaf])
+            if step == FREE_HELD:
+                prefetch(&z.links[leaf])
+        if order < LEAF_SHIFT:
             got = 0
             rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
             i += got

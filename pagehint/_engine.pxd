@@ -193,14 +193,18 @@ cdef inline void engine_forked(Engine *e) noexcept nogil:
     engine_over(e)
 
 
-cdef inline uint64_t engine_batch_begin(Engine *e) noexcept nogil:
-    """Announce a batch, and return how many blocks it may have; allocations that wait for memory go first."""
+cdef inline uint64_t engine_batch_begin(Engine *e, bint *hurry) noexcept nogil:
+    """Announce a batch, and return how many blocks it may have; allocations that wait for memory go first.
+
+    There is no hurry while nobody waits for the run to end.
+    """
     cdef uint64_t most
     engine_lock(e)
     while e.waiters and not e.stopping:
         engine_wait(e, &e.settled, NEVER)
     e.out = True
     most = e.max_pages
+    hurry[0] = e.manual or e.stopping or e.flush_wanted > e.flush_done
     engine_unlock(e)
     return most
 

@@ -27,7 +27,7 @@ from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backo
 from pagehint._hint cimport hint_evaluate, hint_find, hint_off
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
-from pagehint._lock cimport lock_acquire, pthread_self
+from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
 from pagehint._wake cimport zone_unlock
@@ -387,7 +387,7 @@ cdef class HintingEngine:
         cdef Engine *e = &self.m.engine
         cdef uint64_t cursor = 0, most, n
         cdef int64_t began
-        cdef bint failed = False, open
+        cdef bint failed = False, open, hurry = True
         lock_acquire(&z.lock, True)
         z.queued = False
         open = z.hint_count > 0 and self.gate(z, e.max_pages)
@@ -403,8 +403,11 @@ cdef class HintingEngine:
             cursor = hint_find(z, cursor, z.nr_granules)
             if cursor == z.nr_granules:
                 break
-            most = self.grow_batch(engine_batch_begin(e))
-            lock_acquire(&z.lock, True)
+            most = self.grow_batch(engine_batch_begin(e, &hurry))
+            if hurry:
+                lock_acquire(&z.lock, True)
+            else:
+                lock_acquire_last(&z.lock)
             began = monotonic_ns()
             open = self.gate(z, most)
             n = isolate_batch(z, &cursor, most, e.max_report_order, self.batch.blocks) if open else 0

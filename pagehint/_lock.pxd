@@ -9,7 +9,8 @@ Rules (checked by assertion in a debug build):
 One atomic operation takes it, a plain store gives it back; who wants to sleep makes up for that with a heavy barrier.
 Whoever waits looks less and less often, so that the holder, which usually comes back at once, keeps the zone's cache
 lines for a microsecond or two: alternating with every operation costs ten times as much (a convoy). Work of many rounds
-gives way between them. Nobody starves: after a millisecond asleep the lock is handed over rather than set free.
+gives way between them, and the worker waits for a moment when nobody has the lock. Nobody starves: after a millisecond
+asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32,
@@ -20,6 +21,9 @@ from pagehint._clock cimport monotonic_ns
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     pthread_t pthread_self()
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
 
 cdef extern from *:
     """
@@ -43,6 +47,7 @@ cdef enum:
     LOCK_LOOKS = 64         # before going to sleep: some hundred microseconds
     LOCK_GIVE_WAY = 64      # pauses for which a holder that comes back at once lets others go first
     LOCK_PATIENCE = 1000000     # nanoseconds asleep before the lock is handed over
+    LOCK_COURTESY = 64          # looks, a tenth of a millisecond apart, of somebody who is in no hurry
 
 cdef struct Lock:           # 56 bytes
     int32_t word
@@ -129,6 +134,17 @@ cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
     else:
         return False
     return True
+
+
+cdef inline void lock_acquire_last(Lock *lk) noexcept nogil:
+    """Take the lock at a moment when nobody has it, or after some milliseconds as everybody does."""
+    cdef int _look
+    for _look in range(LOCK_COURTESY):
+        if lock_try(lk, LOCK_FREE):
+            lock_taken(lk)
+            return
+        usleep(100)
+    lock_acquire(lk, True)
 
 
 cdef inline void lock_release(Lock *lk) noexcept nogil:

@@ -5,8 +5,9 @@ bit, flipped atomically, is what makes a double free certain to be seen, on whic
 changes under the zone lock only.
 
 So that two CPUs do not flip bits in the same cache line all the time, a stack is filled from the set's reserve, where it
-can be had a whole line of leaf words (256 pages), and a page of a line that another CPU filled from goes to the bottom of
-the stack, where it is the last to be used and the first to go back. What is too much goes back by halves. 3 KiB a CPU.
+can be had a whole line of leaf words (256 pages), and a block of a line that another CPU filled from goes to the bottom
+of the stack: it is not handed out while the zone has others, and is the first to go back. What is too much goes back by
+halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, popcount64, store8,
@@ -51,9 +52,10 @@ cdef struct Pcp:
     uint8_t cpu                 # low byte of the CPU's number
     int batch                   # pages moved at once; half of what a stack may hold
     int count[PCP_TYPES][PCP_ORDERS]
+    int foreign[PCP_TYPES][PCP_ORDERS]      # of these, those of other CPUs' lines, at the bottom
     Reserve reserve[PCP_TYPES]
     uint32_t stack[PCP_TYPES][PCP_SLOTS]
-    uint64_t spare[3]           # up to a cache line: the next CPU's set follows
+    uint64_t spare[4]           # up to a cache line: the next CPU's set follows
 
 
 cdef inline void pcp_init(Pcp *pcp, int cpu, uint64_t managed_pages) noexcept nogil:
@@ -100,6 +102,7 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
     for i in range(left):
         stack[i] = stack[i + n]
     pcp.count[mt][order] = left
+    pcp.foreign[mt][order] = max(pcp.foreign[mt][order] - n, 0)
 
 
 cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
@@ -134,7 +137,7 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
     mt = load8(&z.types[page >> 9], ACQUIRE)
     if likely(mt != MT_ISOLATE and page & ((1 << order) - 1) == 0):
         most = 2 * pcp_batch(pcp, order)
-        if unlikely(pcp.count[mt][order] >= most):
+        if unlikely(pcp.count[mt][order] >= most or pcp.foreign[mt][order] >= most // 2):
             if not lock_acquire(&z.lock, may_block):
                 bias_release(&pcp.lock, True)
                 return E_AGAIN
@@ -145,8 +148,9 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
             if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
                 stack[pcp.count[mt][order]] = <uint32_t>page
             else:
-                stack[pcp.count[mt][order]] = stack[0]
-                stack[0] = <uint32_t>page
+                stack[pcp.count[mt][order]] = stack[pcp.foreign[mt][order]]
+                stack[pcp.foreign[mt][order]] = <uint32_t>page
+                pcp.foreign[mt][order] += 1
             pcp.count[mt][order] += 1
             rc = OK
     bias_release(&pcp.lock, True)
@@ -183,7 +187,7 @@ cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
 
 
 cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block) noexcept nogil:
-    """Move up to a batch into an empty stack: from the reserve, else from the buddy. Set's lock held."""
+    """Move up to a batch onto a stack without blocks of its own: from the reserve, else from the buddy. Set's lock held."""
     cdef Reserve *own = &pcp.reserve[mt]
     cdef Taken taken
     cdef uint64_t left
@@ -215,11 +219,12 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
-    if unlikely(pcp.count[mt][order] == 0):
+    if unlikely(pcp.count[mt][order] == pcp.foreign[mt][order]):
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
         if rc != OK:
             bias_release(&pcp.lock, True)
             return rc
+        pcp.foreign[mt][order] = min(pcp.foreign[mt][order], pcp.count[mt][order] - 1)      # for want of others
     top = pcp.count[mt][order] - 1
     page[0] = pcp_stack(pcp, mt, order)[top]
     pcp.count[mt][order] = top
