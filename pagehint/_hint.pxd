@@ -32,8 +32,8 @@ cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint
     cdef int bit, width
     assert_held(&z.lock)
     PH_ASSERT(end <= z.nr_granules)
-    if n == 1 and (z.hints[granule >> 6] >> (granule & 63)) & 1 == value:
-        return 0                    # nearly always, and not worth what follows
+    if n == 1 and (z.hints[granule >> 6] >> (granule & 63)) & 1 == <uint64_t>value:
+        return 0                    # as most often, and not worth what follows
     while granule < end:
         bit = granule & 63
         width = <int>min(<uint64_t>(64 - bit), end - granule)
