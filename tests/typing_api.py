@@ -82,6 +82,9 @@ def allocate(pages: ph.PageAllocator) -> None:
     pages.drain_pcp()
     pages.free_pages(assert_type(pages.alloc_pages_at(pfn, order=0), int), order=0)
 
+    trace = np.array([(0, 3, ph.OP_ALLOC), (0, 3, ph.OP_FREE)], ph.OP_DTYPE)
+    pages.run_ops(trace, np.zeros(1, np.uint64), migratetype="unmovable", zone="Normal")
+
     pfns = assert_type(pages.alloc_pages_bulk(8, order=0), NDArray[np.uint64])
     pages.free_pages_bulk(pfns[:2], order=0)
     pages.free_pages_bulk(pfns[2:4], order=np.zeros(2, np.uint32))
@@ -121,6 +124,10 @@ def look(pages: ph.PageAllocator) -> None:
         assert int((1 << blocks["order"].astype(np.uint64)).sum()) == zone.free_pages
     text = pages.buddyinfo() + pages.pagetypeinfo() + pages.zoneinfo()
     assert_type(text, str)
+    locks = assert_type(pages.stats(locks=True).locks, ph.LockStats | None)
+    assert locks is not None
+    assert_type(locks.longest_wait_ns, int)
+    assert_type(locks.holds, tuple[tuple[int, int], ...])
     stats = assert_type(pages.stats(), ph.Stats)
     assert_type(stats.nr_free, tuple[int, ...])
     assert_type(stats.to_dict(), dict[str, Any])
