@@ -32,6 +32,7 @@ cdef extern from *:
     #define PH_ACQUIRE __ATOMIC_ACQUIRE
     #define PH_RELEASE __ATOMIC_RELEASE
     #define PH_ACQ_REL __ATOMIC_ACQ_REL
+    #define PH_SEQ_CST __ATOMIC_SEQ_CST
     static inline int ph_swap_i32_if(int32_t *p, int32_t expected, int32_t value)
     {
         return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
@@ -50,6 +51,7 @@ cdef extern from *:
     int ACQUIRE "PH_ACQUIRE"
     int RELEASE "PH_RELEASE"
     int ACQ_REL "PH_ACQ_REL"
+    int SEQ_CST "PH_SEQ_CST"
 
     uint64_t load64 "__atomic_load_n" (const uint64_t *p, int order) noexcept nogil
     void store64 "__atomic_store_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
@@ -69,4 +71,3 @@ cdef extern from *:
     int clz64 "__builtin_clzll" (uint64_t x) noexcept nogil
     int popcount64 "__builtin_popcountll" (uint64_t x) noexcept nogil
     void prefetch "__builtin_prefetch" (const void *p) noexcept nogil
-    void *thread_pointer "__builtin_thread_pointer" () noexcept nogil

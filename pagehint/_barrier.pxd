@@ -13,7 +13,7 @@ cdef extern from *:
     #include <sys/syscall.h>
     #include <unistd.h>
 
-    static int ph_fence_needed = 1;     /* until membarrier has been seen to work; the same in every module then */
+    static int ph_fence_needed = 1;     /* until membarrier has been seen to work */
 
     __attribute__((constructor)) static void ph_barrier_register(void)
     {
@@ -30,7 +30,7 @@ cdef extern from *:
     static void ph_heavy_barrier(void)
     {
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (ph_fence_needed || syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0)
+        if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0 || ph_fence_needed)
             return;
         ph_barrier_register();          /* a forked child may have to register anew */
         if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0)) {

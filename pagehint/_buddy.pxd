@@ -5,8 +5,8 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load64, popcount64,
-                               store8, store64)
+from pagehint._atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load8,
+                               load64, popcount64, store8, store64)
 from pagehint._leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
                              lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
                              spread)
@@ -21,7 +21,7 @@ cdef enum:
 cdef struct Taken:              # one step of a bulk allocation: blocks that begin at the same bits of some leaves
     uint64_t leaf
     uint64_t nr_leaves
-    bint whole                  # they are one block still, for `leaf_fill` to make many of
+    bint whole                  # they are one held block still, for `leaf_fill` to make many of
     uint64_t starts
     int source                  # order of the free block they were in; LEAF_SHIFT - 1 at most within a split leaf
 
@@ -335,7 +335,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         return popcount64(taken.starts)
     whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))
     whole = min(whole, largest - LEAF_SHIFT)
-    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, state)
+    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, HELD)
     taken.nr_leaves = <uint64_t>1 << whole
     taken.whole = True
     taken.starts = aligned_starts[order]
@@ -345,7 +345,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
 cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, uint64_t *head) noexcept nogil:
     """Order of the maximal free block that holds the given block, its first page in `head`; NOT_FREE if none does."""
     cdef uint64_t i = page >> LEAF_SHIFT, h, avail
-    cdef int kind = z.kinds[i], o
+    cdef int kind = load8(&z.kinds[i], ACQUIRE), o
     if is_split(kind):
         if order >= LEAF_SHIFT:
             return NOT_FREE
@@ -357,7 +357,7 @@ cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, u
         return o
     for o in range(LEAF_SHIFT, z.max_order + 1):
         h = i >> (o - LEAF_SHIFT) << (o - LEAF_SHIFT)
-        kind = z.kinds[h]
+        kind = load8(&z.kinds[h], ACQUIRE)
         if kind != TAIL:
             break
     else:

@@ -5,12 +5,13 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport RELAXED, ctz64, fetch_add64, prefetch
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, prefetch,
+                               store_i32)
 from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free_many, set_kind
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
-from pagehint._leaf cimport aligned_starts, spread
-from pagehint._lock cimport lock_acquire, lock_give_way
+from pagehint._leaf cimport aligned_starts, low_ones, spread
+from pagehint._lock cimport lock_acquire, lock_give_way, usleep
 from pagehint._machine cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take, zone_take_many
 from pagehint._wake cimport zone_unlock
@@ -21,6 +22,36 @@ from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, 
 cdef enum:
     BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
     BULK_AHEAD = 12             # how many blocks ahead to prefetch
+
+
+cdef inline void bulk_begin(Machine *m, uint64_t n) noexcept nogil:
+    """Announce a call of `n` blocks, so that the consistency check is not surprised, and a fork can wait for its end."""
+    fetch_add64(&m.bulk_calls, 1, SEQ_CST)
+    while load_i32(&m.bulk_stopped, SEQ_CST):
+        fetch_add64(&m.bulk_calls, -1, SEQ_CST)
+        while load_i32(&m.bulk_stopped, RELAXED):
+            usleep(50)
+        fetch_add64(&m.bulk_calls, 1, SEQ_CST)
+    fetch_add64(&m.bulk_blocks, n, ACQ_REL)
+
+
+cdef inline void bulk_end(Machine *m, uint64_t n) noexcept nogil:
+    fetch_add64(&m.bulk_blocks, -n, ACQ_REL)
+    fetch_add64(&m.bulk_calls, -1, SEQ_CST)
+
+
+cdef inline void bulk_stop(Machine *m) noexcept nogil:
+    """Wait until no bulk call is on its way, and let none begin; the caller holds `last_resort`, and no lock after it.
+
+    A child would for ever miss what a thread that it has not was about to free.
+    """
+    store_i32(&m.bulk_stopped, True, SEQ_CST)
+    while load64(&m.bulk_calls, SEQ_CST):
+        usleep(50)
+
+
+cdef inline void bulk_resume(Machine *m) noexcept nogil:
+    store_i32(&m.bulk_stopped, False, RELEASE)
 
 
 cdef inline uint64_t zone_can_serve(PageZone *z, int order, uint64_t reserve) noexcept nogil:
@@ -112,6 +143,7 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
             pfns[done] = z.base_pfn + page
             done += 1
         zone_unlock(z)
+        lock_give_way(&z.lock)
     return done
 
 
@@ -130,8 +162,7 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
     # Asked before anything is taken: a request that cannot be met then leaves no trace, not even in the hints.
     if machine_can_serve(m, preferred, order) < n:
         return E_NOMEM
-    # Announced before and taken back after, so that the consistency check is never surprised.
-    fetch_add64(&m.bulk_blocks, n, RELAXED)
+    bulk_begin(m, n)
     for s in range(m.zonelist_length[preferred]):
         done += zone_alloc_bulk(m.zones[step[s].zone], order, mt, step[s].reserve, pfns + done, n - done)
         if done == n:
@@ -140,7 +171,7 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
     if rc != OK:                # others were faster
         for i in range(done):
             machine_free(m, pfns[i], order, how)
-    fetch_add64(&m.bulk_blocks, -n, RELAXED)
+    bulk_end(m, n)
     return rc
 
 
@@ -150,18 +181,23 @@ cdef enum BulkStep:
     FREE_HELD
 
 
-cdef inline uint64_t gather(const uint64_t *pfns, uint64_t n, uint64_t base_pfn, int order, uint64_t *starts) noexcept nogil:
-    """How many of the next blocks lie in the leaf of the first, each of them once, and where they start in it."""
-    cdef uint64_t k = 0, first = pfns[0] - base_pfn, offset = first & 63, seen = 0
+cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
+    """How many of the next blocks lie in the leaf of the first and in this zone, each once, and where they start in it."""
+    cdef uint64_t k = 0, first = pfns[0] - z.base_pfn, offset = first & 63, seen = 0
     cdef uint64_t allowed = aligned_starts[order]
-    first -= offset
+    first = z.base_pfn + first - offset
+    # Two zones may meet within a leaf.
+    if first < z.start_pfn:
+        allowed &= ~low_ones(<int>(z.start_pfn - first))
+    if z.end_pfn - first < LEAF_PAGES:
+        allowed &= low_ones(<int>(z.end_pfn - first))
     while offset < LEAF_PAGES and (allowed >> offset) & 1:
         seen |= <uint64_t>1 << offset
         allowed &= ~seen
         k += 1
         if k == n:
             break
-        offset = pfns[k] - base_pfn - first
+        offset = pfns[k] - first
     starts[0] = seen
     return k
 
@@ -204,7 +240,7 @@ cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int or
                            uint64_t *done) noexcept nogil:
     """One step on the first block, of order < 6, and on those after it that lie in the same leaf."""
     cdef uint64_t starts = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT
-    cdef uint64_t got = gather(pfns, n, z.base_pfn, order, &starts)
+    cdef uint64_t got = gather(z, pfns, n, order, &starts)
     if got == 0:
         return E_ALIGN
     if step == FREE_HELD:
@@ -295,11 +331,11 @@ cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32
     """Free all blocks or none; `refused` is the index of the first that could not be."""
     cdef uint64_t ignored = 0
     cdef int rc
-    fetch_add64(&m.bulk_blocks, n, RELAXED)
+    bulk_begin(m, n)
     rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
     if rc != OK:
         bulk_walk(m, pfns, orders, order, refused[0], RELEASE_HOLD, &ignored)
     else:
         bulk_walk(m, pfns, orders, order, n, FREE_HELD, &ignored)
-    fetch_add64(&m.bulk_blocks, -n, RELAXED)
+    bulk_end(m, n)
     return rc

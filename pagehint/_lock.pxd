@@ -8,8 +8,8 @@ Rules (checked by assertion in a debug build):
 
 One atomic operation takes it, a plain store gives it back; who wants to sleep makes up for that with a heavy barrier.
 Whoever waits looks less and less often, so that the holder, which usually comes back at once, keeps the zone's cache
-lines for a microsecond or two: alternating with every operation costs ten times as much (a convoy). Work of many rounds
-gives way between them, and the worker waits for a moment when nobody has the lock. Nobody starves: after a millisecond
+lines for a microsecond or two: alternating with every operation costs ten times as much (a convoy). Bulk calls give
+way between their rounds, and the worker waits for a moment when nobody has the lock. Nobody starves: after a millisecond
 asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -80,13 +80,13 @@ cdef inline bint lock_try(Lock *lk, int32_t state) noexcept nogil:
     return load_i32(&lk.word, RELAXED) == state and swap_i32_if(&lk.word, state, LOCK_HELD)
 
 
-cdef inline bint lock_spin(Lock *lk) noexcept nogil:
-    """Look again and again, at growing intervals."""
+cdef inline bint lock_spin(Lock *lk, bint asleep) noexcept nogil:
+    """Look again and again, at growing intervals. What is handed over is for those that were asleep."""
     cdef int _look, _pause, pauses = LOCK_PAUSES
     for _look in range(LOCK_LOOKS):
         for _pause in range(pauses):
             cpu_relax()
-        if lock_try(lk, LOCK_FREE):
+        if lock_try(lk, LOCK_FREE) or (asleep and lock_try(lk, LOCK_HANDED)):
             return True
         pauses = min(2 * pauses, <int>LOCK_MOST_PAUSES)
     return False
@@ -106,7 +106,7 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
             starving = True
             fetch_add_i32(&lk.starving, 1, RELAXED)
         futex_wait(&lk.woken, False)
-        ours = lock_try(lk, LOCK_HANDED) or lock_spin(lk)
+        ours = lock_spin(lk, True)
     store_i32(&lk.woken, False, RELAXED)
     fetch_add_i32(&lk.sleepers, -1, RELAXED)
     if starving:
@@ -117,7 +117,7 @@ cdef inline void lock_wait(Lock *lk) noexcept nogil:
     """Take a lock that somebody else holds."""
     cdef int64_t began = monotonic_ns()
     fetch_add_i32(&lk.waiting, 1, RELAXED)
-    if not lock_spin(lk):
+    if not lock_spin(lk, False):
         lock_sleep(lk, began)
     fetch_add_i32(&lk.waiting, -1, RELAXED)
     lock_taken(lk)

@@ -3,9 +3,9 @@
 Every operation returns OK or an `E_` code from `_check.pxd`, and has changed nothing unless it returns OK. Asked to
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int32_t, uint64_t
 from pagehint._atomic cimport clz64, ctz64
-from pagehint._bias cimport bias_acquire, bias_release
+from pagehint._bias cimport bias_release, bias_revoke
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
@@ -38,6 +38,8 @@ cdef struct Machine:
     int default_zone
     Lock last_resort            # of the one that holds all page sets; taken before them
     uint64_t bulk_blocks        # of bulk calls on their way: some withheld, some one block still that is to be many
+    uint64_t bulk_calls         # on their way
+    int32_t bulk_stopped        # by a fork, which waits for those and lets no other begin
     Engine engine
 
 
@@ -237,7 +239,7 @@ cdef inline void machine_hold(Machine *m) noexcept nogil:
     for i in range(m.nr_zones):
         if m.zones[i].pcp != NULL:
             for cpu in range(m.nr_cpus):
-                bias_acquire(&(<Pcp *> m.zones[i].pcp + cpu).lock, True)
+                bias_revoke(&(<Pcp *> m.zones[i].pcp + cpu).lock, True)
                 pcp_drain_held(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)
 
 

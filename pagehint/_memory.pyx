@@ -15,9 +15,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_pfn, as_type
-from pagehint._atomic cimport RELAXED, load64, store64
+from pagehint._atomic cimport RELAXED, store64
 from pagehint._buddy cimport NOT_FREE, free_block_around
-from pagehint._bias cimport bias_acquire, bias_release
+from pagehint._bulk cimport bulk_resume, bulk_stop
+from pagehint._bias cimport bias_release, bias_revoke
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
@@ -120,7 +121,7 @@ cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
     cdef int cpu
     if z.pcp != NULL:
         for cpu in range(nr_cpus):
-            bias_acquire(&(<Pcp *> z.pcp + cpu).lock, True)
+            bias_revoke(&(<Pcp *> z.pcp + cpu).lock, True)
     lock_acquire(&z.lock, True)
 
 
@@ -516,7 +517,7 @@ cdef class Memory:
                 with nogil:
                     zone_stop(z, self.m.nr_cpus)
                     bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
-                                      load64(&self.m.bulk_blocks, RELAXED), &finding)
+                                      &self.m.bulk_blocks, &finding)
                     zone_resume(z, self.m.nr_cpus)
                 if bad:
                     spec = self.specs[i]
@@ -581,6 +582,7 @@ cdef void fork_prepare() noexcept nogil:
     w = worlds.next
     while w != NULL:
         lock_acquire(&w.m.last_resort, True)
+        bulk_stop(w.m)
         for i in range(w.m.nr_zones):
             zone_stop(w.m.zones[i], w.m.nr_cpus)
         engine_lock(&w.m.engine)
@@ -594,6 +596,7 @@ cdef void fork_parent() noexcept nogil:
         engine_unlock(&w.m.engine)
         for i in range(w.m.nr_zones):
             zone_resume(w.m.zones[i], w.m.nr_cpus)
+        bulk_resume(w.m)
         lock_release(&w.m.last_resort)
         w = w.next
     lock_release(&worlds_lock)
@@ -621,6 +624,7 @@ cdef void fork_child() noexcept nogil:
         engine_forked(&w.m.engine)
         for i in range(w.m.nr_zones):
             zone_resume(w.m.zones[i], w.m.nr_cpus)
+        bulk_resume(w.m)
         lock_release(&w.m.last_resort)
         w = w.next
     forks += 1

@@ -214,7 +214,7 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
     cdef int rc, top
-    # What a set holds is not free memory to those who must leave a reserve.
+    # What a set holds is not free memory to those who must leave a reserve. Looked at without the zone lock: about right.
     if unlikely(reserve + z.watermark[WMARK_MIN] != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):

@@ -1,7 +1,7 @@
 """Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport PH_ASSERT, ctz64, store64, RELEASE
+from pagehint._atomic cimport ACQUIRE, PH_ASSERT, RELEASE, ctz64, load8, store64
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, set_head, set_kind
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._leaf cimport leaf_avail, low_ones
@@ -132,7 +132,7 @@ cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
     cdef uint64_t i = 0, start = 0, run = 0, avail, pages
     cdef int kind
     while i < z.nr_leaves:
-        kind = z.kinds[i]
+        kind = load8(&z.kinds[i], ACQUIRE)
         pages = 0
         if run == 0:
             start = i

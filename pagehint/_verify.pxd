@@ -4,12 +4,12 @@ Written so as to share as little as it can with the code it checks.
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport popcount64
+from pagehint._atomic cimport ACQUIRE, load8, load64, popcount64
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
                              MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
-                             PageZone, SPLIT, TAIL, USED, is_split, list_first,
+                             PageZone, SPLIT, TAIL, is_split, list_first,
                              list_head, type_of)
 
 cdef struct Finding:
@@ -56,11 +56,11 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
     return False
 
 
-cdef inline bint verify_leaves(const PageZone *z, uint64_t bulk_blocks, Count *c, Finding *f) noexcept nogil:
-    cdef uint64_t i = 0, j, n, buddy
+cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, Count *c, Finding *f) noexcept nogil:
+    cdef uint64_t i = 0, j, n, buddy, before = load64(bulk_blocks, ACQUIRE)
     cdef int kind, order
     while i < z.nr_leaves:
-        kind = z.kinds[i]
+        kind = load8(&z.kinds[i], ACQUIRE)
         n = 1
         if is_split(kind):
             if verify_leaf(z, i, c, f):
@@ -78,7 +78,7 @@ cdef inline bint verify_leaves(const PageZone *z, uint64_t bulk_blocks, Count *c
             if i & (n - 1) or i + n > z.nr_leaves:
                 return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
             for j in range(i + 1, i + n):
-                if z.kinds[j] != TAIL and not (bulk_blocks and kind & KIND_STATE == USED):
+                if z.kinds[j] != TAIL and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE))):
                     return found(f, "a block begins inside another", j << LEAF_SHIFT)
             if kind & KIND_STATE == FREE:
                 buddy = i ^ n
@@ -205,13 +205,14 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
 
 
 cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent,
-                             uint64_t bulk_blocks, Finding *f) noexcept nogil:
+                             const uint64_t *bulk_blocks, Finding *f) noexcept nogil:
     """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
 
     `absent` are `nr_absent` pairs (start, end); `bulk_blocks` how many blocks bulk calls are about to have freed or
-    allocated.
+    allocated: before and after we look, for they begin and end without this zone's lock.
     """
     cdef Count c
+    cdef uint64_t before = load64(bulk_blocks, ACQUIRE)
     memset(&c, 0, sizeof(c))
     f.what = NULL
     if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
@@ -219,7 +220,8 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
         return True
     if c.free_pages != z.free_pages:
         return found(f, "free_pages is not the number of free pages", 0)
-    if z.isolated_pages == 0 and (c.withheld > bulk_blocks or c.held_pages > z.bulk_pages):
+    before = max(before, load64(bulk_blocks, ACQUIRE))
+    if z.isolated_pages == 0 and (c.withheld > before or (c.held_pages > z.bulk_pages and not before)):
         return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
     if z.isolated_pages and z.isolated_pages < c.held_pages:
         return found(f, "more pages are held than are out for reporting", 0)

@@ -1,6 +1,6 @@
 """Walking over a zone's free blocks in order of address, and what is counted that way. Zone lock held."""
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport ctz64
+from pagehint._atomic cimport ACQUIRE, ctz64, load8
 from pagehint._buddy cimport NOT_FREE, free_block_around, leaf_top
 from pagehint._hint cimport hint_mark
 from pagehint._leaf cimport leaf_avail, low_ones, maximal_order
@@ -16,7 +16,7 @@ cdef inline int next_free_block(const PageZone *z, uint64_t *page) noexcept nogi
     cdef uint64_t i = page[0] >> LEAF_SHIFT, avail
     cdef int kind, at
     while i < z.nr_leaves:
-        kind = z.kinds[i]
+        kind = load8(&z.kinds[i], ACQUIRE)
         if is_split(kind):
             avail = leaf_avail(&z.leaves[i])
             if page[0] >> LEAF_SHIFT == i:

@@ -31,7 +31,7 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
             return False
     # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
     head = load64(&leaf.head, ACQUIRE)
-    if unlikely((((head & pages) ^ starts) | (after & ~(free | head))) != 0):
+    if unlikely(((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) != 0):
         unwithhold(z, i, starts)
         return False
     return True

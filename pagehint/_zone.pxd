@@ -168,4 +168,5 @@ cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
 
 
 cdef inline uint64_t usable_free_pages(const PageZone *z) noexcept nogil:
-    return z.free_pages - isolate_free_pages(z)
+    cdef uint64_t isolated = isolate_free_pages(z)
+    return z.free_pages - isolated if z.free_pages > isolated else 0

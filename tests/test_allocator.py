@@ -831,3 +831,15 @@ def test_how_long_locks_are_held_and_waited_for():
     assert sum(count for _, count in locks.holds) >= 2 * 16
     assert 0 < locks.longest_hold_ns < max(limit for limit, _ in locks.holds)
     assert "longest hold" in repr(locks)
+
+
+@pytest.mark.parametrize("pcp", [True, False])
+def test_a_bulk_free_of_two_zones_that_meet_within_a_leaf_was_refused(pcp):
+    """Pages of one word of the metadata may be of two zones, each with a word of its own."""
+    pages = ph.PageAllocator([ph.ZoneSpec("DMA", 0, 100), ph.ZoneSpec("Normal", 100, 1000)], pcp=pcp)
+    for pair in ([99, 100], [100, 99], [99, 100, 98, 101]):
+        for pfn in pair:
+            pages.alloc_pages_at(pfn)
+        pages.free_pages_bulk(pair)
+    pages.verify()
+    assert pages.stats().allocated_pages == 0

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from conftest import Host, real
+from conftest import Host, real, survives
 
 import pagehint as ph
 
@@ -634,3 +634,33 @@ def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
         print("end")
     """
     assert run(code) == (0, "end\n", "")
+
+
+def test_a_fork_in_the_midst_of_a_bulk_call_lost_its_pages_in_the_child():
+    """What another thread is about to free, or has just taken, is wholly the one or the other in the child."""
+    survives("""
+        import os, threading
+        import pagehint as ph
+        pages = ph.PageAllocator("256MiB")
+        stop = threading.Event()
+        def churn():
+            while not stop.is_set():
+                pages.free_pages_bulk(pages.alloc_pages_bulk(60000))
+        thread = threading.Thread(target=churn)
+        thread.start()
+        for _ in range(40):
+            child = os.fork()
+            if not child:
+                pages.drain_pcp()
+                pages.verify()
+                free = {pfn for zone in pages.zones for start, order in zone.free_blocks().tolist()
+                        for pfn in range(start, start + (1 << order))}
+                for pfn in set(range(65536)) - free:
+                    pages.free_pages(pfn)
+                pages.drain_pcp()
+                pages.verify()
+                os._exit(pages.stats().free_pages != 65536)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        thread.join()
+    """)

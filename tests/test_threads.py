@@ -310,3 +310,38 @@ def test_nobody_sleeps_beside_a_free_lock(pcp):
     assert locks.lock_contended > 0
     assert locks.locks.longest_wait_ns > 0
     pages.verify()
+
+
+@pytest.mark.parametrize("cpus", [1, None])
+def test_page_sets_shared_by_more_threads_than_cpus(cpus, monkeypatch):
+    """Whoever is interrupted on the way into a set that was its own comes back when others are in it."""
+    if cpus:
+        monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    pages = ph.PageAllocator("1GiB")
+    trace = np.zeros(8192, ph.OP_DTYPE)
+    trace["slot"] = np.arange(8192) // 2 % 8
+    trace["op"][1::2] = ph.OP_FREE
+
+    def churn(stop, rng):
+        pfns = np.zeros(8, np.uint64)
+        while not stop.is_set():
+            pages.run_ops(trace, pfns)  # refused if somebody else has freed what is ours
+
+    in_threads([churn] * 8)
+    pages.verify()
+    assert pages.stats().allocated_pages == 0
+
+
+def test_the_check_is_not_alarmed_by_bulk_calls_on_their_way():
+    """They withhold, and make small blocks of large ones, without the zone lock."""
+    pages = ph.PageAllocator("256MiB")
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 20000)))
+
+    def check(stop, rng):
+        while not stop.is_set():
+            pages.verify()
+
+    in_threads([churn, check])
