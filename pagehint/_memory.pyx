@@ -29,7 +29,7 @@ from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init,
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
 from pagehint._migratetype cimport granule_pageblocks, retype
-from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_init
+from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_drain_held, pcp_init
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
@@ -65,10 +65,19 @@ cdef inline void finish(Change *c):
     Py_XDECREF(c.other)
 
 
-cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, uint64_t *busy) noexcept nogil:
-    """Make `n` runs absent, or none of them: `busy` is then a page that is not free."""
+cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ranges, size_t n, Change *offline,
+                      uint64_t *busy) noexcept nogil:
+    """Make `n` runs absent, or none of them: `busy` is then a page that is not free.
+
+    Once `settled`, with the page sets empty and held so, lest one is filled from here meanwhile.
+    """
     cdef size_t k
-    cdef int rc = OK
+    cdef int rc = OK, cpu
+    cdef bint hold = settled and z.pcp != NULL
+    if hold:
+        for cpu in range(nr_cpus):
+            bias_revoke(&(<Pcp *> z.pcp + cpu).lock, True)
+            pcp_drain_held(z, <Pcp *> z.pcp + cpu)
     lock_acquire(&z.lock, True)
     for k in range(n):
         busy[0] = first_not_free(z, ranges[2 * k], ranges[2 * k + 1])
@@ -80,6 +89,9 @@ cdef int zone_offline(PageZone *z, const uint64_t *ranges, size_t n, Change *off
             range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
         swap(offline)
     zone_unlock(z)
+    if hold:
+        for cpu in range(nr_cpus):
+            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
     return rc
 
 
@@ -392,7 +404,8 @@ cdef class Memory:
             ranges = self.runs(z, start, end, self.grown[z.index])
             offline = change(&self.absent[z.index].offline, sorted(self.offline[z.index] + [(start, end)]))
             with nogil:
-                rc = zone_offline(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &busy)
+                rc = zone_offline(z, self.m.nr_cpus, settled, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline,
+                                  &busy)
             finish(&offline)
             if rc == OK:
                 self.set_watermarks()
