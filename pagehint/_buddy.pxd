@@ -45,6 +45,13 @@ cdef inline void change_free(PageZone *z, uint64_t i, uint64_t clear, uint64_t s
         z.leaves[i].free = (z.leaves[i].free & ~clear) | set
 
 
+cdef inline void leaf_split(PageZone *z, uint64_t i, uint64_t free, uint64_t head) noexcept nogil:
+    """Make a leaf on no list one whose pages are known by these words; counts and list are the caller's to mend."""
+    store64(&z.leaves[i].free, free, RELEASE)
+    set_head(z, i, head)
+    set_kind(z, i, FULL)
+
+
 cdef inline void relist(PageZone *z, uint64_t i, int kind) noexcept nogil:
     """Give a split leaf its new kind, and its place in the list that goes with it."""
     cdef int old = z.kinds[i], mt
@@ -224,9 +231,7 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
         set_kind(z, head, state | order)
         z.free_pages -= <uint64_t>1 << order
     else:
-        store64(&z.leaves[head].free, <uint64_t>-1, RELEASE)
-        set_head(z, head, 0)
-        set_kind(z, head, FULL)
+        leaf_split(z, head, <uint64_t>-1, 0)
         leaf_take(z, head, page & 63, order, LEAF_SHIFT, 0, state)
 
 
@@ -301,9 +306,7 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
 
 cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state) noexcept nogil:
     """A leaf that belongs to the caller becomes one full of blocks of an order. No lock: no list or count knows of it."""
-    store64(&z.leaves[i].free, 0 if state == USED else aligned_starts[order], RELEASE)
-    set_head(z, i, aligned_starts[order])
-    set_kind(z, i, FULL)
+    leaf_split(z, i, 0 if state == USED else aligned_starts[order], aligned_starts[order])
 
 
 cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
@@ -327,9 +330,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         return popcount64(taken.starts)
     if want << order < LEAF_PAGES:
         split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, HELD)
-        store64(&z.leaves[i].free, <uint64_t>-1, RELEASE)
-        set_head(z, i, 0)
-        set_kind(z, i, FULL)
+        leaf_split(z, i, <uint64_t>-1, 0)
         z.free_pages += LEAF_PAGES
         taken.starts = leaf_take_many(z, i, order, want, state, True)
         return popcount64(taken.starts)

@@ -5,7 +5,6 @@ TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, wh
 """
 from libc.stdint cimport int32_t, uint64_t
 from pagehint._atomic cimport clz64, ctz64
-from pagehint._bias cimport bias_release, bias_revoke
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
@@ -13,7 +12,7 @@ from pagehint._engine cimport Engine
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
-from pagehint._pcp cimport PCP_ORDERS, Pcp, pcp_alloc, pcp_drain_all, pcp_drain_held, pcp_free, pcp_here
+from pagehint._pcp cimport PCP_ORDERS, pcp_alloc, pcp_free, pcp_here, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport may_take
@@ -221,11 +220,9 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
 
 cdef inline void machine_drain(Machine *m) noexcept nogil:
     """Empty every per-CPU page set of every zone."""
-    cdef int i, cpu
+    cdef int i
     for i in range(m.nr_zones):
-        if m.zones[i].pcp != NULL:
-            for cpu in range(m.nr_cpus):
-                pcp_drain_all(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)
+        sets_drain(m.zones[i], m.nr_cpus)
 
 
 cdef inline void machine_hold(Machine *m) noexcept nogil:
@@ -234,19 +231,14 @@ cdef inline void machine_hold(Machine *m) noexcept nogil:
     Else another CPU's set could take in one batch what was drained for us, or two large requests each fail because of
     what the other had for a moment.
     """
-    cdef int i, cpu
+    cdef int i
     lock_acquire(&m.last_resort, True)
     for i in range(m.nr_zones):
-        if m.zones[i].pcp != NULL:
-            for cpu in range(m.nr_cpus):
-                bias_revoke(&(<Pcp *> m.zones[i].pcp + cpu).lock, True)
-                pcp_drain_held(m.zones[i], <Pcp *> m.zones[i].pcp + cpu)
+        sets_hold(m.zones[i], m.nr_cpus, True)
 
 
 cdef inline void machine_let_go(Machine *m) noexcept nogil:
-    cdef int i, cpu
+    cdef int i
     for i in range(m.nr_zones):
-        if m.zones[i].pcp != NULL:
-            for cpu in range(m.nr_cpus):
-                bias_release(&(<Pcp *> m.zones[i].pcp + cpu).lock, False)
+        sets_let_go(m.zones[i], m.nr_cpus)
     lock_release(&m.last_resort)

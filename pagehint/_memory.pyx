@@ -18,7 +18,6 @@ from pagehint._arguments cimport as_count, as_pfn, as_type
 from pagehint._atomic cimport RELAXED, store64
 from pagehint._buddy cimport NOT_FREE, free_block_around
 from pagehint._bulk cimport bulk_resume, bulk_stop
-from pagehint._bias cimport bias_release, bias_revoke
 from pagehint._check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
@@ -29,7 +28,7 @@ from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init,
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
 from pagehint._migratetype cimport granule_pageblocks, retype
-from pagehint._pcp cimport Pcp, pcp_drain_all, pcp_drain_held, pcp_init
+from pagehint._pcp cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
@@ -72,12 +71,9 @@ cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ra
     Once `settled`, with the page sets empty and held so, lest one is filled from here meanwhile.
     """
     cdef size_t k
-    cdef int rc = OK, cpu
-    cdef bint hold = settled and z.pcp != NULL
-    if hold:
-        for cpu in range(nr_cpus):
-            bias_revoke(&(<Pcp *> z.pcp + cpu).lock, True)
-            pcp_drain_held(z, <Pcp *> z.pcp + cpu)
+    cdef int rc = OK
+    if settled:
+        sets_hold(z, nr_cpus, True)
     lock_acquire(&z.lock, True)
     for k in range(n):
         busy[0] = first_not_free(z, ranges[2 * k], ranges[2 * k + 1])
@@ -89,9 +85,8 @@ cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ra
             range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
         swap(offline)
     zone_unlock(z)
-    if hold:
-        for cpu in range(nr_cpus):
-            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
+    if settled:
+        sets_let_go(z, nr_cpus)
     return rc
 
 
@@ -130,19 +125,13 @@ cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_p
 
 cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
     """Stop everything in a zone: its page sets' locks, then its own."""
-    cdef int cpu
-    if z.pcp != NULL:
-        for cpu in range(nr_cpus):
-            bias_revoke(&(<Pcp *> z.pcp + cpu).lock, True)
+    sets_hold(z, nr_cpus, False)
     lock_acquire(&z.lock, True)
 
 
 cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
-    cdef int cpu
     lock_release(&z.lock)
-    if z.pcp != NULL:
-        for cpu in range(nr_cpus):
-            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
+    sets_let_go(z, nr_cpus)
 
 
 cdef class Memory:
@@ -491,7 +480,7 @@ cdef class Memory:
         return z
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
-        cdef int mt = as_type(migratetype, MT_ISOLATE), cpu
+        cdef int mt = as_type(migratetype, MT_ISOLATE)
         cdef uint64_t start, end
         start, end = self.page_range(pfn, nr_pages)
         # A granule is reported as a whole, so its pageblocks, where it has several, change together.
@@ -509,9 +498,7 @@ cdef class Memory:
             last = (end - z.base_pfn + (1 << PAGEBLOCK_ORDER) - 1) >> PAGEBLOCK_ORDER
             with nogil:
                 zone_retype(z, first, last, mt)
-                if z.pcp != NULL:
-                    for cpu in range(self.m.nr_cpus):
-                        pcp_drain_all(z, <Pcp *> z.pcp + cpu)
+                sets_drain(z, self.m.nr_cpus)
 
     # -- consistency
 
@@ -602,15 +589,20 @@ cdef void fork_prepare() noexcept nogil:
         w = w.next
 
 
+cdef void world_resume(World *w) noexcept nogil:
+    """Let go of all but the engine."""
+    cdef int i
+    for i in range(w.m.nr_zones):
+        zone_resume(w.m.zones[i], w.m.nr_cpus)
+    bulk_resume(w.m)
+    lock_release(&w.m.last_resort)
+
+
 cdef void fork_parent() noexcept nogil:
     cdef World *w = worlds.next
-    cdef int i
     while w != NULL:
         engine_unlock(&w.m.engine)
-        for i in range(w.m.nr_zones):
-            zone_resume(w.m.zones[i], w.m.nr_cpus)
-        bulk_resume(w.m)
-        lock_release(&w.m.last_resort)
+        world_resume(w)
         w = w.next
     lock_release(&worlds_lock)
 
@@ -635,10 +627,7 @@ cdef void fork_child() noexcept nogil:
             put_back(w.batch.zone, w.batch.blocks, w.batch.n, w.batch.failed)
             w.batch.n = 0
         engine_forked(&w.m.engine)
-        for i in range(w.m.nr_zones):
-            zone_resume(w.m.zones[i], w.m.nr_cpus)
-        bulk_resume(w.m)
-        lock_release(&w.m.last_resort)
+        world_resume(w)
         w = w.next
     forks += 1
     lock_forget_sleepers(&worlds_lock)

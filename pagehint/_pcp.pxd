@@ -12,7 +12,7 @@ halves. 3.1 KiB a CPU.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, popcount64, store8,
                                unlikely)
-from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release
+from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release, bias_revoke
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
@@ -125,6 +125,31 @@ cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
     bias_acquire(&pcp.lock, True)
     pcp_drain_held(z, pcp)
     bias_release(&pcp.lock, False)
+
+
+cdef inline void sets_drain(PageZone *z, int nr_cpus) noexcept nogil:
+    """Empty all of a zone's sets, one after the other."""
+    cdef int cpu
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            pcp_drain_all(z, <Pcp *> z.pcp + cpu)
+
+
+cdef inline void sets_hold(PageZone *z, int nr_cpus, bint drain) noexcept nogil:
+    """Take the locks of all of a zone's sets, and empty them if wanted."""
+    cdef int cpu
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_revoke(&(<Pcp *> z.pcp + cpu).lock, True)
+            if drain:
+                pcp_drain_held(z, <Pcp *> z.pcp + cpu)
+
+
+cdef inline void sets_let_go(PageZone *z, int nr_cpus) noexcept nogil:
+    cdef int cpu
+    if z.pcp != NULL:
+        for cpu in range(nr_cpus):
+            bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
 
 
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:

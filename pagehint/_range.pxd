@@ -1,8 +1,9 @@
 """Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport ACQUIRE, PH_ASSERT, RELEASE, ctz64, load8, store64
-from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, set_head, set_kind
+from pagehint._atomic cimport ACQUIRE, PH_ASSERT, ctz64, load8
+from pagehint._buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split, set_head,
+                              set_kind)
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
@@ -82,9 +83,7 @@ cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcep
 cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
     """Make an absent leaf one whose pages are known by their bits, all absent."""
     if z.kinds[i] == ABSENT:
-        store64(&z.leaves[i].free, <uint64_t>-1, RELEASE)
-        set_head(z, i, <uint64_t>-1)
-        set_kind(z, i, FULL)
+        leaf_split(z, i, <uint64_t>-1, <uint64_t>-1)
 
 
 cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
