@@ -22,7 +22,7 @@ extensions = [
         include_dirs=["pagehint", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-        extra_compile_args=["-std=gnu11", "-O3", *split_flags, *machine_flags, "-g1", "-pthread"],
+        extra_compile_args=["-std=gnu11", "-O3", *split_flags, "--param=inline-unit-growth=300", "--param=large-function-growth=1000", "--param=large-unit-insns=100000", *machine_flags, "-g1", "-pthread"],
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )

@@ -52,12 +52,8 @@ cdef inline void leaf_split(PageZone *z, uint64_t i, uint64_t free, uint64_t hea
     set_kind(z, i, FULL)
 
 
-cdef inline void relist(PageZone *z, uint64_t i, int kind) noexcept nogil:
-    """Give a split leaf its new kind, and its place in the list that goes with it."""
-    cdef int old = z.kinds[i], mt
-    if old == kind:
-        return
-    mt = type_of(z, i)
+cdef inline void relist(PageZone *z, uint64_t i, int mt, int old, int kind) noexcept nogil:
+    """Give a split leaf of a type another kind than its old one, and its place in the list that goes with it."""
     if old < FULL:
         list_del(z, i, mt, old - SPLIT)
     set_kind(z, i, kind)
@@ -116,13 +112,14 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     A block of 64 pages or more must have the kind TAIL in all leaves but the first.
     """
     cdef uint64_t i = page >> LEAF_SHIFT, mask, free, head
-    cdef int merged, old, o
+    cdef int merged, old, o, mt
     cdef FreeArea *area
     assert_held(&z.lock)
     z.free_pages += <uint64_t>1 << order
     if order >= LEAF_SHIFT:
         return free_leaves(z, i, order)
-    area = &z.areas[type_of(z, i)]
+    mt = type_of(z, i)
+    area = &z.areas[mt]
     mask = order_ones[order] << (page & 63)
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
@@ -136,10 +133,10 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     old = z.kinds[i]
     if merged == LEAF_SHIFT:
         if old < FULL:
-            list_del(z, i, type_of(z, i), old - SPLIT)
+            list_del(z, i, mt, old - SPLIT)
         return merge_leaves(z, i, LEAF_SHIFT)
     if old == FULL or old < SPLIT + merged:
-        relist(z, i, SPLIT + merged)
+        relist(z, i, mt, old, SPLIT + merged)
     return merged
 
 
@@ -148,9 +145,9 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
 
     Else LEAF_SHIFT - 1: too small to be a granule, where granules are leaves or more.
     """
-    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef int mt = type_of(z, i), old = z.kinds[i], kind
+    cdef FreeArea *area = &z.areas[mt]
     cdef uint64_t before = leaf_avail(&z.leaves[i]), after = before | pages
-    cdef int old = z.kinds[i]
     assert_held(&z.lock)
     z.free_pages += popcount64(pages)
     # `free` before `head`, as in `buddy_free`.
@@ -159,10 +156,12 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
     count_blocks(area.nr_free, before, leaf_top(z), False)
     if after == <uint64_t>-1 and z.leaf_top == LEAF_SHIFT:
         if old < FULL:
-            list_del(z, i, type_of(z, i), old - SPLIT)
+            list_del(z, i, mt, old - SPLIT)
         return merge_leaves(z, i, LEAF_SHIFT)
     count_blocks(area.nr_free, after, leaf_top(z), True)
-    relist(z, i, SPLIT + largest_order(after, leaf_top(z)))
+    kind = SPLIT + largest_order(after, leaf_top(z))
+    if kind != old:
+        relist(z, i, mt, old, kind)
     return LEAF_SHIFT - 1
 
 
@@ -174,9 +173,9 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
     `source` is LEAF_SHIFT when the leaf was whole a moment ago; the counts then know nothing of it yet. `left` has a bit
     for each order of which there are other maximal blocks in the leaf.
     """
-    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef int mt = type_of(z, i), old = z.kinds[i], kind, o
+    cdef FreeArea *area = &z.areas[mt]
     cdef uint64_t first = <uint64_t>1 << at, mask = order_ones[order] << at
-    cdef int o
     for o in range(LEAF_ORDERS):
         area.nr_free[o] -= merge_count[source][o] + block_count[order][o]
     set_head(z, i, z.leaves[i].head | first)
@@ -184,22 +183,24 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
     z.free_pages -= <uint64_t>1 << order
     left |= (1 << source) - (1 << order)        # the halves split off
     left &= (1 << LEAF_SHIFT) - 1
-    relist(z, i, SPLIT + 31 - clz32(left) if left else FULL)
+    kind = SPLIT + 31 - clz32(left) if left else FULL
+    if kind != old:
+        relist(z, i, mt, old, kind)
 
 
-cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int order, int state, uint64_t *page) noexcept nogil:
+cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int mt, int order, int state, uint64_t *page) noexcept nogil:
     """Take a block of the largest order there is in a split leaf: nothing to split, and the list seldom changes."""
     cdef uint64_t avail = leaf_avail(&z.leaves[i]), starts = block_starts(avail, order), first = starts & -starts
     cdef uint64_t mask = order_ones[order] << ctz64(starts)
     cdef int largest
     page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
-    z.areas[type_of(z, i)].nr_free[order] -= 1
+    z.areas[mt].nr_free[order] -= 1
     z.free_pages -= <uint64_t>1 << order
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)
     if starts == first:
         largest = largest_order(avail & ~mask, order)
-        relist(z, i, FULL if largest < 0 else SPLIT + largest)
+        relist(z, i, mt, SPLIT + order, FULL if largest < 0 else SPLIT + largest)
 
 
 cdef inline int leaf_others(uint64_t avail, int top, uint64_t page, int order) noexcept nogil:
@@ -253,7 +254,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
         split_leaves(z, i, largest, page[0], order, state)
         return largest
     if largest == order:
-        leaf_take_largest(z, i, order, state, page)
+        leaf_take_largest(z, i, mt, order, state, page)
         return order
     # The leaf is listed by its largest block, but a smaller one in it may fit better.
     orders = maximal_blocks(leaf_avail(&z.leaves[i]), leaf_top(z), starts)
@@ -288,7 +289,8 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
 
     `was_whole`: a moment ago it was a free block, and the counts know nothing of it yet.
     """
-    cdef FreeArea *area = &z.areas[type_of(z, i)]
+    cdef int mt = type_of(z, i), old = z.kinds[i], kind
+    cdef FreeArea *area = &z.areas[mt]
     cdef uint64_t avail = leaf_avail(&z.leaves[i]), left
     cdef uint64_t starts = best_fitting(avail, order, leaf_top(z), want), pages = spread(starts, order)
     cdef int largest
@@ -300,7 +302,9 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
     change_free(z, i, pages if state == USED else pages & ~starts, 0)
     z.free_pages -= popcount64(pages)
     largest = largest_order(left, leaf_top(z))
-    relist(z, i, FULL if largest < 0 else SPLIT + largest)
+    kind = FULL if largest < 0 else SPLIT + largest
+    if kind != old:
+        relist(z, i, mt, old, kind)
     return starts
 
 

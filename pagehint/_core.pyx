@@ -540,8 +540,7 @@ cdef class PageAllocator:
         O(max_page_order) an operation. The zone's lock is held for up to 64 operations at a time.
         """
         cdef Machine *m = &self.memory.m
-        cdef cnp.ndarray trace = np.array(ops, order="C")       # ours: nobody changes it meanwhile
-        cdef cnp.ndarray table = pfns
+        cdef cnp.ndarray trace = np.asarray(ops), table = pfns
         cdef uint64_t n, nr_slots, done = 0
         cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Op *op
@@ -549,6 +548,8 @@ cdef class PageAllocator:
             raise TypeError("ops must be a one-dimensional array of dtype OP_DTYPE")
         if table.dtype != np.uint64 or not (table.flags.c_contiguous and table.flags.writeable) or table.ndim != 1:
             raise TypeError("pfns must be a one-dimensional, contiguous and writeable array of uint64")
+        # Ours, so that nobody changes it meanwhile; as numbers, since NumPy copies records field by field.
+        trace = trace.view(np.uint64).copy()
         n, nr_slots = <uint64_t>trace.shape[0], <uint64_t>table.shape[0]
         op = <Op *> trace.data
         while True:

@@ -4,7 +4,7 @@ Every operation returns OK or an `E_` code from `_check.pxd`, and has changed no
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint._atomic cimport clz64, ctz64
+from pagehint._atomic cimport clz64, ctz64, unlikely
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
@@ -16,7 +16,7 @@ from pagehint._pcp cimport PCP_ORDERS, pcp_alloc, pcp_free, pcp_here, sets_drain
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport may_take
-from pagehint._withhold cimport withhold_page
+from pagehint._withhold cimport page_used, withhold_page
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
 
 cdef enum How:
@@ -135,11 +135,13 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     cdef bint ours
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
-    if order < LEAF_SHIFT:
+    if order >= LEAF_SHIFT:
+        ours = z.kinds[page >> LEAF_SHIFT] == (USED | order)
+    elif z.atomic_words:
         ours = withhold_page(z, page, order)
     else:
-        ours = check_used(z, page, order) == OK
-    if not ours:
+        ours = page_used(z, page, order)
+    if unlikely(not ours):
         return check_used(z, page, order) or E_HELD     # a page set was faster
     hint_freed(z, page, order, buddy_free(z, page, order))
     return OK

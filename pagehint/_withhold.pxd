@@ -9,17 +9,32 @@ from pagehint._leaf cimport Leaf, order_ones
 from pagehint._zone cimport LEAF_SHIFT, PageZone, is_split
 
 
+cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint64_t pages, int order) noexcept nogil:
+    """By the words of a split leaf, allocated blocks begin at `starts`, and `pages` are all their pages.
+
+    So their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0).
+    """
+    cdef uint64_t after = starts << (1 << order)
+    return ((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) == 0
+
+
+cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
+    """The block of order < 6 at this page is allocated. Certain if nobody flips bits meanwhile."""
+    cdef const Leaf *leaf = &z.leaves[page >> LEAF_SHIFT]
+    return (words_used(load64(&leaf.free, ACQUIRE), load64(&leaf.head, ACQUIRE), <uint64_t>1 << (page & 63),
+                       order_ones[order] << (page & 63), order)
+            and is_split(load8(&z.kinds[page >> LEAF_SHIFT], ACQUIRE)))
+
+
 cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
     """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
 
-    `pages` are all their pages. They are such blocks when their first pages are (0, 1), the rest (0, 0), and no page
-    after a block is (0, 0). Without the zone lock False means no more than "take it and ask again": a neighbour may
+    `pages` are all their pages. Without the zone lock False means no more than "take it and ask again": a neighbour may
     have been changing.
     """
     cdef Leaf *leaf = &z.leaves[i]
-    cdef uint64_t after = starts << (1 << order)
     cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
-    if (unlikely(((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) != 0)
+    if (unlikely(not words_used(free, head, starts, pages, order))
             or unlikely(not is_split(load8(&z.kinds[i], ACQUIRE)))):
         return False
     if not z.atomic_words:
@@ -31,7 +46,7 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
             return False
     # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
     head = load64(&leaf.head, ACQUIRE)
-    if unlikely(((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) != 0):
+    if unlikely(not words_used(free, head, starts, pages, order)):
         unwithhold(z, i, starts)
         return False
     return True
