@@ -106,23 +106,16 @@ cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     return merged
 
 
-cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Put a block that is nobody's on the free lists; return the order of the free block it is now part of.
-
-    A block of 64 pages or more must have the kind TAIL in all leaves but the first.
-    """
-    cdef uint64_t i = page >> LEAF_SHIFT, mask, free, head
-    cdef int merged, old, o, mt
-    cdef FreeArea *area
+cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `buddy_free`, for a block of order < 6."""
+    cdef uint64_t i = page >> LEAF_SHIFT, mask = order_ones[order] << (page & 63), free, head
+    cdef int merged, old, mt = type_of(z, i), o
+    cdef FreeArea *area = &z.areas[mt]
     assert_held(&z.lock)
     z.free_pages += <uint64_t>1 << order
-    if order >= LEAF_SHIFT:
-        return free_leaves(z, i, order)
-    mt = type_of(z, i)
-    area = &z.areas[mt]
-    mask = order_ones[order] << (page & 63)
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
+    old = z.kinds[i]
     merged = maximal_order((free & ~head) | mask, page & 63, z.leaf_top)
     for o in range(LEAF_ORDERS):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
@@ -130,7 +123,6 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     if mask & ~free:
         change_free(z, i, 0, mask)
     set_head(z, i, head & ~mask)
-    old = z.kinds[i]
     if merged == LEAF_SHIFT:
         if old < FULL:
             list_del(z, i, mt, old - SPLIT)
@@ -138,6 +130,18 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     if old == FULL or old < SPLIT + merged:
         relist(z, i, mt, old, SPLIT + merged)
     return merged
+
+
+cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Put a block that is nobody's on the free lists; return the order of the free block it is now part of.
+
+    A block of 64 pages or more must have the kind TAIL in all leaves but the first.
+    """
+    if order < LEAF_SHIFT:
+        return leaf_free(z, page, order)
+    assert_held(&z.lock)
+    z.free_pages += <uint64_t>1 << order
+    return free_leaves(z, page >> LEAF_SHIFT, order)
 
 
 cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:

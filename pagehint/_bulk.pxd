@@ -5,9 +5,9 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, prefetch,
-                               store_i32)
-from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free_many, set_kind
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, likely, load64, load_i32,
+                               prefetch, store_i32)
+from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, low_ones, spread
@@ -215,6 +215,11 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
     return rc
 
 
+cdef inline bint alone(const PageZone *z, const uint64_t *pfns, uint64_t n) noexcept nogil:
+    """Whether the first block is the only one of its leaf, as far as the next one tells."""
+    return n < 2 or (pfns[1] - z.base_pfn) >> LEAF_SHIFT != (pfns[0] - z.base_pfn) >> LEAF_SHIFT
+
+
 cdef inline void free_many(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
     """Withheld blocks of one leaf become free. Zone lock held."""
     cdef uint64_t page
@@ -257,7 +262,11 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
     """One step on a block of order >= 6. Zone lock held."""
     cdef int rc = OK
     if step == WITHHOLD:
-        rc = withhold_block(z, page, order)
+        # As most often. Else the question is what is wrong.
+        if likely(page & ((<uint64_t>1 << order) - 1) == 0 and z.kinds[page >> LEAF_SHIFT] == (USED | order)):
+            set_kind(z, page >> LEAF_SHIFT, HELD | order)
+        else:
+            rc = withhold_block(z, page, order)
         if rc == OK:
             z.bulk_pages += <uint64_t>1 << order
         return rc
@@ -269,24 +278,64 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
     return OK
 
 
+cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep step) noexcept nogil:
+    """Prefetch what a step on this block will look at. Whatever the PFN is, a prefetch never faults."""
+    cdef uint64_t leaf = (pfn - z.base_pfn) >> LEAF_SHIFT
+    prefetch(&z.kinds[leaf])
+    if order < LEAF_SHIFT:              # blocks of whole leaves do not use the words
+        prefetch(&z.leaves[leaf])
+    if step == FREE_HELD:
+        prefetch(&z.links[leaf])
+
+
+cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
+    """Withhold blocks of order < 6, each the only one of its leaf, up to the first that is not, or cannot be."""
+    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
+    for i in range(n):
+        page = pfns[i] - base
+        if page - first >= size or page & ((1 << order) - 1) or not alone(z, pfns + i, ahead - i):
+            return i
+        if i + BULK_AHEAD < ahead:
+            look_ahead(z, pfns[i + BULK_AHEAD], order, WITHHOLD)
+        if not withhold_page(z, page, order):
+            return i
+    return n
+
+
+cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
+    """Free what `withhold_singles` has withheld. Zone lock held."""
+    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
+    for i in range(n):
+        page = pfns[i] - base
+        if page - first >= size or not alone(z, pfns + i, ahead - i):
+            return i
+        if i + BULK_AHEAD < ahead:
+            look_ahead(z, pfns[i + BULK_AHEAD], order, FREE_HELD)
+        hint_freed(z, page, order, leaf_free(z, page, order))
+    return n
+
+
 cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                            bint locked, uint64_t *done) noexcept nogil:
     """One step on blocks of one zone; of no more than one lock round, if it is held."""
-    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, leaf, start_pfn = z.start_pfn, size = z.end_pfn - start_pfn
+    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = z.start_pfn, size = z.end_pfn - start_pfn
     cdef int rc = OK
     while rc == OK and i < n and left and pfns[i] - start_pfn < size:
+        got = 0
         if orders != NULL:
             order = orders[i]
+        elif order < LEAF_SHIFT and step != RELEASE_HOLD:
+            if step == WITHHOLD:
+                got = withhold_singles(z, pfns + i, min(left, n - i), n - i, order)
+            else:
+                got = free_singles(z, pfns + i, min(left, n - i), n - i, order)
+        if got:
+            i += got
+            left -= got
+            continue
         if i + BULK_AHEAD < n:
-            # Whatever the PFN is, a prefetch never faults. Blocks of whole leaves do not use the words.
-            leaf = (pfns[i + BULK_AHEAD] - z.base_pfn) >> LEAF_SHIFT
-            prefetch(&z.kinds[leaf])
-            if order < LEAF_SHIFT:
-                prefetch(&z.leaves[leaf])
-            if step == FREE_HELD:
-                prefetch(&z.links[leaf])
+            look_ahead(z, pfns[i + BULK_AHEAD], order, step)
         if order < LEAF_SHIFT:
-            got = 0
             rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
             i += got
         else:
