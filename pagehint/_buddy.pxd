@@ -5,8 +5,8 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, load8,
-                               load64, popcount64, store8, store64)
+from pagehint._atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, likely,
+                               load8, load64, popcount64, store8, store64)
 from pagehint._leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
                              lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
                              spread)
@@ -70,10 +70,11 @@ cdef inline int leaf_top(const PageZone *z) noexcept nogil:
 
 cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     """Free whole leaves, merging with free buddies; return the order of the block they became."""
-    cdef uint64_t buddy
+    cdef uint64_t half, buddy
     cdef int mt = type_of(z, i), buddy_mt
     while order < z.max_order:
-        buddy = i ^ (<uint64_t>1 << (order - LEAF_SHIFT))
+        half = <uint64_t>1 << (order - LEAF_SHIFT)
+        buddy = i ^ half
         if buddy >= z.nr_leaves or z.kinds[buddy] != (FREE | order):
             break
         buddy_mt = type_of(z, buddy)
@@ -81,12 +82,9 @@ cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
             break
         list_del(z, buddy, buddy_mt, order)
         z.areas[buddy_mt].nr_free[order] -= 1
-        if buddy < i:
-            set_kind(z, i, TAIL)
-            i = buddy
-            mt = buddy_mt
-        else:
-            set_kind(z, buddy, TAIL)
+        set_kind(z, i | half, TAIL)
+        i &= ~half
+        mt = type_of(z, i)
         order += 1
     set_kind(z, i, FREE | order)
     list_add(z, i, mt, order)
@@ -98,7 +96,7 @@ cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     """Free a block of whole leaves: one, or, where parts of it have been isolated, a block for each unit of one type."""
     cdef int unit = max(<int>PAGEBLOCK_ORDER, z.min_order), merged = order
     cdef uint64_t end = i + (<uint64_t>1 << (order - LEAF_SHIFT))
-    if order <= unit or z.isolate_pageblocks == 0:
+    if likely(z.isolate_pageblocks == 0) or order <= unit:
         return merge_leaves(z, i, order)
     while i < end:
         merged = merge_leaves(z, i, unit)
@@ -245,7 +243,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
 
     `state` is USED for a caller's block, HELD for one that goes to a per-CPU page set.
     """
-    cdef uint64_t lists = z.areas[mt].nonempty >> order, i
+    cdef uint64_t lists = z.nonempty[mt] >> order, i
     cdef uint64_t[LEAF_ORDERS] starts
     cdef int largest, source, orders, at
     assert_held(&z.lock)
@@ -322,7 +320,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
 
     The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or a few whole leaves.
     """
-    cdef uint64_t lists = z.areas[mt].nonempty >> order, i
+    cdef uint64_t lists = z.nonempty[mt] >> order, i
     cdef int largest, whole
     assert_held(&z.lock)
     if lists == 0:

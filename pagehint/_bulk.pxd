@@ -5,8 +5,8 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, likely, load64, load_i32,
-                               prefetch, store_i32)
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, prefetch,
+                               store_i32)
 from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
@@ -127,7 +127,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
 cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
                                       uint64_t n) noexcept nogil:
     """Up to `n` blocks of order >= 6 from one zone; return how many."""
-    cdef uint64_t done = 0, page = 0, end
+    cdef uint64_t done = 0, page = 0, end, next
     cdef int source = 0
     while done < n and source != NOT_FREE:
         lock_acquire(&z.lock, True)
@@ -138,8 +138,9 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
             if source == NOT_FREE:
                 break
             hint_broken(z, page, order, source)
-            prefetch(&z.links[list_first(z, mt, order)])
-            prefetch(&z.kinds[list_first(z, mt, order)])
+            next = list_first(z, mt, order)
+            prefetch(&z.links[next])
+            prefetch(&z.kinds[next])
             pfns[done] = z.base_pfn + page
             done += 1
         zone_unlock(z)
@@ -262,11 +263,7 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
     """One step on a block of order >= 6. Zone lock held."""
     cdef int rc = OK
     if step == WITHHOLD:
-        # As most often. Else the question is what is wrong.
-        if likely(page & ((<uint64_t>1 << order) - 1) == 0 and z.kinds[page >> LEAF_SHIFT] == (USED | order)):
-            set_kind(z, page >> LEAF_SHIFT, HELD | order)
-        else:
-            rc = withhold_block(z, page, order)
+        rc = withhold_block(z, page, order)
         if rc == OK:
             z.bulk_pages += <uint64_t>1 << order
         return rc
@@ -289,16 +286,25 @@ cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep
 
 
 cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
-    """Withhold blocks of order < 6, each the only one of its leaf, up to the first that is not, or cannot be."""
+    """Withhold blocks that share no leaf, up to the first that does, or cannot be; of `ahead` blocks that come, `n` at most.
+
+    The zone lock held where blocks are whole leaves.
+    """
     cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
-        if page - first >= size or page & ((1 << order) - 1) or not alone(z, pfns + i, ahead - i):
+        if page - first >= size or page & ((<uint64_t>1 << order) - 1):
             return i
         if i + BULK_AHEAD < ahead:
             look_ahead(z, pfns[i + BULK_AHEAD], order, WITHHOLD)
-        if not withhold_page(z, page, order):
-            return i
+        if order < LEAF_SHIFT:
+            if not alone(z, pfns + i, ahead - i) or not withhold_page(z, page, order):
+                return i
+        else:
+            if z.kinds[page >> LEAF_SHIFT] != (USED | order):
+                return i
+            set_kind(z, page >> LEAF_SHIFT, HELD | order)
+            z.bulk_pages += <uint64_t>1 << order
     return n
 
 
@@ -307,11 +313,17 @@ cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n,
     cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
-        if page - first >= size or not alone(z, pfns + i, ahead - i):
+        if page - first >= size:
             return i
         if i + BULK_AHEAD < ahead:
             look_ahead(z, pfns[i + BULK_AHEAD], order, FREE_HELD)
-        hint_freed(z, page, order, leaf_free(z, page, order))
+        if order < LEAF_SHIFT:
+            if not alone(z, pfns + i, ahead - i):
+                return i
+            hint_freed(z, page, order, leaf_free(z, page, order))
+        else:
+            z.bulk_pages -= <uint64_t>1 << order
+            hint_freed(z, page, order, buddy_free(z, page, order))
     return n
 
 
@@ -324,11 +336,10 @@ cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *or
         got = 0
         if orders != NULL:
             order = orders[i]
-        elif order < LEAF_SHIFT and step != RELEASE_HOLD:
-            if step == WITHHOLD:
-                got = withhold_singles(z, pfns + i, min(left, n - i), n - i, order)
-            else:
-                got = free_singles(z, pfns + i, min(left, n - i), n - i, order)
+        elif step == WITHHOLD:
+            got = withhold_singles(z, pfns + i, min(left, n - i), n - i, order)
+        elif step == FREE_HELD:
+            got = free_singles(z, pfns + i, min(left, n - i), n - i, order)
         if got:
             i += got
             left -= got

@@ -82,7 +82,7 @@ cdef inline int fallback_alloc(PageZone *z, int mt, int order, int state, uint64
     cdef uint64_t lists, block, n
     for attempt in range(2):
         other = fallback_type(mt, attempt)
-        lists = z.areas[other].nonempty >> order
+        lists = z.nonempty[other] >> order
         if lists and order + 63 - clz64(lists) > largest:
             largest = order + 63 - clz64(lists)
             best = other

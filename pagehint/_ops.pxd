@@ -84,6 +84,7 @@ cdef inline void op_prefetch(const PageZone *z, uint64_t pfn) noexcept nogil:
     """What a free that comes will look at first, if it is of this zone; a prefetch of any address is safe."""
     prefetch(&z.kinds[(pfn - z.base_pfn) >> LEAF_SHIFT])
     prefetch(&z.leaves[(pfn - z.base_pfn) >> LEAF_SHIFT])
+    prefetch(&z.links[(pfn - z.base_pfn) >> LEAF_SHIFT])
 
 
 cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order, const Op *ops, uint64_t n, How how,

@@ -200,7 +200,7 @@ cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
     """Reserve a line of leaves, if nothing smaller is free, so that no large block is broken needlessly. Both locks held."""
     cdef uint64_t page = 0
     cdef int source
-    if z.areas[mt].nonempty == 0 or ctz64(z.areas[mt].nonempty) < LINE_ORDER or pcp.batch < PCP_BATCH:
+    if z.nonempty[mt] == 0 or ctz64(z.nonempty[mt]) < LINE_ORDER or pcp.batch < PCP_BATCH:
         return
     source = buddy_alloc(z, mt, LINE_ORDER, HELD, &page)
     hint_broken(z, page, LINE_ORDER, source)

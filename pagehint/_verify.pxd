@@ -110,7 +110,7 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
             if area.nr_free[order] != c.blocks[mt][order]:
                 return found(f, "nr_free is not the number of free blocks", 0)
             n = 0
-            if (area.nonempty >> order) & 1:
+            if (z.nonempty[mt] >> order) & 1:
                 prev = list_head(mt, order)
                 i = list_first(z, mt, order)
                 while i != list_head(mt, order):

@@ -53,7 +53,6 @@ cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf in
 
 cdef struct FreeArea:
     uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
-    uint64_t nonempty               # bit o: list o has a member; a leaf is listed once, by the largest order free in it
 
 cdef struct ZoneCounters:           # written under the zone lock only
     uint64_t hints_set
@@ -95,6 +94,7 @@ cdef struct PageZone:
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
+    uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting
     uint64_t bulk_pages             # withheld by bulk frees and not yet freed: pages of blocks of whole leaves
@@ -142,7 +142,7 @@ cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcep
     links[i].prev = head
     links[next].prev = i
     links[head].next = i
-    z.areas[mt].nonempty |= <uint64_t>1 << order
+    z.nonempty[mt] |= <uint64_t>1 << order
 
 
 cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
@@ -150,10 +150,10 @@ cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcep
     cdef Links *links = z.links
     cdef uint32_t next = links[leaf].next, prev = links[leaf].prev
     assert_held(&z.lock)
-    PH_ASSERT((z.areas[mt].nonempty >> order) & 1)
+    PH_ASSERT((z.nonempty[mt] >> order) & 1)
     links[prev].next = next
     links[next].prev = prev
-    z.areas[mt].nonempty &= ~(<uint64_t>(next == prev) << order)     # both are the head
+    z.nonempty[mt] &= ~(<uint64_t>(next == prev) << order)     # both are the head
 
 
 cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
