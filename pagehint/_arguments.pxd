@@ -9,15 +9,33 @@ from pagehint._engine cimport NEVER, SECOND
 from pagehint._memory cimport Memory
 from pagehint._zone cimport MT_MOVABLE
 
+cdef extern from *:
+    """
+    /* The value of an int from 0 to 2**30 - 1, or -1: what nearly every argument is, read without a call. */
+    static inline long ph_small_int(PyObject *o)
+    {
+        if (!PyLong_CheckExact(o))
+            return -1;
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) : -1;
+    #else
+        return Py_SIZE(o) == 1 ? (long)((PyLongObject *)o)->ob_digit[0] : Py_SIZE(o) == 0 ? 0 : -1;
+    #endif
+    }
+    """
+    long small_int "ph_small_int" (object)
+
 cdef extern from "Python.h":
     uint64_t PyLong_AsUnsignedLongLong(object) noexcept
-    long PyLong_AsLongAndOverflow(object, int *) noexcept
     void *PyErr_Occurred() noexcept
     void PyErr_Clear() noexcept
 
 
 cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
     cdef uint64_t number
+    cdef long small = small_int(pfn)
+    if small >= 0:
+        return small
     if type(pfn) is not int:
         pfn = PyNumber_Index(pfn)       # no float, whose fraction would be lost
     # Not by `try`, which costs as much as the rest of the call even where nothing is raised.
@@ -39,12 +57,11 @@ cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0x
 
 cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
     """The order of the block at this page, or, where that is None, of one that is wanted."""
-    cdef long number
-    cdef int overflow = 0
-    if type(order) is not int:
+    cdef long number = small_int(order)
+    if number < 0 and type(order) is not int:
         order = PyNumber_Index(order)
-    number = PyLong_AsLongAndOverflow(order, &overflow)
-    if overflow or not 0 <= number <= memory.max_page_order:
+        number = small_int(order)
+    if not 0 <= number <= memory.max_page_order:
         raise memory.order_refusal(order, pfn)
     return <int>number
 

@@ -1,5 +1,5 @@
 """Atomic operations and assertions, as the compiler offers them on every architecture."""
-from libc.stdint cimport int32_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -26,8 +26,9 @@ cdef extern from *:
     #define PH_DEBUG 0
     #define PH_ASSERT(c) ((void)0)
     #endif
-    #define PH_LIKELY(c) __builtin_expect(!!(c), 1)
-    #define PH_UNLIKELY(c) __builtin_expect(!!(c), 0)
+    /* Nearly always, so that the other path is kept out of the way. */
+    #define PH_LIKELY(c) __builtin_expect_with_probability(!!(c), 1, 0.999)
+    #define PH_UNLIKELY(c) __builtin_expect_with_probability(!!(c), 0, 0.999)
     #define PH_RELAXED __ATOMIC_RELAXED
     #define PH_ACQUIRE __ATOMIC_ACQUIRE
     #define PH_RELEASE __ATOMIC_RELEASE
@@ -57,6 +58,8 @@ cdef extern from *:
     void store64 "__atomic_store_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
     uint64_t fetch_or64 "__atomic_fetch_or" (uint64_t *p, uint64_t mask, int order) noexcept nogil
     uint64_t fetch_and64 "__atomic_fetch_and" (uint64_t *p, uint64_t mask, int order) noexcept nogil
+    uint32_t load32 "__atomic_load_n" (const uint32_t *p, int order) noexcept nogil
+    void store32 "__atomic_store_n" (uint32_t *p, uint32_t value, int order) noexcept nogil
     int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
     void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
     int32_t fetch_add_i32 "__atomic_fetch_add" (int32_t *p, int32_t value, int order) noexcept nogil

@@ -109,7 +109,7 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
 cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
     """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
     cdef ThreadRecord *me = this_thread()
-    if likely(me != NULL and load64(&b.owner, RELAXED) == <uint64_t> me):
+    if likely(me != NULL):
         store64(&me.inside, <uint64_t> b, RELAXED)
         light_barrier()
         if likely(load64(&b.owner, ACQUIRE) == <uint64_t> me):

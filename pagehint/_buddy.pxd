@@ -45,11 +45,11 @@ cdef inline void change_free(PageZone *z, uint64_t i, uint64_t clear, uint64_t s
         z.leaves[i].free = (z.leaves[i].free & ~clear) | set
 
 
-cdef inline void leaf_split(PageZone *z, uint64_t i, uint64_t free, uint64_t head) noexcept nogil:
+cdef inline void leaf_split(PageZone *z, uint64_t i, uint64_t free, uint64_t head, int kind) noexcept nogil:
     """Make a leaf on no list one whose pages are known by these words; counts and list are the caller's to mend."""
     store64(&z.leaves[i].free, free, RELEASE)
     set_head(z, i, head)
-    set_kind(z, i, FULL)
+    set_kind(z, i, kind)
 
 
 cdef inline void relist(PageZone *z, uint64_t i, int mt, int old, int kind) noexcept nogil:
@@ -234,7 +234,7 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
         set_kind(z, head, state | order)
         z.free_pages -= <uint64_t>1 << order
     else:
-        leaf_split(z, head, <uint64_t>-1, 0)
+        leaf_split(z, head, <uint64_t>-1, 0, FULL)
         leaf_take(z, head, page & 63, order, LEAF_SHIFT, 0, state)
 
 
@@ -310,9 +310,9 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
     return starts
 
 
-cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state) noexcept nogil:
+cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state, int kind) noexcept nogil:
     """A leaf that belongs to the caller becomes one full of blocks of an order. No lock: no list or count knows of it."""
-    leaf_split(z, i, 0 if state == USED else aligned_starts[order], aligned_starts[order])
+    leaf_split(z, i, 0 if state == USED else aligned_starts[order], aligned_starts[order], kind)
 
 
 cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
@@ -336,7 +336,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         return popcount64(taken.starts)
     if want << order < LEAF_PAGES:
         split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, HELD)
-        leaf_split(z, i, <uint64_t>-1, 0)
+        leaf_split(z, i, <uint64_t>-1, 0, FULL)
         z.free_pages += LEAF_PAGES
         taken.starts = leaf_take_many(z, i, order, want, state, True)
         return popcount64(taken.starts)

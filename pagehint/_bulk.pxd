@@ -8,16 +8,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, prefetch,
                                store_i32)
 from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
-from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, OK, check_used
+from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, E_OWNED, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, low_ones, spread
 from pagehint._lock cimport lock_acquire, lock_give_way, usleep
 from pagehint._machine cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint._migratetype cimport zone_take, zone_take_many
+from pagehint._pcp cimport leaf_disown, leaf_is_owned
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport spare_pages
 from pagehint._withhold cimport unwithhold, withhold, withhold_page
-from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, list_first
+from pagehint._zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, list_first
 
 cdef enum:
     BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
@@ -83,7 +84,7 @@ cdef inline uint64_t emit(PageZone *z, const Taken *taken, int order, uint64_t *
     if taken.whole:
         # The first leaf last: until then they are one block to everybody else.
         for i in range(taken.nr_leaves, 0, -1):
-            leaf_fill(z, taken.leaf + i - 1, order, USED)
+            leaf_fill(z, taken.leaf + i - 1, order, USED, FULL)
     for i in range(taken.nr_leaves):
         first = z.base_pfn + ((taken.leaf + i) << LEAF_SHIFT)
         if taken.starts == <uint64_t>-1:
@@ -212,7 +213,8 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
         if order >= LEAF_SHIFT:
             set_kind(z, page >> LEAF_SHIFT, HELD | order)
         elif not withhold_page(z, page, order):
-            rc = E_HELD         # a page set was faster
+            # Or a page set was faster.
+            rc = E_OWNED if leaf_is_owned(z, page >> LEAF_SHIFT) else E_HELD
     return rc
 
 
@@ -254,7 +256,9 @@ cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int or
     elif step == RELEASE_HOLD:
         unwithhold(z, leaf, starts)
     elif not withhold(z, leaf, starts, spread(starts, order), order):
-        return withhold_each(z, pfns, order, got, done) if locked else E_AGAIN
+        if locked:
+            return withhold_each(z, pfns, order, got, done)
+        return E_OWNED if leaf_is_owned(z, leaf) else E_AGAIN
     done[0] = got
     return OK
 
@@ -380,6 +384,9 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
         if locked:
             zone_unlock(z)
             lock_give_way(&z.lock)
+        if rc == E_OWNED:
+            leaf_disown(z, (pfns[done[0]] - z.base_pfn) >> LEAF_SHIFT, False, True)
+            rc = OK
         elif rc == E_AGAIN:
             locked = True           # so as to see which block it is, and why
             rc = OK

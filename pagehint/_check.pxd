@@ -6,7 +6,7 @@ to take the lock and ask again, since a neighbour may have been changing.
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, load8, load64
 from pagehint._leaf cimport low_ones
-from pagehint._zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, PageZone, TAIL, USED,
+from pagehint._zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, TAIL, USED,
                              is_split)
 
 cdef enum:
@@ -22,6 +22,7 @@ cdef enum:
     E_BUSY = 9              # asked for exactly this block, and part of it is in use
     E_ISOLATE = 10
     E_HELD = 11             # out for reporting, or a per-CPU page set
+    E_OWNED = 13            # in a leaf that a page set owns: to be shared first
     E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
 
 
@@ -76,6 +77,8 @@ cdef inline int check_exact(const PageZone *z, uint64_t page, uint64_t n) noexce
     """`n` pages, not one buddy block, are allocated as one run. Zone lock held. O(n / 64)."""
     cdef uint64_t i = page >> LEAF_SHIFT, last, words
     cdef int kind = z.kinds[i], rest = n & 63
+    if kind == OWNED:               # holds blocks only
+        return check_words(z, i, page & 63, <int>min(n, <uint64_t>(LEAF_PAGES - (page & 63)))) or E_SIZE
     if is_split(kind) and (page & 63) + n <= LEAF_PAGES:
         return check_words(z, i, page & 63, <int>n)
     if kind != EXACT or page & 63:

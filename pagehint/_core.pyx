@@ -431,7 +431,7 @@ cdef class PageAllocator:
                 engine_resume(&m.engine)
             if rc == E_NOMEM:
                 self.out_of_memory(f"order {o}, {migratetype}")
-        return pfn
+        return <long>pfn        # which C makes an int of faster than of an unsigned number; PFNs are far below
 
     def free_pages(self, pfn, order=0):
         """Free a block that `alloc_pages` or `alloc_pages_at` returned.

@@ -6,13 +6,13 @@ TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, wh
 from libc.stdint cimport int32_t, uint64_t
 from pagehint._atomic cimport clz64, ctz64, unlikely
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
-from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
-                              check_used)
+from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK,
+                              check_exact, check_used)
 from pagehint._engine cimport Engine
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
-from pagehint._pcp cimport PCP_ORDERS, pcp_alloc, pcp_free, pcp_here, sets_drain, sets_hold, sets_let_go
+from pagehint._pcp cimport PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_free, pcp_here, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport may_take
@@ -131,7 +131,7 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
 
 
 cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Past the page sets. Zone lock held."""
+    """Past the page sets. Zone lock held. E_OWNED: to be asked again when the leaf is shared, for which no lock may be held."""
     cdef bint ours
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
@@ -142,27 +142,36 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     else:
         ours = page_used(z, page, order)
     if unlikely(not ours):
+        if leaf_is_owned(z, page >> LEAF_SHIFT):
+            return E_OWNED
         return check_used(z, page, order) or E_HELD     # a page set was faster
     hint_freed(z, page, order, buddy_free(z, page, order))
     return OK
 
 
+cdef inline int zone_free(PageZone *z, uint64_t page, int order, How how) noexcept nogil:
+    """Past the page sets."""
+    cdef int rc
+    while True:
+        if not lock_acquire(&z.lock, how):
+            return E_AGAIN
+        rc = zone_free_held(z, page, order)
+        zone_unlock(z)
+        if rc != E_OWNED:
+            return rc
+        if not leaf_disown(z, page >> LEAF_SHIFT, how == ALONE, how):
+            return E_AGAIN
+
+
 cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
     cdef PageZone *z = NULL
-    cdef uint64_t page
     cdef int rc = locate(m, pfn, 1, &z)
     if rc != OK:
         return rc
-    page = pfn - z.base_pfn
+    rc = E_HELD
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
-        rc = pcp_free(z, pcp_here(z, m.nr_cpus), page, order, how)
-        if rc == OK or rc == E_AGAIN:
-            return rc
-    if not lock_acquire(&z.lock, how):
-        return E_AGAIN
-    rc = zone_free_held(z, page, order)
-    zone_unlock(z)
-    return rc
+        rc = pcp_free(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order, how)
+    return zone_free(z, pfn - z.base_pfn, order, how) if rc == E_HELD else rc
 
 
 cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:

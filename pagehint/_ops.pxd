@@ -1,7 +1,7 @@
 """A trace replayed in one call: an array of allocations and frees, that refer to each other by slots of a table."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from pagehint._atomic cimport likely, prefetch, unlikely
-from pagehint._check cimport E_NOMEM, E_SLOT, OK
+from pagehint._check cimport E_NOMEM, E_OWNED, E_SLOT, OK
 from pagehint._lock cimport lock_acquire
 from pagehint._machine cimport (ALONE, How, Machine, ZoneTry, locate, machine_alloc, machine_free, zone_alloc_held,
                                 zone_free_held)
@@ -61,7 +61,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
     return E_NOMEM
 
 
-cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int order) noexcept nogil:
+cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int order, How how) noexcept nogil:
     """`near` is the zone that it is most likely of."""
     cdef int rc
     if unlikely(pfn - near.start_pfn >= near.end_pfn - near.start_pfn):
@@ -69,7 +69,11 @@ cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int 
         if rc != OK:
             return rc
     round_use(r, near)
-    return zone_free_held(near, pfn - near.base_pfn, order)
+    rc = zone_free_held(near, pfn - near.base_pfn, order)
+    if unlikely(rc == E_OWNED):
+        round_end(r)
+        rc = machine_free(m, pfn, order, how)
+    return rc
 
 
 cdef inline int op_by_set(Machine *m, Round *r, int preferred, const Op *op, int mt, How how, uint64_t *pfn) noexcept nogil:
@@ -110,7 +114,7 @@ cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order
         elif unlikely(sets) and op.order < PCP_ORDERS:
             rc = op_by_set(m, &r, preferred, &op, mt, how, &table[op.slot])
         elif op.op == OP_FREE:
-            rc = op_free(m, &r, near, table[op.slot], op.order)
+            rc = op_free(m, &r, near, table[op.slot], op.order, how)
         else:
             rc = op_alloc(m, &r, preferred, op.order, mt, &table[op.slot])
         if unlikely(rc != OK):

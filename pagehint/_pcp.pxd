@@ -10,8 +10,8 @@ of the stack: it is not handed out while the zone has others, and is the first t
 halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, popcount64, store8,
-                               unlikely)
+from pagehint._atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32, popcount64,
+                               store8, unlikely)
 from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release, bias_revoke
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
@@ -19,9 +19,10 @@ from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
+from pagehint._own cimport OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark, share_leaf, share_line
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold_page
-from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, PageZone
+from pagehint._zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone
 from pagehint._wake cimport zone_unlock
 
 cdef extern from *:
@@ -42,36 +43,42 @@ cdef enum:
     PCP_TYPES = 3
     PCP_SLOTS = 240             # 128 + 64 + 32 + 16
     PCP_BATCH = 64
+    PCP_PATIENCE = 256          # blocks of shared leaves handed out before trying for some of the set's own
 
 cdef struct Reserve:            # whole leaves, each held as a block of order 6; none where page is end
     uint64_t page
     uint64_t end
 
+cdef struct Stack:              # blocks of one migratetype and order
+    uint32_t *blocks
+    int count
+    int foreign                 # of these, those of other CPUs' lines, at the bottom
+    int batch                   # blocks moved at once; it may hold twice as many
+    int shared                  # blocks handed out since the last look that were of leaves of nobody's own
+
 cdef struct Pcp:
     BiasedLock lock             # a line of its own; all else is protected by it
     uint8_t cpu                 # low byte of the CPU's number
-    int batch                   # pages moved at once; half of what a stack may hold
-    int count[PCP_TYPES][PCP_ORDERS]
-    int foreign[PCP_TYPES][PCP_ORDERS]      # of these, those of other CPUs' lines, at the bottom
+    uint32_t mark               # in the leaves that this set owns
+    int batch                   # pages moved at once
+    Stack stacks[PCP_TYPES][PCP_ORDERS]
     Reserve reserve[PCP_TYPES]
-    uint32_t stack[PCP_TYPES][PCP_SLOTS]
-    uint64_t spare[4]           # up to a cache line: the next CPU's set follows
+    uint32_t slots[PCP_TYPES][PCP_SLOTS]
+    uint64_t spare[3]           # up to a cache line: the next CPU's set follows
 
 
 cdef inline void pcp_init(Pcp *pcp, int cpu, uint64_t managed_pages) noexcept nogil:
     """An empty set, of zeroed memory. As in Linux, it holds no more than about a thousandth of its zone."""
+    cdef int mt, order
     bias_init(&pcp.lock)
     pcp.cpu = <uint8_t>cpu
+    pcp.mark = owner_mark(cpu)
     pcp.batch = <int>min(max(managed_pages // 1024, <uint64_t>1), <uint64_t>PCP_BATCH)
-
-
-cdef inline uint32_t *pcp_stack(Pcp *pcp, int mt, int order) noexcept nogil:
-    return &pcp.stack[mt][256 - (256 >> order)]
-
-
-cdef inline int pcp_batch(const Pcp *pcp, int order) noexcept nogil:
-    """Blocks moved at once."""
-    return max(pcp.batch >> order, 1)
+    PH_ASSERT(sizeof(Pcp) % 64 == 0)
+    for mt in range(PCP_TYPES):
+        for order in range(PCP_ORDERS):
+            pcp.stacks[mt][order].blocks = &pcp.slots[mt][256 - (256 >> order)]
+            pcp.stacks[mt][order].batch = max(pcp.batch >> order, 1)
 
 
 cdef inline uint64_t pcp_held(const Pcp *pcp) noexcept nogil:
@@ -81,7 +88,7 @@ cdef inline uint64_t pcp_held(const Pcp *pcp) noexcept nogil:
     for mt in range(PCP_TYPES):
         pages += pcp.reserve[mt].end - pcp.reserve[mt].page
         for order in range(PCP_ORDERS):
-            pages += <uint64_t>pcp.count[mt][order] << order
+            pages += <uint64_t>pcp.stacks[mt][order].count << order
     return pages
 
 
@@ -91,18 +98,38 @@ cdef inline Pcp *pcp_here(PageZone *z, int nr_cpus) noexcept nogil:
     return <Pcp *>z.pcp + (cpu if likely(cpu < <unsigned int>nr_cpus) else 0)
 
 
+cdef inline bint leaf_is_owned(const PageZone *z, uint64_t i) noexcept nogil:
+    return load8(&z.kinds[i], ACQUIRE) == OWNED
+
+
+cdef inline bint leaf_disown(PageZone *z, uint64_t i, bint alone, bint may_block) noexcept nogil:
+    """Have a leaf shared that a set owns; no lock held, or, if `alone`, those of all sets. False if one is contended."""
+    cdef uint32_t mark = load32(&z.links[i].next, RELAXED)
+    cdef Pcp *pcp
+    if not leaf_is_owned(z, i) or not mark & <uint32_t>OWNER:
+        return True                 # not any more
+    pcp = <Pcp *>z.pcp + (mark & ~<uint32_t>OWNER)
+    if not alone and not bias_revoke(&pcp.lock, may_block):
+        return False
+    share_line(z, i, mark)
+    if not alone:
+        bias_release(&pcp.lock, False)
+    return True
+
+
 # ---- free ---------------------------------------------------------------------------------------------------
 
 cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noexcept nogil:
     """Give the `n` oldest blocks of a stack back to the buddy, by the ordinary path. Both locks held."""
-    cdef uint32_t *stack = pcp_stack(pcp, mt, order)
-    cdef int i, left = pcp.count[mt][order] - n
+    cdef Stack *s = &pcp.stacks[mt][order]
+    cdef int i
     for i in range(n):
-        hint_freed(z, stack[i], order, buddy_free(z, stack[i], order))
-    for i in range(left):
-        stack[i] = stack[i + n]
-    pcp.count[mt][order] = left
-    pcp.foreign[mt][order] = max(pcp.foreign[mt][order] - n, 0)
+        share_leaf(z, s.blocks[i] >> LEAF_SHIFT)
+        hint_freed(z, s.blocks[i], order, buddy_free(z, s.blocks[i], order))
+    s.count -= n
+    for i in range(s.count):
+        s.blocks[i] = s.blocks[i + n]
+    s.foreign = max(s.foreign - n, 0)
 
 
 cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
@@ -112,7 +139,7 @@ cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
     lock_acquire(&z.lock, True)
     for mt in range(PCP_TYPES):
         for order in range(PCP_ORDERS):
-            pcp_drain(z, pcp, mt, order, pcp.count[mt][order])
+            pcp_drain(z, pcp, mt, order, pcp.stacks[mt][order].count)
         reserve = &pcp.reserve[mt]
         while reserve.page < reserve.end:
             hint_freed(z, reserve.page, LEAF_SHIFT, buddy_free(z, reserve.page, LEAF_SHIFT))
@@ -152,31 +179,47 @@ cdef inline void sets_let_go(PageZone *z, int nr_cpus) noexcept nogil:
             bias_release(&(<Pcp *> z.pcp + cpu).lock, False)
 
 
+cdef inline bint pcp_make_room(PageZone *z, Pcp *pcp, int mt, int order, bint may_block) noexcept nogil:
+    """Give the older half of a stack back. The set's lock held."""
+    if not lock_acquire(&z.lock, may_block):
+        return False
+    pcp_drain(z, pcp, mt, order, pcp.stacks[mt][order].batch)
+    zone_unlock(z)
+    return True
+
+
+cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, int order) noexcept nogil:
+    """Stack a block of a leaf that this set does not own, if that is possible: at the bottom, if it is of another's line."""
+    if not withhold_page(z, page, order):
+        return E_HELD
+    s.blocks[s.count] = <uint32_t>page
+    if load8(&z.lines[page >> LINE_ORDER], RELAXED) != pcp.cpu:
+        s.blocks[s.count] = s.blocks[s.foreign]
+        s.blocks[s.foreign] = <uint32_t>page
+        s.foreign += 1
+    s.count += 1
+    return OK
+
+
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
     """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
-    cdef uint32_t *stack
-    cdef int mt, most, rc = E_HELD
+    cdef Stack *s
+    cdef uint64_t leaf = page >> LEAF_SHIFT
+    cdef int mt, rc = E_HELD
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
     # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
     mt = load8(&z.types[page >> 9], ACQUIRE)
     if likely(mt != MT_ISOLATE and page & ((1 << order) - 1) == 0):
-        most = 2 * pcp_batch(pcp, order)
-        if unlikely(pcp.count[mt][order] >= most or pcp.foreign[mt][order] >= most // 2):
-            if not lock_acquire(&z.lock, may_block):
-                bias_release(&pcp.lock, True)
-                return E_AGAIN
-            pcp_drain(z, pcp, mt, order, most // 2)
-            zone_unlock(z)
-        if likely(withhold_page(z, page, order)):
-            stack = pcp_stack(pcp, mt, order)
-            if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
-                stack[pcp.count[mt][order]] = <uint32_t>page
-            else:
-                stack[pcp.count[mt][order]] = stack[pcp.foreign[mt][order]]
-                stack[pcp.foreign[mt][order]] = <uint32_t>page
-                pcp.foreign[mt][order] += 1
-            pcp.count[mt][order] += 1
+        s = &pcp.stacks[mt][order]
+        if (unlikely(s.count >= 2 * s.batch or s.foreign >= s.batch)
+                and not pcp_make_room(z, pcp, mt, order, may_block)):
+            rc = E_AGAIN
+        elif unlikely(not owned_by(z, leaf, pcp.mark)):
+            rc = pcp_free_shared(z, pcp, s, page, order)
+        elif likely(own_leaf_withhold(z, leaf, page & 63, order)):
+            s.blocks[s.count] = <uint32_t>page
+            s.count += 1
             rc = OK
     bias_release(&pcp.lock, True)
     return rc
@@ -186,14 +229,12 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
 
 cdef inline void pcp_push(PageZone *z, Pcp *pcp, int mt, int order, uint64_t leaf, uint64_t starts) noexcept nogil:
     """Stack the blocks that begin at `starts` in a leaf, the lowest on top."""
-    cdef uint32_t *stack = pcp_stack(pcp, mt, order)
-    cdef int n = pcp.count[mt][order]
+    cdef Stack *s = &pcp.stacks[mt][order]
     store8(&z.lines[leaf // LINE_LEAVES], pcp.cpu, RELAXED)
     while starts:
-        stack[n] = <uint32_t>(leaf << LEAF_SHIFT) | (63 - clz64(starts))
+        s.blocks[s.count] = <uint32_t>(leaf << LEAF_SHIFT) | (63 - clz64(starts))
         starts &= ~(<uint64_t>1 << (63 - clz64(starts)))
-        n += 1
-    pcp.count[mt][order] = n
+        s.count += 1
 
 
 cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
@@ -211,48 +252,76 @@ cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
         page += LEAF_PAGES
 
 
+cdef inline void pcp_push_own(PageZone *z, Pcp *pcp, int mt, int order) noexcept nogil:
+    """Stack the blocks of one leaf of the reserve, which becomes the set's own."""
+    cdef uint64_t leaf = pcp.reserve[mt].page >> LEAF_SHIFT
+    own_leaf(z, leaf, order, pcp.mark)
+    pcp_push(z, pcp, mt, order, leaf, aligned_starts[order])
+    pcp.reserve[mt].page += LEAF_PAGES
+
+
 cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block) noexcept nogil:
     """Move up to a batch onto a stack without blocks of its own: from the reserve, else from the buddy. Set's lock held."""
     cdef Reserve *own = &pcp.reserve[mt]
+    cdef Stack *s = &pcp.stacks[mt][order]
     cdef Taken taken
     cdef uint64_t left
     if own.page == own.end:
         if not lock_acquire(&z.lock, may_block):
             return E_AGAIN
-        left = min(spare_pages(z, reserve) >> order, <uint64_t>pcp_batch(pcp, order))
+        left = min(spare_pages(z, reserve) >> order, <uint64_t>s.batch)
         if spare_pages(z, reserve) >= 1 << LINE_ORDER:
             pcp_take_reserve(z, pcp, mt)
         while own.page == own.end and left and zone_take_many(z, mt, order, left, HELD, &taken):
             hint_broken_many(z, &taken, order)
             if taken.whole:             # just one leaf: a batch is no more
-                leaf_fill(z, taken.leaf, order, HELD)
+                leaf_fill(z, taken.leaf, order, HELD, FULL)
             pcp_push(z, pcp, mt, order, taken.leaf, taken.starts)
             left -= popcount64(taken.starts)
         zone_unlock(z)
     if own.page != own.end:
-        leaf_fill(z, own.page >> LEAF_SHIFT, order, HELD)
-        pcp_push(z, pcp, mt, order, own.page >> LEAF_SHIFT, aligned_starts[order])
-        own.page += LEAF_PAGES
-    return OK if pcp.count[mt][order] else E_NOMEM
+        pcp_push_own(z, pcp, mt, order)
+    if s.count == 0:
+        return E_NOMEM
+    s.foreign = min(s.foreign, s.count - 1)     # for want of others, those of other CPUs' lines
+    return OK
+
+
+cdef inline void pcp_renew(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve) noexcept nogil:
+    """Put blocks of an own leaf on top, if one can be had: those below have long been shared, because a thread that
+    allocated here and freed elsewhere came by, and would stay so for as long as they go round."""
+    cdef Reserve *own = &pcp.reserve[mt]
+    cdef Stack *s = &pcp.stacks[mt][order]
+    s.shared = 0
+    if own.page == own.end and lock_acquire(&z.lock, False):
+        if spare_pages(z, reserve) >= 1 << LINE_ORDER:
+            pcp_take_reserve(z, pcp, mt)
+        zone_unlock(z)
+    if own.page != own.end and (s.count <= s.batch or pcp_make_room(z, pcp, mt, order, False)):
+        pcp_push_own(z, pcp, mt, order)
 
 
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
-    cdef int rc, top
+    cdef Stack *s = &pcp.stacks[mt][order]
+    cdef int rc = OK
     # What a set holds is not free memory to those who must leave a reserve. Looked at without the zone lock: about right.
     if unlikely(reserve + z.watermark[WMARK_MIN] != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
-    if unlikely(pcp.count[mt][order] == pcp.foreign[mt][order]):
+    if unlikely(s.shared >= PCP_PATIENCE):
+        pcp_renew(z, pcp, mt, order, reserve)
+    if unlikely(s.count == s.foreign):
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
-        if rc != OK:
-            bias_release(&pcp.lock, True)
-            return rc
-        pcp.foreign[mt][order] = min(pcp.foreign[mt][order], pcp.count[mt][order] - 1)      # for want of others
-    top = pcp.count[mt][order] - 1
-    page[0] = pcp_stack(pcp, mt, order)[top]
-    pcp.count[mt][order] = top
-    fetch_and64(&z.leaves[page[0] >> LEAF_SHIFT].free, ~(<uint64_t>1 << (page[0] & 63)), ACQ_REL)
+    if likely(rc == OK):
+        s.count -= 1
+        page[0] = s.blocks[s.count]
+        # What is on this stack is in leaves of this set, or of nobody.
+        if likely(leaf_is_owned(z, page[0] >> LEAF_SHIFT)):
+            own_leaf_alloc(z, page[0] >> LEAF_SHIFT, page[0] & 63)
+        else:
+            fetch_and64(&z.leaves[page[0] >> LEAF_SHIFT].free, ~(<uint64_t>1 << (page[0] & 63)), ACQ_REL)
+            s.shared += 1
     bias_release(&pcp.lock, True)
-    return OK
+    return rc

@@ -83,7 +83,7 @@ cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcep
 cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
     """Make an absent leaf one whose pages are known by their bits, all absent."""
     if z.kinds[i] == ABSENT:
-        leaf_split(z, i, <uint64_t>-1, <uint64_t>-1)
+        leaf_split(z, i, <uint64_t>-1, <uint64_t>-1, FULL)
 
 
 cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:

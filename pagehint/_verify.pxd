@@ -2,13 +2,14 @@
 
 Written so as to share as little as it can with the code it checks.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from pagehint._atomic cimport ACQUIRE, load8, load64, popcount64
 from pagehint._leaf cimport leaf_avail, low_ones
-from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
+from pagehint._own cimport OWNER, owned_by
+from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
-                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
+                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
                              PageZone, SPLIT, TAIL, is_split, list_first,
                              list_head, type_of)
 
@@ -49,7 +50,10 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
         at += 1 << order
     c.free_pages += popcount64(avail)
     c.withheld += popcount64(z.leaves[i].free & z.leaves[i].head)
-    if z.kinds[i] != (FULL if largest < 0 else SPLIT + largest):
+    if z.kinds[i] == OWNED:
+        if largest >= 0 or not z.links[i].next & <uint32_t>OWNER:
+            return found(f, "a page set's own leaf has free pages, or no owner", i << LEAF_SHIFT)
+    elif z.kinds[i] != (FULL if largest < 0 else SPLIT + largest):
         return found(f, "a leaf's kind is not its largest free order", i << LEAF_SHIFT)
     if largest >= 0:
         c.listed[mt][largest] += 1
@@ -194,12 +198,14 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
         for mt in range(PCP_TYPES):
             c.held_pages -= pcp.reserve[mt].end - pcp.reserve[mt].page
             for order in range(PCP_ORDERS):
-                for k in range(pcp.count[mt][order]):
-                    page = pcp_stack(pcp, mt, order)[k]
+                for k in range(pcp.stacks[mt][order].count):
+                    page = pcp.stacks[mt][order].blocks[k]
                     bit = <uint64_t>1 << (page & 63)
                     if (not is_split(z.kinds[page >> LEAF_SHIFT])
                             or not z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head & bit):
                         return found(f, "a block in a per-CPU page set is not withheld", page)
+                    if leaf_is_owned(z, page >> LEAF_SHIFT) and not owned_by(z, page >> LEAF_SHIFT, pcp.mark):
+                        return found(f, "a block in a per-CPU page set is in a leaf that another owns", page)
                     c.withheld -= 1
     return False
 

@@ -6,7 +6,7 @@ nobody may free or allocate the block but whoever set the bit.
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
 from pagehint._leaf cimport Leaf, order_ones
-from pagehint._zone cimport LEAF_SHIFT, PageZone, is_split
+from pagehint._zone cimport LEAF_SHIFT, PageZone, is_shared
 
 
 cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint64_t pages, int order) noexcept nogil:
@@ -23,7 +23,7 @@ cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept
     cdef const Leaf *leaf = &z.leaves[page >> LEAF_SHIFT]
     return (words_used(load64(&leaf.free, ACQUIRE), load64(&leaf.head, ACQUIRE), <uint64_t>1 << (page & 63),
                        order_ones[order] << (page & 63), order)
-            and is_split(load8(&z.kinds[page >> LEAF_SHIFT], ACQUIRE)))
+            and is_shared(load8(&z.kinds[page >> LEAF_SHIFT], ACQUIRE)))
 
 
 cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
@@ -35,7 +35,7 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
     cdef Leaf *leaf = &z.leaves[i]
     cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
     if (unlikely(not words_used(free, head, starts, pages, order))
-            or unlikely(not is_split(load8(&z.kinds[i], ACQUIRE)))):
+            or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE)))):
         return False
     if not z.atomic_words:
         leaf.free = free | starts

@@ -39,8 +39,9 @@ cdef enum:
     ABSENT = 0
     SPLIT = 1                   # SPLIT + o: holds blocks under 64 pages, the largest free one of order o (0 to 5)
     FULL = 7                    # as SPLIT, with nothing free
-    TAIL = 8                    # inside a block that begins in an earlier leaf
-    EXACT = 9                   # first leaf of an allocation that is not a power of two
+    OWNED = 8                   # as FULL, and its words are written by one page set only; see `_own.pxd`
+    TAIL = 9                    # inside a block that begins in an earlier leaf
+    EXACT = 10                  # first leaf of an allocation that is not a power of two
     HELD = 0x40                 # HELD | order: first leaf of a block out for reporting, or on its way to the free lists
     FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
     USED = 0xC0                 # USED | order: first leaf of an allocated block
@@ -119,6 +120,11 @@ cdef inline int type_of(const PageZone *z, uint64_t leaf) noexcept nogil:
 
 cdef inline bint is_split(int kind) noexcept nogil:
     """Whether the leaf's words say what its pages are."""
+    return SPLIT <= kind <= OWNED
+
+
+cdef inline bint is_shared(int kind) noexcept nogil:
+    """As `is_split`, of a leaf that no page set owns."""
     return SPLIT <= kind <= FULL
 
 
