@@ -17,6 +17,10 @@ from pagehint._hint cimport HintScan, hint_find, hint_store, scan_begin, scan_ne
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+cdef extern from *:
+    uint64_t swap64 "__atomic_exchange_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
+    int SEQ_CST "__ATOMIC_SEQ_CST"
+
 cdef enum:
     FEW = 8                     # pages held at a time
     MANY = 64
@@ -134,6 +138,36 @@ def churn(PageAllocator pages, int32_t[::1] owner, int32_t me, uint64_t rounds):
             else:
                 for i in range(n):
                     rc |= machine_free(m, pfns[i], order, WAIT)
+    accept(rc)
+    return clashes
+
+
+def exchange(PageAllocator pages, int32_t[::1] owner, uint64_t[::1] shelf, uint64_t rounds, int order=0):
+    """Allocate blocks, leave each in a place of a shelf that others use, too, and free what lay there before.
+
+    So half of all blocks are freed by a thread that has not allocated them, some of them in bulk. A place holds a PFN plus
+    one, or 0. Returns how often a block had an owner when it was allocated, or none when it was freed.
+    """
+    cdef Machine *m = &pages.memory.m
+    cdef uint64_t turn, pfn = 0, old, refused = 0, clashes = 0, n = shelf.shape[0], at = 0
+    cdef int rc = OK
+    with nogil:
+        for turn in range(rounds):
+            rc |= machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)
+            if rc != OK:
+                break
+            clashes += owner[pfn] != 0
+            owner[pfn] = 1
+            at = (at * 5 + 3 + (pfn & 1)) % n
+            old = swap64(&shelf[at], pfn + 1, SEQ_CST)
+            if old:
+                pfn = old - 1
+                clashes += owner[pfn] != 1
+                owner[pfn] = 0
+                if turn & 7:
+                    rc |= machine_free(m, pfn, order, WAIT)
+                else:
+                    rc |= machine_free_bulk(m, &pfn, NULL, order, 1, &refused)
     accept(rc)
     return clashes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import os
 import threading
 
 import numpy as np
@@ -174,3 +175,29 @@ def test_a_wrong_compiled_free_is_refused_with_its_code(consumer):
     assert consumer.free(pages, small) == "OK"
     assert consumer.free(pages, small) == "E_HELD"  # by this CPU's page set
     pages.verify()
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_threads_free_each_others_blocks(consumer, order):
+    """Half of the blocks are freed on a CPU where they were not allocated, so that no leaf stays one set's own for long."""
+    pages = ph.PageAllocator("256MiB")
+    owner, shelf = np.zeros(65536, np.int32), np.zeros(97, np.uint64)
+    cpus = sorted(os.sched_getaffinity(0))
+    clashes = {}
+
+    def work(me):
+        os.sched_setaffinity(0, {cpus[me % len(cpus)]})
+        clashes[me] = consumer.exchange(pages, owner, shelf, 200_000, order)
+
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert clashes == {0: 0, 1: 0, 2: 0}
+    pages.verify()
+    for left in shelf[shelf > 0].tolist():
+        pages.free_pages(left - 1, order)
+    pages.drain_pcp()
+    pages.verify()
+    assert pages.stats().free_pages == 65536
