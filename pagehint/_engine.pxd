@@ -193,6 +193,15 @@ cdef inline void engine_forked(Engine *e) noexcept nogil:
     engine_over(e)
 
 
+cdef inline bint engine_hurried(Engine *e) noexcept nogil:
+    """Whether somebody waits for the run to end."""
+    cdef bint hurried
+    engine_lock(e)
+    hurried = e.manual or e.stopping or e.flush_wanted > e.flush_done
+    engine_unlock(e)
+    return hurried
+
+
 cdef inline uint64_t engine_batch_begin(Engine *e, bint *hurry) noexcept nogil:
     """Announce a batch, and return how many blocks it may have; allocations that wait for memory go first.
 

@@ -5,7 +5,7 @@ looks for the next bit without the lock, hence the relaxed atomic accesses. A se
 the first that is not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, load64, load_i32, popcount64, prefetch, store64
+from pagehint._atomic cimport PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch, store64
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
@@ -26,14 +26,26 @@ cdef inline void hint_store(PageZone *z, uint64_t i, uint64_t word) noexcept nog
     store64(filled, filled[0] | bit if word else filled[0] & ~bit, RELAXED)
 
 
+cdef inline uint64_t hint_assign_one(PageZone *z, uint64_t granule, bint value) noexcept nogil:
+    """As `hint_assign`, for one bit."""
+    cdef uint64_t i = granule >> 6, bit = <uint64_t>1 << (granule & 63), old = z.hints[i]
+    assert_held(&z.lock)
+    PH_ASSERT(granule < z.nr_granules)
+    if (old & bit != 0) == value:
+        return 0
+    store64(&z.hints[i], old ^ bit, RELAXED)
+    if old & ~bit == 0:             # the word was empty, or is now
+        store64(&z.hint_words[i >> 6], z.hint_words[i >> 6] ^ <uint64_t>1 << (i & 63), RELAXED)
+    z.hint_count += 1 if value else -1
+    return 1
+
+
 cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint value) noexcept nogil:
     """Set or clear `n` bits from `granule` on; return how many changed. Zone lock held."""
     cdef uint64_t changed = 0, end = granule + n, mask, old, new
     cdef int bit, width
     assert_held(&z.lock)
     PH_ASSERT(end <= z.nr_granules)
-    if n == 1 and (z.hints[granule >> 6] >> (granule & 63)) & 1 == <uint64_t>value:
-        return 0                    # as most often, and not worth what follows
     while granule < end:
         bit = granule & 63
         width = <int>min(<uint64_t>(64 - bit), end - granule)
@@ -74,7 +86,10 @@ cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
 
 cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Set the bits of the granules in a free block. Zone lock held."""
-    z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
+    if likely(order <= z.min_order):
+        z.counters.hints_set += hint_assign_one(z, page >> z.min_order, True)
+    else:
+        z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
 
 
 cdef inline void hint_off(PageZone *z) noexcept nogil:
@@ -99,7 +114,10 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
 cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
     """A block is being taken for use from a free block of order `source`. Zone lock held."""
     if source >= z.hint_order:
-        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+        if likely(order <= z.min_order):
+            z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
+        else:
+            z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
 
 
 cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:

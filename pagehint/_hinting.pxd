@@ -35,6 +35,7 @@ cdef class HintingEngine:
     cdef bint run(self, bint everything) noexcept nogil
     cdef bint goes_on(self, uint64_t session) noexcept nogil
     cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil
+    cdef void rest(self, PageZone *z) noexcept nogil
     cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil
     cdef bint call_prepare(self) noexcept nogil

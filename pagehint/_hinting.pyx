@@ -17,17 +17,18 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from pagehint._atomic cimport RELAXED, load64
 from pagehint._arguments cimport as_delay, as_order, as_positive
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
-                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_lock, engine_next,
+                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock, engine_next,
                                engine_over, engine_release, engine_stamp, engine_stop, engine_unlock, engine_wait,
                                pthread_cond_broadcast, pthread_cond_signal)
 from pagehint._hint cimport hint_evaluate, hint_find, hint_off
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
-from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self
+from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
 from pagehint._wake cimport zone_unlock
@@ -40,6 +41,9 @@ from pagehint import _callbacks, errors
 cnp.import_array()
 
 _log = logging.getLogger("pagehint")
+
+cdef enum:
+    WORKER_REST = 1000          # microseconds: a batch of 2 MiB blocks in each is 32 GiB a second
 
 
 cdef class HintingEngine:
@@ -388,6 +392,7 @@ cdef class HintingEngine:
         cdef uint64_t cursor = 0, most, n
         cdef int64_t began
         cdef bint failed = False, open, hurry = True
+        self.rest(z)
         lock_acquire(&z.lock, True)
         z.queued = False
         open = z.hint_count > 0 and self.gate(z, e.max_pages)
@@ -403,6 +408,7 @@ cdef class HintingEngine:
             cursor = hint_find(z, cursor, z.nr_granules)
             if cursor == z.nr_granules:
                 break
+            self.rest(z)
             most = self.grow_batch(engine_batch_begin(e, &hurry))
             if hurry:
                 lock_acquire(&z.lock, True)
@@ -426,8 +432,17 @@ cdef class HintingEngine:
                 self.batch.n = 0
                 hold_note(z, began)
                 zone_unlock(z)
+            z.rounds_seen = load64(&z.lock.acquired, RELAXED)
             engine_batch_end(e)
         return failed
+
+    cdef void rest(self, PageZone *z) noexcept nogil:
+        """Before a round that nobody waits for, leave a zone alone for a while that others are busy with.
+
+        Each round takes the zone's cache lines away from them, and what they allocate meanwhile need not be reported.
+        """
+        if z.rounds_seen != load64(&z.lock.acquired, RELAXED) and not engine_hurried(&self.m.engine):
+            usleep(WORKER_REST)
 
     cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil:
         """Whether the zone can spare a batch; if not, the wake-up is set for when it can. Zone lock held."""

@@ -109,6 +109,7 @@ cdef struct PageZone:
     void *pcp                       # Pcp[nr_cpus], or NULL
     void *engine                    # Engine
     int index
+    uint64_t rounds_seen            # by whoever runs the engine: how often the lock had been taken after its last round
     void *mapping
     uint64_t mapping_bytes
     uint64_t limit_leaves           # how far the reservation lets the zone grow
