@@ -65,14 +65,16 @@ def test_bitmap_visit(measure: Measure, consumer: Any, quick: bool, mib: int, de
     numbers = np.flatnonzero(bits)
     hints = consumer.HintBits(words)
     assert hints.visit() == (len(numbers), int(numbers.sum()))
-    works = {"pagehint": lambda: timed(hints.visit)}
+    works: dict[str, Callable[[], int]] = {"pagehint": lambda: timed(hints.visit)}
     if mib == 1:
         octets, array, roaring = words.view(np.uint8), little_endian(words), BitMap(numbers.astype(np.uint32))
         works["numpy"] = lambda: timed(lambda: np.flatnonzero(np.unpackbits(octets, bitorder="little")))
         works["bitarray"] = lambda: timed(lambda: list(array.search(1)))
         works["pyroaring"] = lambda: timed(roaring.to_array)
     name = f"bitmap: all bits of a {'sparse' if density < 0.1 else 'dense'} one"
-    measure(name, f"{mib} MiB", works, ops=len(numbers), target=target)
+    if mib == 1:        # as small as that it is in the cache when it is walked again; the others' works are not, between them
+        works = {who: lambda work=work: (work(), work())[1] for who, work in works.items()}
+    measure(name, f"{mib} MiB{', in cache' if mib == 1 else ''}", works, ops=len(numbers), target=target)
 
 
 def test_worker(measure: Measure, note: Callable[..., None], consumer: Any, gib: int) -> None:

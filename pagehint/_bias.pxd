@@ -106,16 +106,25 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
     return True
 
 
-cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
-    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
+cdef inline ThreadRecord *bias_enter(BiasedLock *b) noexcept nogil:
+    """Take a lock that is biased to this thread, and return its record, for `bias_leave`; NULL if the lock is not."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL):
         store64(&me.inside, <uint64_t> b, RELAXED)
         light_barrier()
         if likely(load64(&b.owner, ACQUIRE) == <uint64_t> me):
-            return True
+            return me
         store64(&me.inside, 0, RELEASE)
-    return bias_revoke(b, may_block)
+    return NULL
+
+
+cdef inline void bias_leave(ThreadRecord *me) noexcept nogil:
+    store64(&me.inside, 0, RELEASE)
+
+
+cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
+    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
+    return bias_enter(b) != NULL or bias_revoke(b, may_block)
 
 
 cdef inline void bias_release(BiasedLock *b, bint keep) noexcept nogil:

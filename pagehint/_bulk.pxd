@@ -104,7 +104,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
                                       uint64_t n) noexcept nogil:
     """Up to `n` blocks of order < 6 from one zone, a word at a time; return how many."""
     cdef Taken[BULK_STEPS] taken
-    cdef uint64_t done = 0, left, got = 1
+    cdef uint64_t done = 0, left, got = 1, next
     cdef int steps, i
     while done < n and got:
         steps = 0
@@ -115,6 +115,9 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
             if got == 0:
                 break
             hint_broken_many(z, &taken[steps], order)
+            next = list_first(z, mt, taken[steps].source)       # the list's head, where there is none
+            prefetch(&z.leaves[next])
+            prefetch(&z.links[next])
             left -= got
             steps += 1
         zone_unlock(z)

@@ -4,7 +4,7 @@ Every operation returns OK or an `E_` code from `_check.pxd`, and has changed no
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint._atomic cimport clz64, ctz64, unlikely
+from pagehint._atomic cimport clz64, ctz64, likely, unlikely
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK,
                               check_exact, check_used)
@@ -12,10 +12,11 @@ from pagehint._engine cimport Engine
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
-from pagehint._pcp cimport PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_free, pcp_here, sets_drain, sets_hold, sets_let_go
+from pagehint._pcp cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
+                            pcp_here, sets_drain, sets_hold, sets_let_go)
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
-from pagehint._watermark cimport may_take
+from pagehint._watermark cimport WMARK_MIN, may_take
 from pagehint._withhold cimport page_used, withhold_page
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
 
@@ -77,8 +78,8 @@ cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t 
     return rc
 
 
-cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
-    """A block from the preferred zone or one it falls back to."""
+cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
+    """As `machine_alloc`, with all that seldom happens."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i, rc
@@ -88,6 +89,16 @@ cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How 
             pfn[0] = m.zones[step[i].zone].base_pfn + page
             return rc
     return E_NOMEM
+
+
+cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
+    """A block from the preferred zone or one it falls back to."""
+    cdef PageZone *z = m.zones[preferred]
+    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and z.watermark[WMARK_MIN] == 0
+            and likely(pcp_alloc_quick(z, pcp_here(z, m.nr_cpus), mt, order, pfn))):
+        pfn[0] += z.base_pfn
+        return OK
+    return zonelist_alloc(m, preferred, order, mt, how, pfn)
 
 
 cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
@@ -149,9 +160,13 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     return OK
 
 
-cdef inline int zone_free(PageZone *z, uint64_t page, int order, How how) noexcept nogil:
-    """Past the page sets."""
+cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, How how) noexcept nogil:
+    """As `machine_free`, with all that seldom happens."""
     cdef int rc
+    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
+        rc = pcp_free(z, pcp_here(z, nr_cpus), page, order, how)
+        if rc != E_HELD:
+            return rc
     while True:
         if not lock_acquire(&z.lock, how):
             return E_AGAIN
@@ -168,10 +183,10 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexc
     cdef int rc = locate(m, pfn, 1, &z)
     if rc != OK:
         return rc
-    rc = E_HELD
-    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
-        rc = pcp_free(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order, how)
-    return zone_free(z, pfn - z.base_pfn, order, how) if rc == E_HELD else rc
+    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE
+            and likely(pcp_free_quick(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order))):
+        return OK
+    return zone_free(z, m.nr_cpus, pfn - z.base_pfn, order, how)
 
 
 cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:

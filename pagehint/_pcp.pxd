@@ -12,7 +12,8 @@ halves. 3.1 KiB a CPU.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32, popcount64,
                                store8, unlikely)
-from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release, bias_revoke
+from pagehint._bias cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave, bias_release,
+                             bias_revoke)
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
@@ -201,10 +202,33 @@ cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, 
     return OK
 
 
+cdef inline bint pcp_push_back(PageZone *z, Pcp *pcp, uint64_t page, int order) noexcept nogil:
+    """Stack a block of a leaf of the set's own, if there is room and nothing else to be seen to. The set's lock held."""
+    cdef int mt = load8(&z.types[page >> 9], ACQUIRE)
+    cdef Stack *s = &pcp.stacks[mt][order]
+    if unlikely(mt == MT_ISOLATE or page & ((1 << order) - 1) or not owned_by(z, page >> LEAF_SHIFT, pcp.mark)
+                or s.count >= 2 * s.batch or s.foreign >= s.batch
+                or not own_leaf_withhold(z, page >> LEAF_SHIFT, page & 63, order)):
+        return False
+    s.blocks[s.count] = <uint32_t>page
+    s.count += 1
+    return True
+
+
+cdef inline bint pcp_free_quick(PageZone *z, Pcp *pcp, uint64_t page, int order) noexcept nogil:
+    """Put a block on a stack, if all is as most often: this thread's set, its own leaf, and room. Else see `pcp_free`."""
+    cdef ThreadRecord *me = bias_enter(&pcp.lock)
+    cdef bint done
+    if unlikely(me == NULL):
+        return False
+    done = pcp_push_back(z, pcp, page, order)
+    bias_leave(me)
+    return done
+
+
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
     """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
     cdef Stack *s
-    cdef uint64_t leaf = page >> LEAF_SHIFT
     cdef int mt, rc = E_HELD
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
@@ -215,11 +239,9 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
         if (unlikely(s.count >= 2 * s.batch or s.foreign >= s.batch)
                 and not pcp_make_room(z, pcp, mt, order, may_block)):
             rc = E_AGAIN
-        elif unlikely(not owned_by(z, leaf, pcp.mark)):
+        elif not owned_by(z, page >> LEAF_SHIFT, pcp.mark):
             rc = pcp_free_shared(z, pcp, s, page, order)
-        elif likely(own_leaf_withhold(z, leaf, page & 63, order)):
-            s.blocks[s.count] = <uint32_t>page
-            s.count += 1
+        elif pcp_push_back(z, pcp, page, order):
             rc = OK
     bias_release(&pcp.lock, True)
     return rc
@@ -301,6 +323,29 @@ cdef inline void pcp_renew(PageZone *z, Pcp *pcp, int mt, int order, uint64_t re
         pcp_push_own(z, pcp, mt, order)
 
 
+cdef inline bint pcp_pop(PageZone *z, Stack *s, uint64_t *page) noexcept nogil:
+    """Hand out the topmost block, if it is of a leaf of the set's own. The set's lock held."""
+    cdef uint64_t top = s.blocks[s.count - 1]
+    if unlikely(not leaf_is_owned(z, top >> LEAF_SHIFT)):
+        return False
+    own_leaf_alloc(z, top >> LEAF_SHIFT, top & 63)
+    s.count -= 1
+    page[0] = top
+    return True
+
+
+cdef inline bint pcp_alloc_quick(PageZone *z, Pcp *pcp, int mt, int order, uint64_t *page) noexcept nogil:
+    """A block, if all is as most often: this thread's set, and in it one of an own leaf. Else see `pcp_alloc`."""
+    cdef Stack *s = &pcp.stacks[mt][order]
+    cdef ThreadRecord *me = bias_enter(&pcp.lock)
+    cdef bint done
+    if unlikely(me == NULL):
+        return False
+    done = s.count != s.foreign and pcp_pop(z, s, page)
+    bias_leave(me)
+    return done
+
+
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
     cdef Stack *s = &pcp.stacks[mt][order]
@@ -314,14 +359,11 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
         pcp_renew(z, pcp, mt, order, reserve)
     if unlikely(s.count == s.foreign):
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
-    if likely(rc == OK):
-        s.count -= 1
-        page[0] = s.blocks[s.count]
+    if rc == OK and not pcp_pop(z, s, page):
         # What is on this stack is in leaves of this set, or of nobody.
-        if likely(leaf_is_owned(z, page[0] >> LEAF_SHIFT)):
-            own_leaf_alloc(z, page[0] >> LEAF_SHIFT, page[0] & 63)
-        else:
-            fetch_and64(&z.leaves[page[0] >> LEAF_SHIFT].free, ~(<uint64_t>1 << (page[0] & 63)), ACQ_REL)
-            s.shared += 1
+        s.count -= 1
+        s.shared += 1
+        page[0] = s.blocks[s.count]
+        fetch_and64(&z.leaves[page[0] >> LEAF_SHIFT].free, ~(<uint64_t>1 << (page[0] & 63)), ACQ_REL)
     bias_release(&pcp.lock, True)
     return rc
