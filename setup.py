@@ -12,6 +12,8 @@ debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
 
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones.
 split_flags = ["-fno-inline-functions-called-once"]
+# Without room to grow, the compiler leaves calls in what should be one piece.
+inline_flags = ["--param=inline-unit-growth=300"]
 # Without it every count of bits is a function call. x86-64 processors have had the instruction since 2008.
 machine_flags = ["-mpopcnt"] if platform.machine() == "x86_64" else []
 
@@ -22,7 +24,7 @@ extensions = [
         include_dirs=["pagehint", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-        extra_compile_args=["-std=gnu11", "-O3", *split_flags, "--param=inline-unit-growth=300", "--param=large-function-growth=1000", "--param=large-unit-insns=100000", *machine_flags, "-g1", "-pthread"],
+        extra_compile_args=["-std=gnu11", "-O3", *split_flags, *inline_flags, *machine_flags, "-g1", "-pthread"],
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
