@@ -43,7 +43,8 @@ def build_consumer(directory: Path) -> Any:
     parent = Path(ph.__file__).parents[1]
     cython = [sys.executable, "-m", "cython", "-3", "-I", str(parent), "-o", str(generated), str(HERE / "consumer.pyx")]
     subprocess.run(cython, check=True, cwd=directory)
-    flags = ["-std=gnu11", "-O3", "-fno-inline-functions-called-once", "-g1", "-pthread", "-D_GNU_SOURCE=1"]
+    flags = ["-std=gnu11", "-O3", "-g1", "-pthread", "-D_GNU_SOURCE=1"]
+    flags += ["-fno-inline-functions-called-once", "--param=inline-unit-growth=300"]
     flags += ["-mpopcnt"] if platform.machine() == "x86_64" else []
     flags += ["-DPAGEHINT_DEBUG=1"] if _core.DEBUG else []
     flags += [f"-I{path}" for path in (sysconfig.get_paths()["include"], np.get_include(), ph.get_include())]

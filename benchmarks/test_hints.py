@@ -72,7 +72,7 @@ def test_bitmap_visit(measure: Measure, consumer: Any, quick: bool, mib: int, de
         works["bitarray"] = lambda: timed(lambda: list(array.search(1)))
         works["pyroaring"] = lambda: timed(roaring.to_array)
     name = f"bitmap: all bits of a {'sparse' if density < 0.1 else 'dense'} one"
-    if mib == 1:        # as small as that it is in the cache when it is walked again; the others' works are not, between them
+    if mib == 1:  # small enough to be in the cache when it is walked again, unless others had their turn between
         works = {who: lambda work=work: (work(), work())[1] for who, work in works.items()}
     measure(name, f"{mib} MiB{', in cache' if mib == 1 else ''}", works, ops=len(numbers), target=target)
 

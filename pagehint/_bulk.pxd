@@ -292,7 +292,8 @@ cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep
         prefetch(&z.links[leaf])
 
 
-cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
+cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead,
+                                      int order) noexcept nogil:
     """Withhold blocks that share no leaf, up to the first that does, or cannot be; of `ahead` blocks that come, `n` at most.
 
     The zone lock held where blocks are whole leaves.

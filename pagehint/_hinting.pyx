@@ -22,9 +22,9 @@ from pagehint._arguments cimport as_delay, as_order, as_positive
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
-                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock, engine_next,
-                               engine_over, engine_release, engine_stamp, engine_stop, engine_unlock, engine_wait,
-                               pthread_cond_broadcast, pthread_cond_signal)
+                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
+                               engine_next, engine_over, engine_release, engine_stamp, engine_stop, engine_unlock,
+                               engine_wait, pthread_cond_broadcast, pthread_cond_signal)
 from pagehint._hint cimport hint_evaluate, hint_find, hint_off
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, pagehint_block, put_back

@@ -142,7 +142,7 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
 
 
 cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Past the page sets. Zone lock held. E_OWNED: to be asked again when the leaf is shared, for which no lock may be held."""
+    """Past the page sets. Zone lock held. E_OWNED: ask again when the leaf is shared, for which no lock may be held."""
     cdef bint ours
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN

@@ -10,8 +10,8 @@ of the stack: it is not handed out while the zone has others, and is the first t
 halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32, popcount64,
-                               store8, unlikely)
+from pagehint._atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32,
+                               popcount64, store8, unlikely)
 from pagehint._bias cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave, bias_release,
                              bias_revoke)
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind

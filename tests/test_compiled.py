@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
-import os
 import threading
 
 import numpy as np
@@ -179,7 +179,7 @@ def test_a_wrong_compiled_free_is_refused_with_its_code(consumer):
 
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_threads_free_each_others_blocks(consumer, order):
-    """Half of the blocks are freed on a CPU where they were not allocated, so that no leaf stays one set's own for long."""
+    """Half of the blocks are freed where they were not allocated, so that no leaf stays one set's own for long."""
     pages = ph.PageAllocator("256MiB")
     owner, shelf = np.zeros(65536, np.int32), np.zeros(97, np.uint64)
     cpus = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Leaves that a page set owns (`pagehint/_own.pxd`): pages that are allocated on one CPU and freed in every other way."""
+"""Leaves that a page set owns (`pagehint/_own.pxd`): pages allocated on one CPU, freed in every other way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def assert_all_free(pages: ph.PageAllocator) -> None:
     pages.drain_pcp()
     pages.verify()
     stats = pages.stats()
-    assert stats.free_pages == stats.managed_pages and stats.allocated_pages == 0
+    assert stats.free_pages == stats.managed_pages
+    assert stats.allocated_pages == 0
     assert all(block["order"] == pages.max_page_order for zone in pages.zones for block in zone.free_blocks())
 
 
@@ -78,11 +79,12 @@ def test_wrong_frees_are_refused_wherever_they_come_from(pages: ph.PageAllocator
     pfns = on_cpu(CPUS[0], lambda: [pages.alloc_pages(1) for _ in range(40)])
     on_cpu(CPUS[0], lambda: pages.free_pages(pfns[7], 1))
     before = pages.stats()
-    for pfn, order in ((pfns[7], 1), (pfns[6], 0), (pfns[6], 2), (pfns[6], 3), (pfns[6] + 1, 0), (pfns[6], 6), (pfns[6], 9)):
+    live = pfns[6]
+    for pfn, order in ((pfns[7], 1), (live, 0), (live, 2), (live, 3), (live + 1, 0), (live, 6), (live, 9)):
         for free in (
             lambda pfn=pfn, order=order: pages.free_pages(pfn, order),
             lambda pfn=pfn, order=order: pages.free_pages_bulk(np.array([pfn], np.uint64), order),
-            lambda pfn=pfn, order=order: pages.free_pages_bulk(np.array([pfns[5], pfn], np.uint64), np.array([1, order])),
+            lambda pfn=pfn, order=order: pages.free_pages_bulk(np.array([pfns[5], pfn], np.uint64), [1, order]),
         ):
             with pytest.raises(ph.BadPageError, match=f"PFN {pfn:#x}"):
                 on_cpu(where, free)
@@ -158,7 +160,7 @@ def test_a_forked_child_frees_what_its_parent_allocated(pages: ph.PageAllocator)
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 def test_two_cpus_free_each_others_pages(pages: ph.PageAllocator) -> None:
-    """Each of two threads, on a CPU of its own, frees what the other allocated, what itself did, and by turns in bulk."""
+    """Each of two threads, on a CPU of its own, frees what the other allocated, and what itself did, some in bulk."""
     owner = np.zeros(16384, np.int8)
     handed: tuple[deque[list[int]], deque[list[int]]] = (deque(), deque())
     clashes: list[str] = []
