@@ -350,6 +350,8 @@ cdef class HintingEngine:
         e.work = False
         e.work_runs += 1
         ticket = e.flush_wanted
+        # A flush that came after this run was decided on is served by it, too.
+        everything = everything or e.flush_wanted > e.flush_done
         if everything:
             engine_disarm(e)
         engine_unlock(e)

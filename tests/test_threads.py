@@ -345,3 +345,28 @@ def test_the_check_is_not_alarmed_by_bulk_calls_on_their_way():
             pages.verify()
 
     in_threads([churn, check])
+
+
+def test_a_flush_that_comes_as_a_run_begins_looks_everywhere():
+    """A run for zone A's threshold, decided on a moment before the flush, must not pass for the flush's own."""
+    pages = real([ph.ZoneSpec("A", 0, 4096), ph.ZoneSpec("B", 4096, 4096)])
+    zone_a, zone_b = pages.zones
+    lost = []
+
+    def flush(stop, rng):
+        while not stop.is_set() and not lost:
+            in_a = [pages.alloc_pages(9, zone=zone_a) for _ in range(2)]
+            in_b = pages.alloc_pages(9, zone=zone_b)
+            pages.free_pages(in_b, 9)  # under the threshold: for the flush
+            for pfn in in_a:
+                pages.free_pages(pfn, 9)  # the second wakes the worker
+            for _ in range(rng.randrange(200)):
+                pass
+            pages.flush_hinting()
+            if zone_b.hint_bitmap.any():
+                lost.append(in_b)
+
+    with pages.hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), threshold=2, delay=None):
+        pages.flush_hinting()
+        in_threads([flush])
+    assert lost == []
