@@ -406,6 +406,8 @@ cdef class HintingEngine:
             if cursor == z.nr_granules:
                 break
             most = self.grow_batch(engine_batch_begin(e, &hurry))
+            if most == 0:
+                break
             if hurry:
                 lock_acquire(&z.lock, True)
             else:

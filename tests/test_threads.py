@@ -370,3 +370,43 @@ def test_a_flush_that_comes_as_a_run_begins_looks_everywhere():
         pages.flush_hinting()
         in_threads([flush])
     assert lost == []
+
+
+def test_no_batch_goes_out_while_an_allocation_counts_on_it():
+    """A disable let one out in front of a waiting allocation, which then found no memory where there was some."""
+    end = 1 << 32
+    low, high = ph.ZoneSpec("Low", 0, 2048), ph.ZoneSpec("High", 2048, end - 2048, holes=[(2048, end - 2048 - 8192)])
+    pages = real([low, high])
+    for pfn in range(end - 8192, end, 2048):
+        pages.alloc_pages_at(pfn, 10)  # so that High has pages but no run; to look through its hole takes a while
+    out, wanted, served = threading.Event(), threading.Event(), threading.Event()
+
+    def hint_pages(blocks):
+        if not out.is_set():
+            out.set()
+            assert wanted.wait(60)
+        else:
+            assert served.wait(60)
+
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), threshold=1, delay=None, max_report_order=9)
+    assert out.wait(60)
+    got = []
+
+    def allocate():
+        try:
+            got.append(pages.alloc_pages_exact(2047))  # all of Low, of which a granule is out
+        except ph.OutOfMemoryError as error:
+            got.append(error)
+        finally:
+            served.set()
+
+    threads = [threading.Thread(target=allocate), threading.Thread(target=pages.disable_hinting)]
+    threads[0].start()
+    time.sleep(1)  # it has failed, and waits for the batch
+    wanted.set()
+    time.sleep(0.02)  # it tries again, High first; the worker waits for it, and is told to stop
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert got == [0]
+    pages.verify()
