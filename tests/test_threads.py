@@ -410,3 +410,35 @@ def test_no_batch_goes_out_while_an_allocation_counts_on_it():
         thread.join(60)
     assert got == [0]
     pages.verify()
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_an_interrupt_is_raised_where_its_callback_ran(attempt):
+    """Another thread's flush, which was faster to go on, took it for its own, or was cut short by it."""
+    pages = real("16MiB")
+    go_on = threading.Event()
+    said = {}
+
+    def hint_pages(blocks):
+        if not go_on.is_set():
+            assert go_on.wait(60)
+            raise KeyboardInterrupt
+
+    def call(name, what):
+        try:
+            said[name] = what()
+        except BaseException as error:
+            said[name] = error
+
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), workqueue="manual")
+    calls = [("interrupted", pages.run_pending), *[(i, pages.flush_hinting) for i in range(10)]]
+    threads = [threading.Thread(target=call, args=each) for each in calls]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)  # the others wait for the first one's run
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert isinstance(said.pop("interrupted"), KeyboardInterrupt)
+    assert said == dict.fromkeys(range(10))
+    assert pages.stats().hints_pending == 0
