@@ -264,6 +264,7 @@ cdef class HintingEngine:
         cdef Engine *e = &self.m.engine
         cdef int64_t now = self.now()
         cdef bint busy = True, due = False, whole = False
+        self.interrupts.pop(pthread_self(), None)       # of a parent's thread with our number, if this is a forked child
         while busy:
             with nogil:
                 engine_lock(e)
