@@ -203,17 +203,19 @@ cdef inline bint engine_hurried(Engine *e) noexcept nogil:
 
 
 cdef inline uint64_t engine_batch_begin(Engine *e, bint *hurry) noexcept nogil:
-    """Announce a batch, and return how many blocks it may have; allocations that wait for memory go first.
+    """Announce a batch, and return how many blocks it may have: 0 if the run is to end.
 
+    Allocations that wait for memory go first, also when the run is to end: they have been promised that nothing goes out.
     There is no hurry while nobody waits for the run to end.
     """
-    cdef uint64_t most
+    cdef uint64_t most = 0
     engine_lock(e)
     while e.waiters and not e.stopping:
         engine_wait(e, &e.settled, NEVER)
-    e.out = True
-    most = e.max_pages
-    hurry[0] = e.manual or e.stopping or e.flush_wanted > e.flush_done
+    if not e.stopping:
+        e.out = True
+        most = e.max_pages
+    hurry[0] = e.manual or e.flush_wanted > e.flush_done
     engine_unlock(e)
     return most
 

@@ -14,8 +14,8 @@ cdef class HintingEngine:
     cdef int64_t clock_read
     cdef object thread
     cdef readonly object last_error
-    cdef object interrupt               # raised by a callback on a caller's thread, to be raised again there
-    cdef bint interrupted
+    cdef dict interrupts                # by thread, what a callback has raised on a caller's, to be raised again there
+    cdef bint interrupted               # the run that is on, by such
     cdef bint burst_logged
     cdef bint abandoned
     cdef bint no_prepare

@@ -56,6 +56,7 @@ cdef class HintingEngine:
         self.memory = memory
         self.m = &memory.m
         self.batch = &memory.batch
+        self.interrupts = {}
 
     # -- on, and its settings
 
@@ -95,9 +96,7 @@ cdef class HintingEngine:
         try:
             if self.grow_batch(callbacks.most) < callbacks.most:
                 raise MemoryError("no memory for a batch")
-            # The first three are a parent's leavings, if this is a forked child.
-            self.thread = self.callbacks = self.interrupt = None
-            self.interrupted = False
+            self.thread = self.callbacks = None     # a parent's leavings, if this is a forked child
             self.last_error = None
             self.burst_logged = False
             self.clock = clock
@@ -269,6 +268,7 @@ cdef class HintingEngine:
         cdef Engine *e = &self.m.engine
         cdef int64_t now = self.now()
         cdef bint busy = True, due = False, whole = False
+        self.interrupts.pop(pthread_self(), None)       # of a parent's thread with our number, if this is a forked child
         while busy:
             with nogil:
                 engine_lock(e)
@@ -285,10 +285,10 @@ cdef class HintingEngine:
                     whole = self.run(everything)
             if busy:
                 PyErr_CheckSignals()
-        if self.interrupted and due:
-            error, self.interrupt = self.interrupt, None
-            self.interrupted = False
-            raise error
+        if due:
+            error = self.interrupts.pop(pthread_self(), None)
+            if error is not None:
+                raise error
         return whole
 
     def run_pending(self):
@@ -353,7 +353,10 @@ cdef class HintingEngine:
         session = e.session
         e.work = False
         e.work_runs += 1
+        self.interrupted = False
         ticket = e.flush_wanted
+        # A flush that came after this run was decided on is served by it, too.
+        everything = everything or e.flush_wanted > e.flush_done
         if everything:
             engine_disarm(e)
         engine_unlock(e)
@@ -410,6 +413,8 @@ cdef class HintingEngine:
                 break
             self.rest(z)
             most = self.grow_batch(engine_batch_begin(e, &hurry))
+            if most == 0:
+                break
             if hurry:
                 lock_acquire(&z.lock, True)
             else:
@@ -566,7 +571,7 @@ cdef class HintingEngine:
         try:
             self.last_error = error
             if not isinstance(error, Exception) and self.m.engine.manual:
-                self.interrupt = error
+                self.interrupts[pthread_self()] = error
                 self.interrupted = True
             if not self.burst_logged:
                 self.burst_logged = True

@@ -345,3 +345,100 @@ def test_the_check_is_not_alarmed_by_bulk_calls_on_their_way():
             pages.verify()
 
     in_threads([churn, check])
+
+
+def test_a_flush_that_comes_as_a_run_begins_looks_everywhere():
+    """A run for zone A's threshold, decided on a moment before the flush, must not pass for the flush's own."""
+    pages = real([ph.ZoneSpec("A", 0, 4096), ph.ZoneSpec("B", 4096, 4096)])
+    zone_a, zone_b = pages.zones
+    lost = []
+
+    def flush(stop, rng):
+        while not stop.is_set() and not lost:
+            in_a = [pages.alloc_pages(9, zone=zone_a) for _ in range(2)]
+            in_b = pages.alloc_pages(9, zone=zone_b)
+            pages.free_pages(in_b, 9)  # under the threshold: for the flush
+            for pfn in in_a:
+                pages.free_pages(pfn, 9)  # the second wakes the worker
+            for _ in range(rng.randrange(200)):
+                pass
+            pages.flush_hinting()
+            if zone_b.hint_bitmap.any():
+                lost.append(in_b)
+
+    with pages.hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), threshold=2, delay=None):
+        pages.flush_hinting()
+        in_threads([flush])
+    assert lost == []
+
+
+def test_no_batch_goes_out_while_an_allocation_counts_on_it():
+    """A disable let one out in front of a waiting allocation, which then found no memory where there was some."""
+    end = 1 << 32
+    low, high = ph.ZoneSpec("Low", 0, 2048), ph.ZoneSpec("High", 2048, end - 2048, holes=[(2048, end - 2048 - 8192)])
+    pages = real([low, high])
+    for pfn in range(end - 8192, end, 2048):
+        pages.alloc_pages_at(pfn, 10)  # so that High has pages but no run; to look through its hole takes a while
+    out, wanted, served = threading.Event(), threading.Event(), threading.Event()
+
+    def hint_pages(blocks):
+        if not out.is_set():
+            out.set()
+            assert wanted.wait(60)
+        else:
+            assert served.wait(60)
+
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), threshold=1, delay=None, max_report_order=9)
+    assert out.wait(60)
+    got = []
+
+    def allocate():
+        try:
+            got.append(pages.alloc_pages_exact(2047))  # all of Low, of which a granule is out
+        except ph.OutOfMemoryError as error:
+            got.append(error)
+        finally:
+            served.set()
+
+    threads = [threading.Thread(target=allocate), threading.Thread(target=pages.disable_hinting)]
+    threads[0].start()
+    time.sleep(1)  # it has failed, and waits for the batch
+    wanted.set()
+    time.sleep(0.02)  # it tries again, High first; the worker waits for it, and is told to stop
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert got == [0]
+    pages.verify()
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_an_interrupt_is_raised_where_its_callback_ran(attempt):
+    """Another thread's flush, which was faster to go on, took it for its own, or was cut short by it."""
+    pages = real("16MiB")
+    go_on = threading.Event()
+    said = {}
+
+    def hint_pages(blocks):
+        if not go_on.is_set():
+            assert go_on.wait(60)
+            raise KeyboardInterrupt
+
+    def call(name, what):
+        try:
+            said[name] = what()
+        except BaseException as error:
+            said[name] = error
+
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), workqueue="manual")
+    calls = [("interrupted", pages.run_pending), *[(i, pages.flush_hinting) for i in range(10)]]
+    threads = [threading.Thread(target=call, args=each) for each in calls]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)  # the others wait for the first one's run
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert isinstance(said.pop("interrupted"), KeyboardInterrupt)
+    assert said == dict.fromkeys(range(10))
+    assert pages.stats().hints_pending == 0

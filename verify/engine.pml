@@ -1,0 +1,122 @@
+/* The engine's queue, its mutex, and its two condition variables: _engine.pxd.
+ *
+ * A hold of the mutex is one indivisible step, which begins with MUTEX; nobody holds it from one step to the next. A
+ * thread asleep is a bit in `wake_sleepers` or `settled_sleepers`.
+ */
+
+byte wake_sleepers, settled_sleepers;
+
+bit delay_armed = 1;
+byte session;
+bit enabling, is_enabled, stopping, manual, worker, work;
+bit delay;                      /* there is one */
+bit deadline;                   /* it runs, */
+bit late;                       /* and is over */
+bit not_before;                 /* back-off: a run failed, and its time has not come */
+bit failures;                   /* the last run failed */
+byte flush_wanted, flush_done;
+bit running;
+byte runner;
+bit out;
+byte waiters;
+byte max_pages, threshold;      /* settings */
+
+#ifdef FAULT_WAKE_WITHOUT_MUTEX
+bit mutex;                      /* held by the worker, between its look at the queue and its sleep */
+#define MUTEX !mutex
+#else
+#define MUTEX true
+#endif
+#define BIT(thread) (1 << (thread))
+
+inline signal_wake() {          /* pthread_cond_signal(&e.wake): one is enough, for no two ever sleep there */
+    assert((wake_sleepers & (wake_sleepers - 1)) == 0);
+    wake_sleepers = 0
+}
+
+inline engine_disarm() {        /* engine_disarm */
+    deadline = 0;
+    late = 0;
+    delay_armed = !delay
+}
+
+inline engine_arm() {           /* engine_arm */
+    if
+    :: delay && !delay_armed -> delay_armed = 1; deadline = 1
+    :: else
+    fi
+}
+
+inline engine_claim(me) {       /* engine_claim */
+    running = 1;
+    runner = me
+}
+
+inline engine_release() {       /* engine_release */
+    runner = 0;
+    running = 0
+}
+
+inline engine_stop() {          /* engine_stop */
+    stopping = 1;
+    wake_sleepers = 0;
+    settled_sleepers = 0
+}
+
+inline engine_over() {          /* engine_over */
+    session++;
+    is_enabled = 0;
+    enabling = 0;
+    worker = 0;
+    work = 0;
+    flush_done = flush_wanted;
+    engine_release();
+    engine_disarm();
+    delay_armed = 1;
+    wake_sleepers = 0;
+    settled_sleepers = 0
+}
+
+/* engine_notify: by whoever has just released a zone's lock, and been told to. */
+inline engine_notify(tell) {
+    if
+    :: tell ->
+#ifdef FAULT_WAKE_WITHOUT_MUTEX
+        d_step { work = (work || tell == TELL_WORK); if :: tell == TELL_DELAY -> engine_arm() :: else fi };
+        d_step { signal_wake(); tell = 0 }
+#else
+        d_step {
+            MUTEX;
+            if
+            :: tell == TELL_WORK -> work = 1
+            :: else -> engine_arm()
+            fi;
+            signal_wake();
+            tell = 0
+        }
+#endif
+    :: else
+    fi
+}
+
+/* pthread_cond_wait, in two parts: within a step, sleep if need be; then wait to be woken. The waits of disable, flush
+ * and allocation look around every 50 ms; here they do so only with TIMEOUTS, so that no wake-up may be missing. */
+inline sleep_settled(me, need) {
+    if
+    :: need -> settled_sleepers = settled_sleepers | BIT(me); asleep = 1
+    :: else -> asleep = 0
+    fi
+}
+
+inline until_woken(me) {
+    if
+    :: asleep ->
+        if
+        :: !(settled_sleepers & BIT(me))
+#ifdef TIMEOUTS
+        :: atomic { settled_sleepers & BIT(me) -> settled_sleepers = settled_sleepers & ~BIT(me) }
+#endif
+        fi
+    :: else
+    fi
+}

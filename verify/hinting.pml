@@ -1,0 +1,1160 @@
+/* Free page hinting: the threads that allocate and free, the worker, flush, enable, disable, fork.
+ *
+ * `verify/run` has the configurations, and the faults (FAULT_) that must be found; README.md says what is left out.
+ * A process or an inline carries the name of the function in the code that it is. A `d_step` or `atomic` that begins
+ * with UNLOCKED(z) is a hold of that zone's lock, one that begins with MUTEX a hold of the engine's mutex.
+ */
+#ifndef MAX_PAGES
+#define MAX_PAGES 1
+#endif
+#ifndef THRESHOLD
+#define THRESHOLD 2
+#endif
+#ifndef DELAY                   /* 0: delay=None */
+#define DELAY 1
+#endif
+#ifndef THREADS                 /* that allocate and free */
+#define THREADS 1
+#endif
+#ifndef OPS                     /* how often each */
+#define OPS 1
+#endif
+#ifndef LARGEST                 /* order of their largest block */
+#define LARGEST 0
+#endif
+#ifndef FLUSHES
+#define FLUSHES 0
+#endif
+#ifndef CONTROLLERS             /* threads that switch hinting on and off; with none it is on from the beginning */
+#define CONTROLLERS 0
+#endif
+#ifndef CYCLES                  /* how often each */
+#define CYCLES 1
+#endif
+#ifndef MAY_FAIL                /* how often callbacks may fail, in all */
+#define MAY_FAIL 0
+#endif
+/* And, to be defined or not: CALLBACK_USES_MEMORY, ENABLE_MAY_FAIL, FORK, MANUAL_WORKQUEUE, SETTINGS, CHURN (the
+ * threads allocate and free for ever), TIMEOUTS. */
+
+#include "zone.pml"
+#include "engine.pml"
+
+/* Threads by number. Two workers can be there at once: one of an enable that failed may not have gone yet. */
+#define WORKER 1                /* and 2; without one, two that run the work themselves */
+#define FLUSHER 3
+#define CONTROLLER 4            /* and 5 */
+#define THREAD 6                /* and 7 */
+
+bit last_resort;                /* Machine.last_resort */
+byte callbacks;                 /* HintingEngine.callbacks: the session that they are of, or 0 */
+byte batch_n, batch_zone;       /* _isolate.pxd: Batch */
+byte batch_pages[MAX_PAGES], batch_orders[MAX_PAGES], batch_failed;
+bit alive[3];                   /* the worker's thread runs */
+byte child;                     /* we are a forked child, and this is the process of its only thread */
+bit interrupted;                /* HintingEngine.interrupted: a callback on a caller's thread has raised a KeyboardInterrupt, say */
+byte interrupts;                /* and on whose: a bit a thread */
+/* For the proof only. */
+byte calls;                     /* callbacks that are running */
+byte may_fail = MAY_FAIL;
+bit flushing;
+
+/* The zone lock is handed over to whoever has waited too long (_lock.pxd); where threads go on for ever, it has to be. */
+#ifdef CHURN
+byte wanted;
+#ifdef FAULT_LOCK_IS_NOT_HANDED_OVER
+#define WANT(z)
+#else
+#define WANT(z) wanted = (z) + 1;
+#endif
+#define HAVE wanted = 0;
+#define UNLOCKED_FOR_THREAD(z) (UNLOCKED(z) && wanted != (z) + 1)
+#define LAST_OP (ops + 1)
+#else
+#define WANT(z)
+#define HAVE
+#define UNLOCKED_FOR_THREAD(z) UNLOCKED(z)
+#define LAST_OP OPS
+#endif
+
+hidden byte candidate;
+hidden byte fits;
+
+#ifdef FORK
+#define PROVIDED provided (!child || child == _pid)
+#else
+#define PROVIDED
+#endif
+
+/* ==== allocate and free, past the page sets: _machine.pxd, _core.pyx ============================================ */
+
+inline hint_broken(z, first, order) {           /* hint_broken */
+#ifndef FAULT_ALLOCATED_KEEPS_BIT
+    if
+    :: zone[z].hook -> hint_assign(z, MASK(first, order), 0)
+    :: else
+    fi;
+#endif
+    zone[z].owed = zone[z].owed & ~MASK(first, order);
+    zone[z].due = zone[z].due & ~MASK(first, order)
+}
+
+inline zone_alloc(me, z, order) {               /* zone_alloc, machine_alloc_at: any block that fits may be the one */
+    atomic {
+        UNLOCKED_FOR_THREAD(z);
+        candidate = PAGES;
+        page = 0;
+        do
+        :: page < PAGES ->
+            d_step { free_block_around(z, page); fits = source != NOT_FREE && source >= order };
+            if
+            :: fits -> candidate = page; if :: break :: skip fi
+            :: else
+            fi;
+            page = page + (1 << order)
+        :: else -> break
+        od;
+        d_step {
+            page = candidate;
+            got = page < PAGES;
+            if
+            :: got ->
+                free_block_around(z, page);
+                buddy_take(z, page, order, USED);
+                hand_over(z, page, order, NOBODY, me);
+                hint_broken(z, page, order)
+            :: else -> page = 0
+            fi;
+            zone_unlock(z, tell);
+            assert(!tell)                       /* taking memory wakes nobody */
+        }
+    }
+}
+
+inline machine_alloc(me, order) {               /* machine_alloc: the preferred zone, and then those below it */
+    z = prefer;
+    zone_alloc(me, z, order);
+    do
+    :: !got && z > 0 -> z--; zone_alloc(me, z, order)
+    :: else -> break
+    od
+}
+
+#ifdef FAULT_WORKER_WAITS_FOR_ITSELF
+#define MUST_WAIT(me) out
+#else
+#define MUST_WAIT(me) (out && runner != me)
+#endif
+
+inline settle(me) {                             /* Memory.settle, engine_wait_batch */
+    d_step { MUTEX; waiters++; sleep_settled(me, MUST_WAIT(me)) };
+    do
+    :: asleep ->
+        until_woken(me);
+#ifdef TIMEOUTS
+        d_step { MUTEX; asleep = MUST_WAIT(me); if :: asleep -> waiters--; settled_sleepers = 0 :: else fi };
+        if
+        :: asleep -> d_step { MUTEX; waiters++; sleep_settled(me, MUST_WAIT(me)) }
+        :: else
+        fi
+#else
+        d_step { MUTEX; sleep_settled(me, MUST_WAIT(me)) }
+#endif
+    :: else -> break
+    od
+}
+
+inline take_block(me, order) {                 /* PageAllocator.alloc_pages */
+    machine_alloc(me, order);
+    if
+    :: !got ->
+        settle(me);
+        atomic { !last_resort; last_resort = 1 };       /* machine_hold */
+        machine_alloc(me, order);
+        /* NO MEMORY MEANS THAT THERE IS NONE, and not that it is with the host. */
+        assert(got || batch_n == 0 || runner == me);
+        last_resort = 0;                                /* machine_let_go */
+#ifdef FAULT_RESUME_WAKES_NOBODY
+        d_step { MUTEX; waiters-- }
+#else
+        d_step { MUTEX; waiters--; settled_sleepers = 0 }       /* engine_resume */
+#endif
+    :: else
+    fi
+}
+
+#ifdef FAULT_HOOK_BEFORE_LOCK
+#define HOOK(z) seen
+#else
+#define HOOK(z) zone[z].hook
+#endif
+
+inline hint_freed(z, first, order) {            /* hint_freed */
+    if
+    :: HOOK(z) && merged >= MIN_ORDER -> hint_assign(z, MASK(first, order), 1)
+    :: else
+    fi;
+    find_whole(z);
+    zone[z].owed = (zone[z].hook -> zone[z].owed | (all_free & MASK(first, order)) : zone[z].owed)
+}
+
+inline give_back(me, z, first, order) {        /* PageAllocator.free_pages, machine_free, zone_free_held */
+#ifdef FAULT_HOOK_BEFORE_LOCK
+    seen = zone[z].hook;
+#endif
+#ifdef FAULT_UNLOCKED_COUNT
+    seen = zone[z].hint_count;
+#endif
+    d_step {
+        UNLOCKED_FOR_THREAD(z);
+        zone[z].locked = 1;
+        hand_over(z, first, order, me, NOBODY);
+        buddy_free(z, first, order, true);
+        changed = 0;
+        hint_freed(z, first, order);
+#ifdef FAULT_UNLOCKED_COUNT
+        zone[z].hint_count = seen + changed;
+        seen = 0
+#endif
+    };
+    d_step { hint_evaluate(z); zone_unlock(z, tell) };
+    engine_notify(tell)
+}
+
+proctype Thread(byte me; byte prefer) PROVIDED
+{
+    byte z, page, order, tell, ops, seen;
+    bit got, asleep;
+    do
+    :: ops < LAST_OP ->
+        ops = (ops < OPS -> ops + 1 : ops);
+        if
+        :: order = 0
+        :: LARGEST > 0 -> order = 1
+        :: LARGEST > 1 -> order = 2
+        fi;
+        take_block(me, order);
+        if
+        :: got -> give_back(me, z, page, order)
+        :: else
+        fi;
+        page = 0;
+        order = 0;
+        z = 0;
+        got = 0
+    :: else -> break
+    od
+}
+
+/* ==== the run: _hinting.pyx ======================================================================================= */
+
+#define GOES_ON (session == own && !stopping && !interrupted)   /* goes_on; all read without the mutex */
+
+inline callback_begins() {
+    d_step {
+        /* NO CALLBACK ON A DISABLED ENGINE, none after disable has returned, none before all is in place. */
+        assert(is_enabled && session == own && callbacks == own);
+        calls++
+    }
+}
+
+inline gate(z, most) {                          /* gate */
+    open = zone[z].free_pages >= LOW + (most << MIN_ORDER);
+    zone[z].wake_at = (open -> zone[z].wake_at : LOW + (max_pages << MIN_ORDER));
+    zone[z].due = (open -> zone[z].due : 0)
+}
+
+inline isolate_batch(z) {                       /* isolate_batch */
+    i = cursor;
+    do
+    :: i < (PAGES >> MIN_ORDER) && batch_n < most && (zone[z].hints & (1 << i)) ->
+        free_block_around(z, (i << MIN_ORDER));
+        assert(source != NOT_FREE);             /* the bit is exact */
+        merged = MIN_ORDER;
+        do
+        :: merged < source && !((i << MIN_ORDER) & (1 << merged)) &&
+           (zone[z].hints & MASK((i << MIN_ORDER) + (1 << merged), merged)) ==
+           MASK((i << MIN_ORDER) + (1 << merged), merged) -> merged++
+        :: else -> break
+        od;
+#ifdef FAULT_SPLIT_LOSES_OTHER_HALF
+        hint_assign(z, MASK(head, source), 0);
+#else
+#ifndef FAULT_ISOLATED_KEEPS_BIT
+        hint_assign(z, MASK(i << MIN_ORDER, merged), 0);
+#endif
+#endif
+#ifndef FAULT_ISOLATED_STAYS_LISTED
+        buddy_take(z, (i << MIN_ORDER), merged, HELD);
+#endif
+        batch_pages[batch_n] = i << MIN_ORDER;
+        batch_orders[batch_n] = merged;
+        batch_n++;
+        n_free = i;
+        hand_over(z, batch_pages[batch_n - 1], merged, NOBODY, HOST);
+        i = n_free + NR_GRANULES(merged)
+    :: i < (PAGES >> MIN_ORDER) && batch_n < most && !(zone[z].hints & (1 << i)) -> i++
+    :: else -> break
+    od;
+    cursor = i;
+#ifdef FAULT_PUT_BACK_IS_BLIND
+    was_free = 0;
+    i = 0;
+    do
+    :: i < PAGES -> was_free = was_free | ((zone[z].owner[i] == NOBODY || zone[z].owner[i] == HOST) << i); i++
+    :: else -> break
+    od;
+#endif
+    i = 0
+}
+
+#ifdef FAULT_PUT_BACK_IS_BLIND                  /* merges with what was free when the batch was taken out, and no other */
+byte was_free;
+#define MAY_MERGE ((was_free >> (head ^ (1 << merged))) & 1)
+#else
+#define MAY_MERGE true
+#endif
+
+inline put_back(z) {                            /* put_back */
+    do
+    :: batch_n > 0 ->
+        batch_n--;
+        hand_over(z, batch_pages[batch_n], batch_orders[batch_n], HOST, NOBODY);
+        buddy_free(z, batch_pages[batch_n], batch_orders[batch_n], MAY_MERGE);
+#ifdef FAULT_PUT_BACK_LOSES_NEIGHBOUR
+        hint_assign(z, MASK(head, merged), 0);
+#endif
+        if
+#ifndef FAULT_FAILED_TAKEN_FOR_REPORTED
+        :: (batch_failed & (1 << batch_n)) && zone[z].hook ->
+            hint_assign(z, MASK(batch_pages[batch_n], batch_orders[batch_n]), 1);
+            zone[z].due = zone[z].due & ~MASK(batch_pages[batch_n], batch_orders[batch_n])
+#endif
+        :: else
+        fi;
+        batch_pages[batch_n] = 0;
+        batch_orders[batch_n] = 0
+    :: else -> break
+    od;
+    batch_failed = 0
+}
+
+#ifdef FORK
+inline fork(me) {                               /* fork_prepare, fork_parent, fork_child */
+    atomic { !last_resort; last_resort = 1 };
+    f = 0;
+    do
+#ifndef FAULT_FORK_TAKES_NO_ZONE_LOCK
+    :: f < ZONES -> atomic { UNLOCKED(f); zone[f].locked = 1 }; f++
+#endif
+    :: else -> break
+    od;
+    f = 0;
+    atomic {
+        MUTEX;
+        if
+        :: skip                                 /* the parent: undisturbed */
+        :: d_step {                             /* the child: all other threads are gone */
+                child = _pid;
+                calls = (runner == me);
+                do
+                :: f < ZONES -> hint_off(f); f++
+                :: else -> break
+                od;
+                f = 0;
+                batch_failed = (1 << batch_n) - 1;
+                put_back(batch_zone);
+                out = 0;                        /* engine_forked */
+                waiters = 0;
+                engine_over();
+                /* NOTHING IS WITH THE HOST in the child. */
+                do
+                :: f < ZONES * PAGES -> assert(zone[f / PAGES].owner[f % PAGES] != HOST); f++
+                :: else -> break
+                od;
+                f = 0
+            }
+        fi;
+#ifndef FAULT_FORK_TAKES_NO_ZONE_LOCK
+        do
+        :: f < ZONES -> zone[f].locked = 0; check_zone(f); f++
+        :: else -> break
+        od;
+        f = 0;
+#endif
+        last_resort = 0
+    }
+}
+bit ticks;                      /* in the child time goes on, or the threads that are gone would look like a deadlock */
+#define CHILD_ENDS if :: child == _pid -> do :: ticks = !ticks od :: else fi
+#else
+#define CHILD_ENDS
+#endif
+
+inline report(me) {                             /* report, call_hint_pages, and what the callback may do */
+    callback_begins();
+#ifdef CALLBACK_USES_MEMORY
+    take_block(me, order);
+    if
+    :: got -> give_back(me, z, page, order)
+    :: else
+    fi;
+    page = 0;
+    z = 0;
+    got = 0;
+#endif
+#ifdef FORK
+    if
+    :: fork(me)
+    :: skip
+    fi;
+#endif
+    if
+    :: session == own ->
+        atomic {
+            i = 0;
+            do
+            :: i < batch_n ->
+                if
+                :: skip
+                :: may_fail > 0 -> batch_failed = batch_failed | (1 << i)
+                fi;
+                i++
+            :: else -> break
+            od;
+            d_step {
+                may_fail = (batch_failed -> may_fail - 1 : may_fail);
+                i = 0;
+                do
+                :: i < batch_n ->
+                    changed = MASK(batch_pages[i], batch_orders[i]);
+                    /* NOTHING IS REPORTED TWICE, and nothing that was not free. */
+                    assert((zone[wz].owed & changed) == changed && zone[wz].owner[batch_pages[i]] == HOST);
+                    if
+                    :: batch_failed & (1 << i)
+                    :: else -> zone[wz].owed = zone[wz].owed & ~changed; zone[wz].due = zone[wz].due & ~changed
+                    fi;
+                    i++
+                :: else -> break
+                od;
+                zfail = zfail || batch_failed;
+#ifdef MANUAL_WORKQUEUE
+                if
+                :: batch_failed -> interrupted = 1; interrupts = interrupts | BIT(me)  /* it may have been an interrupt */
+                :: else
+                fi;
+#endif
+                calls--
+            }
+        }
+    :: else
+    fi
+}
+
+#ifdef FAULT_ANNOUNCED_AFTER_ISOLATION
+#define OUT 0
+#else
+#define OUT 1
+#endif
+#ifdef FAULT_BATCH_WHILE_STOPPING
+#define BATCH_WHILE_STOPPING true
+#else
+#define BATCH_WHILE_STOPPING (!stopping)
+#endif
+
+inline batch_begin(me) {                        /* engine_batch_begin */
+    asleep = 1;
+    do
+    :: asleep ->
+        d_step {
+            MUTEX;
+            sleep_settled(me, waiters && !stopping);
+            if
+            :: asleep
+            :: !asleep && BATCH_WHILE_STOPPING -> out = OUT; most = max_pages
+            :: else -> most = 0
+            fi
+        };
+        if
+        :: asleep -> !(settled_sleepers & BIT(me))
+        :: else
+        fi
+    :: else -> break
+    od
+}
+
+inline run_zone(me) {                           /* run_zone */
+    most = max_pages;                           /* read without the mutex, as `gate` does */
+    WANT(wz)
+    d_step {
+        UNLOCKED(wz);
+        HAVE
+#ifndef FAULT_QUEUED_UNTIL_THE_END
+        zone[wz].queued = 0;
+#endif
+        open = zone[wz].hint_count > 0;
+        if
+        :: open -> gate(wz, most)
+        :: else
+        fi;
+        zone_unlock(wz, tell)
+    };
+    engine_notify(tell);
+    if
+    :: open && !prepared ->                     /* call_prepare */
+        callback_begins();
+        atomic {
+            if
+            :: prepared = 1
+            :: may_fail > 0 ->
+                may_fail--;
+                zfail = 1;
+                open = 0;
+                zone[0].due = 0;
+                zone[ZONES - 1].due = 0
+            fi;
+            calls--
+        }
+    :: else
+    fi;
+    do
+    :: open && GOES_ON ->
+        d_step {                                /* hint_find: needs no lock */
+            i = cursor;
+            do
+            :: i < (PAGES >> MIN_ORDER) && !(zone[wz].hints & (1 << i)) -> i++
+            :: else -> break
+            od;
+            cursor = i
+        };
+        if
+        :: cursor == (PAGES >> MIN_ORDER) -> break
+        :: else
+        fi;
+        batch_begin(me);
+        if
+        :: !most -> break
+        :: else
+        fi;
+        WANT(wz)
+        d_step {
+            UNLOCKED(wz);
+            HAVE
+            gate(wz, most);
+            if
+            :: open -> isolate_batch(wz)
+            :: else
+            fi;
+            batch_zone = wz;
+#ifdef FAULT_NOTED_AFTER_UNLOCK
+            noted = batch_n;
+            batch_n = 0;
+#endif
+            zone_unlock(wz, tell)
+        };
+#ifdef FAULT_ANNOUNCED_AFTER_ISOLATION
+        d_step { MUTEX; out = 1 };
+#endif
+#ifdef FAULT_NOTED_AFTER_UNLOCK
+        batch_n = noted;
+        noted = 0;
+#endif
+        engine_notify(tell);
+        if
+        :: batch_n ->
+            report(me);
+            if
+            :: session != own -> break
+            :: else
+            fi;
+            WANT(wz)
+            d_step { UNLOCKED(wz); HAVE put_back(wz); zone_unlock(wz, tell) };
+            engine_notify(tell)
+        :: else
+        fi;
+#ifdef FAULT_END_OF_BATCH_WAKES_NOBODY
+        d_step { MUTEX; out = 0 }
+#else
+        d_step { MUTEX; out = 0; settled_sleepers = 0 }         /* engine_batch_end */
+#endif
+    :: else -> break
+    od;
+#ifdef FAULT_QUEUED_UNTIL_THE_END
+    atomic { UNLOCKED(wz); zone[wz].queued = 0 };
+#endif
+    cursor = 0;
+    most = 0;
+    open = 0
+}
+
+inline one_run(me) {                                /* run */
+    d_step {
+        MUTEX;
+#ifndef FAULT_WORK_UNTIL_THE_END
+        work = 0;
+#endif
+#ifndef FAULT_INTERRUPT_LEFT_FOR_ANYBODY
+        interrupted = 0;
+#endif
+        ticket = flush_wanted;
+#ifndef FAULT_FLUSH_SERVED_BY_ANY_RUN
+        everything = everything || flush_wanted > flush_done;
+#endif
+#ifndef FAULT_DELAY_STOPPED_AT_THE_END
+        if
+        :: everything -> engine_disarm()
+        :: else
+        fi;
+#endif
+        whole = 1
+    };
+    do
+    :: wz < ZONES ->
+        if
+        :: everything || zone[wz].queued ->     /* read without the lock */
+            run_zone(me);
+            failed = failed || zfail;
+            if
+            :: zfail && !prepared -> break
+            :: else -> zfail = 0
+            fi
+        :: else
+        fi;
+        if
+        :: GOES_ON -> wz++
+        :: else -> whole = 0; break
+        fi
+    :: else -> break
+    od;
+    if
+    :: prepared && session == own -> callback_begins(); calls--         /* call_cleanup */
+    :: else
+    fi;
+    if
+    :: session == own ->
+        d_step {
+            MUTEX;
+            failures = failed;                  /* engine_backoff */
+            not_before = failed;
+#ifdef FAULT_WORK_UNTIL_THE_END
+            work = failed;
+#else
+            work = work || failed;
+#endif
+#ifdef FAULT_DELAY_STOPPED_AT_THE_END
+            if
+            :: everything -> engine_disarm()
+            :: else
+            fi;
+#endif
+            flush_done = (whole && ticket > flush_done -> ticket : flush_done);
+            engine_release();
+            settled_sleepers = 0
+        }
+    :: else
+    fi;
+    wz = 0;
+    prepared = 0;
+    failed = 0;
+    zfail = 0;
+    ticket = 0;
+    everything = 0
+}
+
+inline time_passes() {                          /* a delay or a back-off may be over, or not */
+    if
+    :: late = deadline
+    :: skip
+    fi;
+    if
+    :: not_before = 0
+    :: skip
+    fi
+}
+#define DUE (!not_before && (work || late))                             /* engine_due */
+#define OVERDUE (!not_before && (late || (work && failures)))           /* overdue */
+
+/* _work, HintingEngine.work. */
+proctype Worker(byte me; byte own) PROVIDED
+{
+    byte wz, cursor, most, ticket, tell;
+#ifdef FAULT_NOTED_AFTER_UNLOCK
+    byte noted;
+#endif
+    bit everything, prepared, failed, zfail, whole, open, asleep, timed, idle;
+#ifdef CALLBACK_USES_MEMORY
+    byte z, page, order, seen, prefer;
+    bit got;
+#endif
+#ifdef FORK
+    byte f;
+#endif
+    do
+    :: atomic {
+            MUTEX;                              /* engine_lock, or back from engine_wait */
+            time_passes();
+            everything = flush_wanted > flush_done || OVERDUE;
+            if
+            :: session != own || stopping ->
+                if
+                :: session == own -> worker = 0; settled_sleepers = 0
+                :: else
+                fi;
+                break
+            :: session == own && !stopping && is_enabled && (everything || DUE) ->
+                engine_claim(me);
+                idle = 0
+            :: else ->
+                idle = 1;
+                timed = is_enabled && (work || deadline);       /* engine_next */
+                everything = 0;
+#ifdef FAULT_WAKE_WITHOUT_MUTEX
+                mutex = 1
+#else
+                wake_sleepers = wake_sleepers | BIT(me) /* engine_wait(e, &e.wake, ...) */
+#endif
+            fi
+        };
+        if
+        :: !idle -> one_run(me); whole = 0
+        :: else ->
+#ifdef FAULT_WAKE_WITHOUT_MUTEX
+            d_step { mutex = 0; wake_sleepers = wake_sleepers | BIT(me) };
+#endif
+end_asleep: if
+            :: !(wake_sleepers & BIT(me))
+            :: atomic { timed -> wake_sleepers = wake_sleepers & ~BIT(me); late = deadline; not_before = 0 }
+            fi
+        fi
+    od;
+    alive[me] = 0;
+    CHILD_ENDS
+}
+
+/* ==== on and off: _hinting.pyx ==================================================================================== */
+
+inline mark_free_blocks(z) {                    /* mark_free_blocks; here one block in each hold of the lock */
+    if
+    :: mark < PAGES -> free_block_around(z, mark); mark = (source != NOT_FREE -> head : mark)
+    :: else
+    fi;
+    more = 0;
+    do
+    :: mark < PAGES && !more ->
+        free_block_around(z, mark);
+        if
+        :: source == NOT_FREE -> mark++
+        :: else ->
+            if
+            :: source >= MIN_ORDER ->
+                hint_assign(z, MASK(mark, source), 1);
+                zone[z].owed = zone[z].owed | MASK(mark, source)
+            :: else
+            fi;
+            mark = mark + (1 << source);
+            more = 1
+        fi
+    :: else -> break
+    od
+}
+
+inline hook_zone(z) {                           /* hook_zone */
+    d_step {
+        UNLOCKED(z);
+        zone[z].threshold = (threshold -> threshold : max_pages);
+        zone[z].queued = 0;
+        zone[z].wake_at = NEVER;
+        zone[z].hook = 1;
+        mark = 0;
+        mark_free_blocks(z);
+        hint_evaluate(z);
+        zone_unlock(z, tell)
+    };
+    engine_notify(tell);
+    do
+    :: more -> d_step { UNLOCKED(z); mark_free_blocks(z); hint_evaluate(z); zone_unlock(z, tell) }; engine_notify(tell)
+    :: else -> break
+    od;
+    mark = 0
+}
+
+inline hook_zones() {
+    z = 0;
+    do
+    :: z < ZONES -> hook_zone(z); z++
+    :: else -> break
+    od;
+    z = 0
+}
+
+#ifdef MANUAL_WORKQUEUE
+#define MANUAL 1
+#else
+#define MANUAL 0
+#endif
+inline reset() {                                /* in enable */
+    d_step {
+        MUTEX;
+        manual = MANUAL;
+        max_pages = MAX_PAGES;
+        threshold = THRESHOLD;
+        delay = DELAY;
+        work = 0;
+        failures = 0;
+        not_before = 0;
+        engine_disarm()
+    }
+}
+
+#define WORKER_OF(session) (1 + (((session) >> 1) & 1))
+
+inline enable(me) {                             /* enable */
+    d_step {
+        MUTEX;
+        on = !is_enabled && !enabling;
+        if
+        :: on ->
+            session++;
+            own = session;
+            enabling = 1;
+            stopping = 0;
+            worker = !MANUAL
+#ifdef FAULT_PUBLISHED_BEFORE_INITIALISED
+            ;
+            is_enabled = 1
+#endif
+        :: else                                 /* HintingActiveError */
+        fi
+    };
+    if
+    :: on && !MANUAL ->                         /* thread.start */
+        assert(!alive[WORKER_OF(own)]);
+        alive[WORKER_OF(own)] = 1;
+        run Worker(WORKER_OF(own), own)
+    :: else
+    fi;
+#ifdef ENABLE_MAY_FAIL
+    if
+    :: on -> d_step { MUTEX; engine_over() }; on = 0    /* an interrupt, say, while the thread begins */
+    :: skip
+    fi;
+#endif
+    if
+    :: on ->
+#ifdef FAULT_PUBLISHED_BEFORE_INITIALISED
+        reset();
+        hook_zones();
+        callbacks = own;
+#else
+        callbacks = own;
+#ifdef FAULT_RESET_AFTER_HOOK
+        hook_zones();
+        reset();
+#else
+        reset();
+        hook_zones();
+#endif
+#endif
+        d_step { MUTEX; is_enabled = 1; enabling = 0; signal_wake() }
+    :: else
+    fi
+}
+
+inline switch_off() {                           /* switch_off */
+    z = 0;
+    do
+    :: z < ZONES -> d_step { UNLOCKED(z); hint_off(z); zone_unlock(z, tell); assert(!tell) }; z++
+    :: else -> break
+    od;
+    z = 0
+}
+
+#ifdef FAULT_DISABLE_DOES_NOT_WAIT_FOR_RUN
+#define BUSY false
+#else
+#define BUSY (worker || running)
+#endif
+
+inline disable(me) {                            /* disable */
+    d_step {
+        MUTEX;
+        own = session;
+        on = is_enabled;
+        was_on = on;
+        if
+        :: on -> engine_stop()
+        :: else
+        fi
+    };
+    do
+    :: on ->
+        d_step { MUTEX; sleep_settled(me, session == own && BUSY) };
+        until_woken(me);
+        d_step {
+            MUTEX;
+            on = session == own;
+            mine = on && !BUSY;
+            if
+            :: mine -> engine_claim(me)
+            :: else
+            fi
+        };
+        if
+        :: mine ->
+            callbacks = 0;
+#ifdef FAULT_OVER_BEFORE_HOOK_IS_OFF
+            d_step { MUTEX; engine_over() };
+            switch_off();
+#else
+            switch_off();
+            d_step { MUTEX; engine_over() };
+#endif
+            !alive[WORKER_OF(own)];             /* thread.join */
+            break
+        :: else
+        fi
+    :: else -> break
+    od;
+    /* NO CALLBACK RUNS WHEN DISABLE RETURNS, or it is of another session. */
+    assert(!was_on || (session != own && callbacks != own && (calls == 0 || callbacks)))
+}
+
+proctype Controller(byte me) PROVIDED
+{
+    byte z, mark, tell, own, n;
+    bit on, mine, more, asleep, was_on;
+    do
+    :: n < CYCLES -> n++; enable(me); disable(me)
+    :: else -> break
+    od
+}
+
+/* ==== flush: _hinting.pyx ========================================================================================= */
+
+proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a worker */
+{
+    byte own, ticket, n, z;
+    bit on, done, asleep;
+    do
+    :: n < FLUSHES && is_enabled ->                /* require_hinting, without the mutex */
+        n++;
+        d_step {
+            MUTEX;
+            flushing = 1;
+            own = session;
+            on = is_enabled && !stopping;
+            flush_wanted = flush_wanted + on;
+            ticket = flush_wanted;
+#ifndef FAULT_FLUSH_WAKES_NOBODY
+            signal_wake();
+#endif
+            z = 0;
+            do
+            :: z < ZONES -> zone[z].due = (on -> zone[z].owed : 0); z++
+            :: else -> break
+            od;
+            z = 0
+        };
+        do
+        :: on && !done ->
+            d_step { MUTEX; sleep_settled(me, session == own && !stopping && flush_done < ticket) };
+            until_woken(me);
+            d_step {
+                MUTEX;
+                done = session == own && flush_done >= ticket;
+                on = session == own && !stopping
+            }
+        :: else -> break
+        od;
+        flushing = 0;
+        d_step {
+            z = 0;
+            do
+            :: z < ZONES ->
+                /* WHAT WAS FREE BEFORE A FLUSH IS REPORTED AFTER IT, unless it is in use, failed, or under the gate. */
+                assert(!done || !zone[z].due);
+                zone[z].due = 0;
+                z++
+            :: else -> break
+            od;
+            z = 0;
+            done = 0
+        }
+    :: n < FLUSHES && !is_enabled -> n++           /* HintingInactiveError */
+    :: n == FLUSHES -> break
+    od
+}
+
+#ifdef MANUAL_WORKQUEUE
+/* flush, and run_pending, on a thread without a worker: run_manually. */
+proctype Caller(byte me; bit everything)
+{
+    byte wz, cursor, most, ticket, tell, own, z;
+    bit prepared, failed, zfail, whole, open, asleep, due, flush = everything;
+    d_step {                                    /* in flush; with hinting off, `due` stays false */
+        MUTEX;
+        z = 0;
+        do
+        :: z < ZONES -> zone[z].due = (flush && is_enabled && !stopping -> zone[z].owed : zone[z].due); z++
+        :: else -> break
+        od;
+        z = 0
+    };
+    do
+    :: atomic {
+            MUTEX;
+            time_passes();
+            sleep_settled(me, running && is_enabled && manual && !stopping);
+            due = !asleep && is_enabled && manual && !stopping && (everything || DUE);
+            if
+            :: due -> everything = everything || OVERDUE; own = session; engine_claim(me)
+            :: else
+            fi
+        };
+        if
+        :: asleep -> until_woken(me)
+        :: else -> break
+        fi
+    od;
+    if
+    :: due -> one_run(me)
+    :: else
+    fi;
+    /* WHAT A CALLBACK RAISES IS RAISED WHERE IT RAN, and nothing else is cut short. */
+#ifdef FAULT_INTERRUPT_LEFT_FOR_ANYBODY
+    due = due && !interrupted;
+    interrupted = 0;
+#else
+    due = due && !(interrupts & BIT(me));
+#endif
+    interrupts = interrupts & ~BIT(me);
+    d_step {
+        assert(!due || whole || stopping || session != own);
+        z = 0;
+        do
+        :: z < ZONES -> assert(!flush || !due || !whole || !zone[z].due); z++
+        :: else -> break
+        od
+    }
+}
+#endif
+
+#ifdef SETTINGS
+proctype Settings()                             /* change */
+{
+    byte z, tell, limit;
+    atomic {
+        MUTEX;
+        if
+        :: max_pages = 1
+        :: threshold = 1
+        :: delay = !delay; engine_disarm()
+        fi;
+        limit = (threshold -> threshold : max_pages)
+    };
+    do
+    :: z < ZONES ->
+        d_step { UNLOCKED(z); zone[z].threshold = limit; zone[z].wake_at = NEVER; hint_evaluate(z); zone_unlock(z, tell) };
+        engine_notify(tell);
+        z++
+    :: else -> break
+    od
+}
+#endif
+
+#ifdef FORK
+proctype Forker(byte me) PROVIDED           /* a thread that forks, and then, in the child, uses its memory */
+{
+    byte z, page, tell, f, prefer = ZONES - 1;
+    bit got, asleep;
+    fork(me);
+    if
+    :: child == _pid -> take_block(me, 0); CHILD_ENDS
+    :: else
+    fi
+}
+#endif
+
+/* ==== the beginning, and the end ================================================================================== */
+
+byte watch;                     /* a granule of zone 0, any */
+#define OWED ((zone[0].owed >> watch) & 1)
+
+init {
+    byte z, mark, tell, own;
+    bit on, more;
+    atomic {
+        d_step {
+            z = 0;
+            do
+            :: z < ZONES ->
+                zone[z].kinds[0] = FREE + MAX_ORDER;
+                zone[z].free_pages = PAGES;
+                zone[z].wake_at = NEVER;
+                z++
+            :: else -> break
+            od;
+            z = 0
+        };
+#ifdef LIVENESS
+        do
+        :: watch < (PAGES >> MIN_ORDER) - 1 -> watch++
+        :: break
+        od;
+#endif
+#if CONTROLLERS == 0
+        enable(0);
+#endif
+#if CONTROLLERS > 0
+        run Controller(CONTROLLER);
+#endif
+#if CONTROLLERS > 1
+        run Controller(CONTROLLER + 1);
+#endif
+#if THREADS > 0
+        run Thread(THREAD, ZONES - 1);
+#endif
+#if THREADS > 1
+        run Thread(THREAD + 1, 0);
+#endif
+#if THREADS > 2
+        run Thread(THREAD + 2, 0);
+#endif
+#if FLUSHES > 0
+        run Flusher(FLUSHER);
+#endif
+#ifdef MANUAL_WORKQUEUE
+        run Caller(WORKER, 1);
+        run Caller(WORKER + 1, 0);
+#endif
+#ifdef SETTINGS
+        run Settings();
+#endif
+#ifdef FORK
+        run Forker(CONTROLLER);
+#endif
+        on = 0;
+        own = 0
+    };
+    timeout;                                    /* nothing can happen any more */
+    d_step {
+        assert(child || (batch_n == 0 && !out && !waiters && !running && !calls && !enabling));
+        z = 0;
+        do
+        :: z < ZONES ->
+            /* NOTHING IS LOST: all that is owed has been reported, unless hinting is off, or the gate closed, or there is
+             * no delay and no need yet. */
+            assert(!zone[z].owed || !is_enabled || manual || zone[z].free_pages < LOW + (max_pages << MIN_ORDER) ||
+                   (!delay && zone[z].hint_count < zone[z].threshold) || child);
+            assert(is_enabled || (!zone[z].hook && !zone[z].hints));
+            z++
+        :: else -> break
+        od;
+        z = 0
+    }
+}
+
+#ifdef LIVENESS
+ltl reported { [] ((OWED && is_enabled) -> <> (!OWED || !is_enabled)) } /* or taken for use, or hinting goes off */
+ltl flushed { [] (flushing -> <> !flushing) }
+#endif

@@ -1,0 +1,198 @@
+/* A zone: its buddy system, its hint bits, the hook, a batch taken out and put back.
+ *
+ * A page here is the smallest block the model knows; a granule is `1 << MIN_ORDER` of them. What is said of the lock in
+ * the code holds here: all of this runs under the zone lock, as one indivisible step of the process that has it.
+ */
+
+#ifndef ZONES
+#define ZONES 1
+#endif
+#ifndef PAGES                   /* of each zone, at most 8 */
+#define PAGES 4
+#endif
+#ifndef MAX_ORDER               /* 2: a free may merge twice */
+#define MAX_ORDER 2
+#endif
+#ifndef MIN_ORDER
+#define MIN_ORDER 0
+#endif
+#ifndef LOW                     /* the low watermark, in pages */
+#define LOW 0
+#endif
+
+#define TAIL 0                  /* _zone.pxd: what the leaf of a page is; FREE, USED and HELD with the block's order */
+#define FREE 1
+#define USED 6
+#define HELD 11
+#define IS_FREE(kind) ((kind) >= FREE && (kind) < USED)
+#define NOT_FREE 15
+#define NEVER 255               /* INT64_MAX */
+
+#define NOBODY 0                /* in whose hands a page is: the buddy system's, the host's, or a thread's by its number */
+#define HOST 15
+
+typedef PageZone {              /* _zone.pxd: PageZone */
+    bit locked;                 /* `lock.word` */
+    bit hook;                   /* `hint_order` is not NO_HINTS */
+    bit queued;
+    byte wake_at;
+    byte threshold;
+    byte hint_count;
+    byte hints;                 /* a bit a granule */
+    byte free_pages;
+    byte kinds[PAGES];
+    /* For the proof only. */
+    byte owner[PAGES];
+    byte owed;                  /* granules that have become free since hinting is on, and have not been reported since */
+    byte due                    /* of these, what the flush on its way must have reported when it returns */
+};
+PageZone zone[ZONES];
+
+#define UNLOCKED(z) (!zone[z].locked)
+#define ONES(x) (((x) & 1) + (((x) >> 1) & 1) + (((x) >> 2) & 1) + (((x) >> 3) & 1) \
+                 + (((x) >> 4) & 1) + (((x) >> 5) & 1) + (((x) >> 6) & 1) + (((x) >> 7) & 1))
+#define NR_GRANULES(order) ((order) > MIN_ORDER -> 1 << ((order) - MIN_ORDER) : 1)             /* granules_of */
+#define ALL_GRANULES ((1 << (PAGES >> MIN_ORDER)) - 1)
+#define MASK(first, order) ((((1 << NR_GRANULES(order)) - 1) << ((first) >> MIN_ORDER)) & 255)
+
+/* Used within one indivisible step only, so no part of the state. */
+hidden byte o, head, source, merged, half, buddy, changed, i, all_free, n_free;
+
+/* -- _buddy.pxd ------------------------------------------------------------------------------------------------ */
+
+inline free_block_around(z, first) {            /* free_block_around: its order in `source`, its first page in `head` */
+    o = 0;
+    do
+    :: o < MAX_ORDER && zone[z].kinds[(first >> o) << o] == TAIL -> o++
+    :: else -> break
+    od;
+    head = (first >> o) << o;
+    source = NOT_FREE;
+    if
+    :: IS_FREE(zone[z].kinds[head]) && first - head < (1 << (zone[z].kinds[head] - FREE)) ->
+        source = zone[z].kinds[head] - FREE
+    :: else
+    fi
+}
+
+inline buddy_take(z, first, order, state) {     /* buddy_take, split_leaves: from the block at `head`, of order `source` */
+    o = source;
+    do
+    :: o > order ->
+        o--;
+        half = 1 << o;
+        if
+        :: first & half -> zone[z].kinds[head] = FREE + o; head = head + half
+        :: else -> zone[z].kinds[head + half] = FREE + o
+        fi
+    :: else -> break
+    od;
+    zone[z].kinds[head] = state + order;
+    zone[z].free_pages = zone[z].free_pages - (1 << order)
+}
+
+inline buddy_free(z, first, order, may_merge) { /* buddy_free, merge_leaves: the order it has become in `merged` */
+    head = first;
+    merged = order;
+    zone[z].free_pages = zone[z].free_pages + (1 << order);
+    do
+    :: merged < MAX_ORDER && zone[z].kinds[head ^ (1 << merged)] == FREE + merged && (may_merge) ->
+        buddy = head ^ (1 << merged);
+        zone[z].kinds[head] = TAIL;
+        zone[z].kinds[buddy] = TAIL;
+        head = head & buddy;
+        merged++
+    :: else -> break
+    od;
+    zone[z].kinds[head] = FREE + merged
+}
+
+/* -- for the proof ---------------------------------------------------------------------------------------------- */
+
+inline hand_over(z, first, order, from, to) {
+    i = first;
+    do
+    :: i < first + (1 << order) ->
+        assert(zone[z].owner[i] == from);       /* NO PAGE IN TWO HANDS */
+        zone[z].owner[i] = to;
+        i++
+    :: else -> break
+    od
+}
+
+inline find_whole(z) {                          /* the granules that are free, in `all_free` */
+    all_free = ALL_GRANULES;
+    i = 0;
+    do
+    :: i < PAGES ->
+        all_free = (zone[z].owner[i] == NOBODY -> all_free : all_free & ~(1 << (i >> MIN_ORDER)));
+        i++
+    :: else -> break
+    od
+}
+
+inline check_zone(z) {                          /* whenever the lock is released */
+    find_whole(z);
+    /* THE COUNT IS THE NUMBER OF BITS, and a bit is set if and only if its granule is free, and not reported since. */
+    assert(zone[z].hint_count == ONES(zone[z].hints));
+    assert(zone[z].hints == (zone[z].hook -> zone[z].owed & all_free : 0));
+    i = 0;
+    n_free = 0;
+    do
+    :: i < PAGES ->
+        free_block_around(z, i);
+        assert((source != NOT_FREE) == (zone[z].owner[i] == NOBODY));
+        /* The free set is made of maximal blocks. */
+        assert(source == NOT_FREE || source == MAX_ORDER || zone[z].kinds[head ^ (1 << source)] != FREE + source);
+        n_free = n_free + (source != NOT_FREE);
+        i++
+    :: else -> break
+    od;
+    assert(zone[z].free_pages == n_free)
+}
+
+/* -- _hint.pxd --------------------------------------------------------------------------------------------------- */
+
+inline hint_assign(z, mask, value) {            /* hint_assign: how many bits changed in `changed` */
+    changed = zone[z].hints;
+    zone[z].hints = (value -> zone[z].hints | (mask) : zone[z].hints & ~(mask));
+    changed = ONES(changed ^ zone[z].hints);
+    zone[z].hint_count = (value -> zone[z].hint_count + changed : zone[z].hint_count - changed)
+}
+
+inline hint_evaluate(z) {                       /* hint_evaluate; reads the engine's `delay_armed` without its mutex */
+    if
+    :: !zone[z].hook || zone[z].hint_count == 0 || zone[z].wake_at != NEVER
+    :: else ->
+        if
+        :: zone[z].hint_count >= zone[z].threshold && !zone[z].queued -> zone[z].queued = 1; zone[z].wake_at = 0
+        :: zone[z].hint_count < zone[z].threshold && !delay_armed -> zone[z].wake_at = 0
+        :: else
+        fi
+    fi
+}
+
+inline hint_off(z) {                            /* hint_off */
+    zone[z].hook = 0;
+    zone[z].wake_at = NEVER;
+    zone[z].queued = 0;
+    hint_assign(z, 255, 0);
+    zone[z].owed = 0
+}
+
+/* -- _wake.pxd --------------------------------------------------------------------------------------------------- */
+
+#define TELL_DELAY 1
+#define TELL_WORK 2
+
+inline zone_unlock(z, tell) {                   /* zone_unlock; `engine_notify` follows if `tell` is set */
+    if
+    :: zone[z].wake_at != NEVER && zone[z].free_pages >= zone[z].wake_at ->
+        zone[z].wake_at = NEVER;
+        zone[z].queued = zone[z].queued || zone[z].hint_count >= zone[z].threshold;
+        tell = (zone[z].queued -> TELL_WORK : TELL_DELAY)
+    :: else -> tell = 0
+    fi;
+    zone[z].locked = 0;
+    check_zone(z)
+}
