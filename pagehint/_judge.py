@@ -116,6 +116,11 @@ class Judge(Operations):
         self.limit = host.callbacks.max_pages
         return min(most, self.limit)
 
+    @staticmethod
+    def pages_of(blocks: Any) -> NDArray[np.int64]:
+        """Return the PFN of every page in the blocks that `hint_pages` got."""
+        return pages_of(blocks)
+
     def expect(self, truth: object, what: str) -> None:
         if not truth:
             self.broken.append(what)

@@ -23,12 +23,14 @@ _ORDERS = range(13)
 _TYPES = ("movable", "unmovable", "reclaimable")
 _PAGEBLOCK_TYPES = ("isolate", "movable", "unmovable")
 _FEW = (1, 2, 3) * 6 + tuple(range(1, 21))  # mostly so few that small zones are above the watermark gate
+_AT_ONCE = (True, False)  # flush, too, so that something comes of it
 _SWITCHED: Arguments = {
     "batch": _FEW,
     "threshold": (None, 1, 3),
     "delay": range(3),
     "least_order": (False, True),
     "mark_free": (True, False),
+    "at_once": _AT_ONCE,
 }
 
 FAILURES = (
@@ -62,7 +64,7 @@ OPERATIONS: Mapping[str, Arguments] = {
     "set_migratetype_where_used": {"pick": _PICKS, "at": range(4), "migratetype": _PAGEBLOCK_TYPES},
     "enable": _SWITCHED,
     "disable": {},
-    "fail": {"failure": FAILURES},
+    "fail": {"failure": FAILURES, "at_once": _AT_ONCE},
     "restart": _SWITCHED,
     "change_max_pages": {"value": _FEW},
     "change_threshold": {"value": (None, *_FEW)},
@@ -313,7 +315,9 @@ class Operations:
     def set(self, name: str, value: float | None) -> None:
         raise NotImplementedError
 
-    def enable(self, batch: int, threshold: int | None, delay: int, least_order: bool, mark_free: bool) -> None:
+    def enable(
+        self, batch: int, threshold: int | None, delay: int, least_order: bool, mark_free: bool, at_once: bool
+    ) -> None:
         self.switch_on(
             batch,
             threshold=threshold,
@@ -322,6 +326,8 @@ class Operations:
             max_report_order=self.pages.min_order if least_order else None,
         )
         self.on = True
+        if at_once:
+            self.flush()
 
     def disable(self) -> None:
         self.switch_off()
@@ -331,9 +337,11 @@ class Operations:
         self.disable()
         self.enable(**settings)
 
-    def fail(self, failure: str) -> None:
+    def fail(self, failure: str, at_once: bool) -> None:
         """From now on callbacks fail like this."""
         self.failure = failure
+        if at_once:
+            self.flush()
 
     def change_max_pages(self, value: int) -> None:
         if self.on:

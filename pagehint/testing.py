@@ -43,8 +43,8 @@ from pagehint._operations import FAILURES, OPERATIONS, Arguments, ZoneLayout
 try:
     from hypothesis import strategies as st
     from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError("pagehint.testing needs Hypothesis: pip install 'pagehint[test]'") from missing
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("pagehint.testing needs Hypothesis: pip install 'pagehint[test]'") from _missing
 
 __all__ = [
     "LAYOUTS",
@@ -159,6 +159,9 @@ def _strategies(arguments: Arguments) -> dict[str, st.SearchStrategy[Any]]:
     return {name: st.sampled_from(values) for name, values in arguments.items()}
 
 
+_FAILURES = st.runner().flatmap(lambda machine: machine.failures)
+
+
 class HintingMachine(RuleBasedStateMachine):
     """Any sequence of operations around your callbacks, every invariant checked after each; subclass it.
 
@@ -207,12 +210,14 @@ class HintingMachine(RuleBasedStateMachine):
     @initialize(
         layout=st.runner().flatmap(lambda machine: machine.layouts),
         pcp=st.runner().flatmap(lambda machine: st.sampled_from([False, machine.workqueue == "thread"])),
-        settings=st.none() | st.fixed_dictionaries(_strategies(OPERATIONS["enable"])),
+        failure=_FAILURES,
+        settings=st.fixed_dictionaries(_strategies(OPERATIONS["enable"])) | st.none(),
     )
-    def begin(self, layout: ZoneLayout, pcp: bool, settings: dict[str, Any] | None) -> None:
+    def begin(self, layout: ZoneLayout, pcp: bool, failure: str, settings: dict[str, Any] | None) -> None:
         """Build the machine; with settings, hinting is on from the beginning."""
         self._sound = False
         self.judge = _JUDGES[self.workqueue](layout, self.callbacks, pcp=pcp)
+        self.judge.failure = failure
         if settings:
             self.judge.enable(**settings)
 
@@ -255,7 +260,7 @@ _ALL_REPORTED = "everything_reportable_is_reported"
 
 for _name, _arguments in {**ManualJudge.operations, **ThreadedJudge.operations}.items():
     _add_rule(_name, _strategies(_arguments), _may_run(_name))
-_add_rule("fail", {"failure": st.runner().flatmap(lambda machine: machine.failures)}, lambda machine: True)
+_add_rule("fail", {"failure": _FAILURES, "at_once": st.booleans()}, lambda machine: True)
 
 
 def run_operations(
@@ -275,7 +280,7 @@ def run_operations(
     operations : iterable of (name, arguments)
         As `operation_lists` makes them.
     callbacks : callable, optional
-        Returns the callbacks under test, given the judge, whose ``frames.memory`` is the machine's memory. By default
+        Returns the callbacks under test, given the judge: ``judge.frames.memory`` is the machine's memory. By default
         the host destroys what it gets.
     workqueue : {"manual", "thread"}
         As in `HintingMachine`.
