@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 
 import atheris
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from fuzz.decode import decode
-from pagehint.testing import run_operations
+from fuzz.inputs import decode
+from pagehint.testing import LAYOUTS, run_operations
 
 
 def one_input(data: bytes) -> None:
     """Whatever this raises is a finding."""
-    run_operations(*decode(data))
+    layout, operations = decode(data)
+    run_operations(LAYOUTS[layout], operations, check_every=10)
 
 
 if __name__ == "__main__":

@@ -270,6 +270,7 @@ def run_operations(
     *,
     workqueue: Literal["manual", "thread"] = "manual",
     pcp: bool = False,
+    check_every: int = 1,
 ) -> None:
     """Do operations one by one, and check every invariant after each, as `HintingMachine` does.
 
@@ -286,6 +287,8 @@ def run_operations(
         As in `HintingMachine`.
     pcp : bool, default False
         With per-CPU page sets; for "thread" only.
+    check_every : int, default 1
+        Operations between two checks of everything; answers are compared, and reports judged, always.
 
     Raises
     ------
@@ -295,9 +298,10 @@ def run_operations(
     new_callbacks = callbacks or destroying_callbacks
     judge: Judge = _JUDGES[workqueue](layout, lambda: new_callbacks(judge), pcp=pcp)
     try:
-        for name, arguments in operations:
+        for number, (name, arguments) in enumerate(operations):
             getattr(judge, name)(**arguments)
-            judge.check()
+            if number % check_every == 0:
+                judge.check()
         judge.close()
     finally:
         judge.pages.disable_hinting()
