@@ -1,4 +1,4 @@
-"""What the fuzzer's bytes mean: a machine, and operations on it. Any bytes do, and small changes of them are small ones.
+"""What the fuzzer's bytes mean: a machine, and operations on it. Any bytes do; small changes of them are small ones.
 
 Examples are kept as text, which still means the same when there are other operations: `fuzz/examples/*.json`, the seeds
 of the corpus and what has failed. `python -m fuzz.inputs seed DIR` writes them as inputs, `… keep FILE …` keeps inputs.
