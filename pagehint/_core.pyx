@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=False, freethreading_compatible=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic, freethreading_compatible=False
 """The public extension types: the allocator, and its zones.
+
+Without binding, since Cython's own functions do not look whether `self` is what they take it for.
 
 What runs without Python stands in the `.pxd` files beside this one, one concept each; the memory under the allocator in
 `_memory.pyx`, the engine in `_hinting.pyx`. A freed page's way is

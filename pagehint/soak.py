@@ -106,7 +106,8 @@ class Round:
             try:
                 if len(mine) > 200 or (mine and rng.random() < 0.4):
                     pfn, nr_pages = gave()
-                    if rng.random() < 0.5 and nr_pages & (nr_pages - 1) == 0 and nr_pages <= 512:
+                    is_block = nr_pages & (nr_pages - 1) == pfn & (nr_pages - 1) == 0 and nr_pages <= 512
+                    if is_block and rng.random() < 0.5:
                         self.model.free_pages(pfn, nr_pages.bit_length() - 1)
                     else:
                         self.model.free_pages_exact(pfn, nr_pages)

@@ -471,6 +471,26 @@ def test_copies_are_as_good_as_the_original_or_refused():
             assert duplicate(original) == original
 
 
+def test_somebody_elses_self_is_refused():
+    """A method asked of the class took whatever it was called with for an allocator."""
+    survives("""
+        import inspect
+        import pagehint as ph
+        callbacks = ph.PageHintingCallbacks(print)
+        for kind in (getattr(ph, name) for name in ph.__all__):
+            for name, method in vars(kind).items() if inspect.isclass(kind) else ():
+                if not inspect.isroutine(method) or name in ("__new__", "__init_subclass__"):
+                    continue
+                for stranger in (object(), None, callbacks, ph):
+                    if type(stranger) is kind:
+                        continue
+                    try:
+                        method(stranger)
+                    except (TypeError, AttributeError):
+                        pass
+    """)
+
+
 def test_a_zone_of_another_machine_is_refused():
     world, other = World(), World()
     before = world.state()
