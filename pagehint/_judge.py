@@ -392,7 +392,7 @@ class ThreadedJudge(Judge):
         self, layout: ZoneLayout, callbacks: Callable[[], ph.PageHintingCallbacks], *, pcp: bool = False
     ) -> None:
         super().__init__(layout, callbacks, pcp=pcp)
-        self.pcp, self.pause = pcp, 0.0
+        self.pcp, self.pause = pcp, 0.001
         self.most = self.reports = 0
         self.at_host = np.zeros(self.room, bool)
         self.taken = ~self.of_zones("free")  # allocated or absent
