@@ -107,11 +107,12 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
     class Planted(soak.Round):
         def run(self, seconds, each_second):
             time.sleep(0.1)
-            leak()
+            if self.seed == "7/1":  # not in the first, which is what the last is compared with
+                leak()
 
     monkeypatch.setattr(soak, "Round", Planted)
     try:
-        status, said = run_main(monkeypatch, capsys, "--minutes", "0.01")
+        status, said = run_main(monkeypatch, capsys, "--minutes", "0.03")
     finally:
         release.set()
         for each in kept:
