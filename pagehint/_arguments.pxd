@@ -42,16 +42,16 @@ cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
     number = PyLong_AsUnsignedLongLong(pfn)
     if number == <uint64_t>-1 and PyErr_Occurred():
         PyErr_Clear()
-        from pagehint import errors
-        raise errors.BadPageError(f"PFN {pfn} is outside every zone")
+        from pagehint import errors, sizes
+        raise errors.BadPageError(f"PFN {sizes.shown(pfn)} is outside every zone")
     return number
 
 
 cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFFFFFFFFFFF:
     cdef object number = PyNumber_Index(count)
     if not least <= number < 1 << 52:
-        from pagehint import errors
-        raise errors.BadPageError(f"{what} must be from {least} to 2**52, not {number}")
+        from pagehint import errors, sizes
+        raise errors.BadPageError(f"{what} must be from {least} to 2**52, not {sizes.shown(number)}")
     return number
 
 
@@ -90,9 +90,10 @@ cdef inline int as_type(object migratetype, int most) except -1:
 
 cdef inline int64_t as_delay(object delay) except -2:
     """Nanoseconds, or NEVER for None."""
+    cdef double seconds
     if delay is None:
         return NEVER
-    seconds = float(delay)
+    seconds = delay             # no text, which `float` would read
     if not 0 <= seconds <= 1e9:
         raise ValueError(f"delay must be None or from 0 to 1e9 seconds, not {delay!r}")
     return <int64_t>(seconds * SECOND)
@@ -101,5 +102,6 @@ cdef inline int64_t as_delay(object delay) except -2:
 cdef inline uint64_t as_positive(object number, str what) except 0:
     cdef object value = PyNumber_Index(number)
     if not 1 <= value <= 1 << 20:
-        raise ValueError(f"{what} must be from 1 to 2**20, not {value}")
+        from pagehint import sizes
+        raise ValueError(f"{what} must be from 1 to 2**20, not {sizes.shown(value)}")
     return value

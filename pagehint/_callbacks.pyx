@@ -38,7 +38,7 @@ cdef class PageHintingCallbacks:
     """
 
     def __cinit__(self, hint_pages, max_pages=16, prepare=None, cleanup=None):
-        capsule = hint_pages[0] if type(hint_pages).__name__ == "LowLevelCallable" else hint_pages
+        capsule = hint_pages[0] if type(hint_pages).__name__ == "LowLevelCallable" and len(hint_pages) else hint_pages
         if PyCapsule_CheckExact(capsule):
             self.compiled = <pagehint_hint_fn> PyCapsule_GetPointer(capsule, self.capsule_name(capsule))
             self.user_data = PyCapsule_GetContext(capsule)

@@ -25,8 +25,6 @@ cdef class Zone:
     cdef PageZone *z
     cdef object spec
 
-    @staticmethod
-    cdef Zone of(Memory memory, int index)
     cdef object reserve(self, int preferred)
     cdef object pageblock_types(self)
 

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, Never, Self, SupportsIndex, TypedDict, Unpack, type_check_only
+from typing import Any, Final, Literal, Self, SupportsIndex, TypedDict, Unpack, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ class _PcOptions(TypedDict, total=False):
 
 @disjoint_base
 class Zone:
-    # Raises: zones come with a PageAllocator.
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+    # Raises where you call it: zones come with a PageAllocator.
+    def __new__(cls, memory: Memory | None = None, index: int = 0) -> Self: ...
     @property
     def name(self) -> str: ...
     @property

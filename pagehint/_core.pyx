@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=False, freethreading_compatible=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic, freethreading_compatible=False
 """The public extension types: the allocator, and its zones.
+
+Without binding, since Cython's own functions do not look whether `self` is what they take it for.
 
 What runs without Python stands in the `.pxd` files beside this one, one concept each; the memory under the allocator in
 `_memory.pyx`, the engine in `_hinting.pyx`. A freed page's way is
@@ -40,7 +42,7 @@ from pagehint._zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAG
 
 from pagehint import _callbacks, errors, layout, procfs
 from pagehint.explain import explain_zones
-from pagehint.sizes import format_size, parse_size
+from pagehint.sizes import format_size, parse_size, shown
 from pagehint.stats import LockStats, Stats
 
 cnp.import_array()
@@ -87,7 +89,7 @@ cdef cnp.ndarray as_pfns(object values):
     bad = first_outside(array, 0xFFFFFFFFFFFFFFFF)
     if bad >= 0:
         raise errors.BadPageError(
-            f"PFN {array[bad]} (index {bad}): {'negative' if array[bad] < 0 else 'too large'}; nothing was changed"
+            f"PFN {shown(array[bad])} (index {bad}): {'negative' if array[bad] < 0 else 'too large'}; nothing was changed"
         )
     return array.astype(np.uint64)
 
@@ -117,16 +119,13 @@ cdef inline PageZone *snapshot(PageZone *z, PageZone *copy) noexcept nogil:
 cdef class Zone:
     """One zone of a `PageAllocator`: where it is, and what is free in it. Every figure is as of the moment it is read."""
 
-    @staticmethod
-    cdef Zone of(Memory memory, int index):
-        cdef Zone zone = Zone.__new__(Zone)
-        zone.memory = memory
-        zone.z = memory.m.zones[index]
-        zone.spec = memory.specs[index]
-        return zone
-
-    def __init__(self):
-        raise TypeError("zones come with a PageAllocator: PageAllocator.zones")
+    def __cinit__(self, Memory memory=None, int index=0):
+        # Not in `__init__`, which need not be called: without a memory every attribute would be read from nowhere.
+        if memory is None or not 0 <= index < memory.m.nr_zones:
+            raise TypeError("zones come with a PageAllocator: PageAllocator.zones")
+        self.memory = memory
+        self.z = memory.m.zones[index]
+        self.spec = memory.specs[index]
 
     @property
     def name(self):
@@ -341,13 +340,13 @@ cdef class PageAllocator:
     def __cinit__(self, memory, *, page_size=4096, max_page_order=10, min_order=None, bint pcp=True, watermarks=None):
         page = operator.index(page_size)
         if page < 512 or page > layout.SECTION_BYTES or page & (page - 1):
-            raise ValueError(f"page_size must be a power of two from 512 to 128 MiB, not {page}")
+            raise ValueError(f"page_size must be a power of two from 512 to 128 MiB, not {shown(page)}")
         top = operator.index(max_page_order)
         if not 0 <= top <= MAX_ORDER_LIMIT:
-            raise ValueError(f"max_page_order must be from 0 to {MAX_ORDER_LIMIT}, not {top}")
+            raise ValueError(f"max_page_order must be from 0 to {MAX_ORDER_LIMIT}, not {shown(top)}")
         least = max(top - 1, 0) if min_order is None else operator.index(min_order)
         if not 0 <= least <= top:
-            raise ValueError(f"min_order must be from 0 to max_page_order ({top}), not {least}")
+            raise ValueError(f"min_order must be from 0 to max_page_order ({top}), not {shown(least)}")
         marks = layout.check_watermarks(watermarks)
         if isinstance(memory, str) or hasattr(memory, "__index__"):
             nr_pages = parse_size(memory) // page
@@ -361,7 +360,7 @@ cdef class PageAllocator:
                 raise ValueError(f"zone {spec.name} spans {spec.spanned_pages} pages; a zone has at most 2**32")
         self.memory = Memory(specs, page, top, least, pcp, marks)
         self.engine = HintingEngine(self.memory)
-        self.zone_objects = tuple([Zone.of(self.memory, i) for i in range(len(specs))])
+        self.zone_objects = tuple([Zone(self.memory, i) for i in range(len(specs))])
         _engines.add(self.engine)
 
     def __dealloc__(self):
@@ -546,8 +545,8 @@ cdef class PageAllocator:
         cdef Op *op
         if trace.dtype != OP_DTYPE or trace.ndim != 1:
             raise TypeError("ops must be a one-dimensional array of dtype OP_DTYPE")
-        if table.dtype != np.uint64 or not (table.flags.c_contiguous and table.flags.writeable) or table.ndim != 1:
-            raise TypeError("pfns must be a one-dimensional, contiguous and writeable array of uint64")
+        if table is None or table.dtype != np.uint64 or not table.flags.carray or table.ndim != 1:
+            raise TypeError("pfns must be a one-dimensional, contiguous, aligned and writeable array of uint64")
         # Ours, so that nobody changes it meanwhile; as numbers, since NumPy copies records field by field.
         trace = trace.view(np.uint64).copy()
         n, nr_slots = <uint64_t>trace.shape[0], <uint64_t>table.shape[0]
@@ -795,7 +794,7 @@ cdef class PageAllocator:
 
     @max_pages.setter
     def max_pages(self, value):
-        self.engine.change(max_pages=value)
+        self.engine.change(max_pages=operator.index(value))     # None would change nothing
 
     @property
     def threshold(self):

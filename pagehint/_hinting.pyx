@@ -40,6 +40,8 @@ from pagehint import _callbacks, errors
 
 cnp.import_array()
 
+cdef double MOST_SECONDS = 4e9              # of a clock: with a delay on top it is still a count of nanoseconds
+
 _log = logging.getLogger("pagehint")
 
 cdef enum:
@@ -76,7 +78,9 @@ cdef class HintingEngine:
                 raise ValueError(f"max_report_order {report_order} is under min_order {self.memory.min_order}, the granule")
         if workqueue not in ("thread", "manual"):
             raise ValueError(f"workqueue must be 'thread' or 'manual', not {workqueue!r}")
-        if clock is not None and workqueue != "manual":
+        if injected and not callable(clock):
+            raise TypeError(f"clock must be callable or None, not {type(clock).__name__}")
+        if injected and workqueue != "manual":
             raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
         self.refuse_callback("enable_hinting")
         thread, last_error = None, self.last_error
@@ -208,7 +212,10 @@ cdef class HintingEngine:
         if clock is None:
             return monotonic_ns()
         try:
-            self.clock_read = <int64_t>(float(clock()) * SECOND)
+            seconds = float(clock())
+            if not abs(seconds) < MOST_SECONDS:
+                raise ValueError(f"the clock says {seconds}")
+            self.clock_read = <int64_t>(seconds * SECOND)
         except Exception as error:
             self.failure(error)
         return self.clock_read

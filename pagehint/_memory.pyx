@@ -36,6 +36,7 @@ from pagehint._watermark cimport report_gate
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
+from pagehint.sizes import shown
 
 cnp.import_array()
 
@@ -317,6 +318,7 @@ cdef class Memory:
 
     cdef object order_refusal(self, object order, object pfn):
         """The error for an order that no block has, at a page or, if that is None, anywhere."""
+        order = shown(order)
         if pfn is None:
             zones = ", ".join([f"{spec.name} (node {spec.node})" for spec in self.specs])
             where = f"order {order} (zones {zones})"

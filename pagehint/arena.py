@@ -16,7 +16,7 @@ from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
 from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
-from pagehint.sizes import format_size, parse_size
+from pagehint.sizes import format_size, parse_size, shown
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -56,7 +56,7 @@ class Arena:
         page_size = mmap.PAGESIZE
         most = page_size << 32
         if nr_bytes > most:
-            raise ValueError(f"an arena has at most {format_size(most)}, not {size!r}")
+            raise ValueError(f"an arena has at most {format_size(most)}, not {shown(nr_bytes)} bytes")
         self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
         self.hugepages = self._mapping.hugepages
         granule = (HUGE_PAGE // page_size).bit_length() - 1

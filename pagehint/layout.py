@@ -9,9 +9,12 @@ from itertools import pairwise
 from math import isqrt
 from typing import Any, Literal, NamedTuple
 
+from pagehint.sizes import shown
+
 GIB = 1 << 30
 SECTION_BYTES = 128 << 20
 PFN_LIMIT = 1 << 52
+MAX_NODES = 1024  # as in Linux
 
 
 class Watermarks(NamedTuple):
@@ -59,7 +62,7 @@ class ZoneSpec:
         if self.start_pfn < 0 or self.spanned_pages <= 0 or end > PFN_LIMIT:
             raise ValueError(f"{where}: a zone needs at least one page, at PFNs from 0 to 2**52")
         if self.node < 0:
-            raise ValueError(f"{where}: node {self.node} is negative")
+            raise ValueError(f"{where}: node {shown(self.node)} is negative")
         merged: list[tuple[int, int]] = []
         for pfn, nr_pages in self._hole_numbers():
             if nr_pages <= 0 or pfn < self.start_pfn or pfn + nr_pages > end:
@@ -97,15 +100,15 @@ def check_watermarks(watermarks: Any) -> Watermarks | Literal["linux"]:
         return Watermarks(0, 0, 0)
     if isinstance(watermarks, str) and watermarks == "linux":
         return "linux"
-    wrong = f"watermarks must be None, 'linux' or (min, low, high) in pages, not {watermarks!r}"
+    wanted = "watermarks must be None, 'linux' or (min, low, high) in pages"
     if isinstance(watermarks, str):
-        raise ValueError(wrong)
+        raise ValueError(f"{wanted}, not {watermarks!r}")
     try:
         pages = [operator.index(mark) for mark in watermarks]
     except TypeError:
-        raise TypeError(wrong) from None
+        raise TypeError(f"{wanted}, not {watermarks!r}") from None
     if len(pages) != 3 or not 0 <= pages[0] <= pages[1] <= pages[2] < PFN_LIMIT:
-        raise ValueError(f"{wrong}; 0 <= min <= low <= high < 2**52")
+        raise ValueError(f"{wanted}, 0 <= min <= low <= high < 2**52, not ({', '.join(map(shown, pages))})")
     return Watermarks(*pages)
 
 
@@ -136,8 +139,8 @@ def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
 def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
     """Return the zones of a PC: DMA, DMA32, the hole below 4 GiB for devices, Normal; nodes share the memory evenly."""
     page_size = 4096
-    if nodes < 1:
-        raise ValueError(f"a machine has at least one node, not {nodes}")
+    if not 1 <= nodes <= MAX_NODES:
+        raise ValueError(f"a machine has from one node to {MAX_NODES}, not {shown(nodes)}")
     nr_pages = nr_bytes // page_size
     low_end, high_start = 3 * GIB // page_size, 4 * GIB // page_size
     low = min(nr_pages, low_end)

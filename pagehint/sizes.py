@@ -12,7 +12,7 @@ for _power, _prefix in enumerate("kmgtpe", start=1):
     _UNITS[_prefix] = 1024**_power
     _UNITS[f"{_prefix}b"] = 1000**_power
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,40}(?:\.\d{1,40})?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(size: str | SupportsIndex) -> int:
@@ -43,8 +43,13 @@ def parse_size(size: str | SupportsIndex) -> int:
         size = int(scaled)
     number = operator.index(size)
     if number <= 0:
-        raise ValueError(f"a memory size must be positive, not {number}")
+        raise ValueError(f"a memory size must be positive, not {shown(number)}")
     return number
+
+
+def shown(number: int) -> str:
+    """Return a number as text: a very long one in hexadecimal, as Python refuses to write it in decimal."""
+    return str(number) if -(1 << 500) < number < 1 << 500 else f"{number:#x}"
 
 
 def format_size(nr_bytes: float) -> str:

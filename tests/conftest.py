@@ -13,7 +13,7 @@ import pagehint as ph
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, as the pagehint beside it may not be built
-from reference import ReferenceAllocator
+from pagehint._reference import ReferenceAllocator
 
 # `nightly` is 20,000 steps of each state machine; the default is for everybody's every run.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]

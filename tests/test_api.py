@@ -163,9 +163,9 @@ READONLY = {"hint_pages", "prepare", "cleanup", "memory"}
 
 
 def untyped(signature: inspect.Signature) -> str:
-    """A signature as text, without annotations, which Python and Cython write differently."""
+    """A signature as text, without annotations, which Python and Cython write differently, as they do `self`."""
     parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    return str(inspect.Signature(parameters))
+    return str(inspect.Signature(parameters)).replace("(self, /", "(self")
 
 
 def members(kind):

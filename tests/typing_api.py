@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pagehint as ph
+from pagehint import testing
 
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType
@@ -236,7 +238,30 @@ if TYPE_CHECKING:
         ph.Zone(1)  # type: ignore[arg-type]
 
 
+class Fuzzed(testing.HintingMachine):
+    """A user's machine."""
+
+    workqueue = "thread"
+    layouts = st.just(testing.ZoneLayout([ph.ZoneSpec("Normal", 0, 100)], max_page_order=3))
+    failures = st.just("none")
+
+    def callbacks(self) -> ph.PageHintingCallbacks:
+        return ph.PageHintingCallbacks(self.hint_pages, 4)
+
+    def hint_pages(self, blocks: NDArray[np.void]) -> None:
+        self.memory[self.pages_of(blocks)] = 0
+
+
+def fuzz() -> None:
+    operations: list[testing.Operation] = [
+        ("alloc", {"order": 3, "migratetype": "movable", "zone": None}),
+        ("flush", {}),
+    ]
+    testing.run_operations(testing.LAYOUTS["one zone"], operations, workqueue="thread", pcp=True)
+
+
 def main() -> None:
+    fuzz()
     for pages in allocators():
         allocate(pages)
         look(pages)

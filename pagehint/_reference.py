@@ -1,18 +1,21 @@
-"""The specification in the simplest code that is obviously right: the oracle of the tests.
+"""The specification in the simplest code that is obviously right: the oracle that `pagehint.testing` judges by.
 
 Same names as `pagehint.PageAllocator`, no cleverness: each zone is arrays of booleans, one a page, and a question is
 answered from them anew. Placement is first fit, so only what does not depend on placement can be compared directly; the
-state machine tells this one where the real one has put a block (`alloc_pages_at`).
+judge tells this one where the real one has put a block (`alloc_run_at`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import pagehint as ph
 from pagehint import layout
@@ -21,9 +24,11 @@ from pagehint.sizes import parse_size
 PAGEBLOCK = 512
 BULK_CHUNK = 128
 
+Bools = NDArray[np.bool_]
+
 
 class ReferenceZone:
-    def __init__(self, spec, index, top, granule_order, marks):
+    def __init__(self, spec: ph.ZoneSpec, index: int, top: int, granule_order: int, marks: ph.Watermarks) -> None:
         self.name, self.node, self.index = spec.name, spec.node, index
         self.start_pfn, self.end_pfn = spec.start_pfn, spec.end_pfn
         self.top, self.granule_order, self.watermarks = top, granule_order, marks
@@ -33,21 +38,21 @@ class ReferenceZone:
         self.offline = np.zeros(self._room(), bool)
         self.free = np.zeros(self._room(), bool)
         self.isolate = np.zeros(self._room(), bool)
-        self.used = {}  # first page -> pages
-        self.hints = set()  # granule numbers, from base
+        self.used: dict[int, int] = {}  # first page -> pages
+        self.hints: set[int] = set()  # granule numbers, from base
         self.queued = self.gated = False
-        self.out = 0
+        self.out = self.gate = 0
         for start, end in self.runs(spec.start_pfn, spec.end_pfn, spec.holes):
             self.absent[start - self.base : end - self.base] = False
         self.free[:] = ~self.absent
         self.hole = self.absent.copy()
         self.gap = np.zeros(self._room(), bool)  # hole left by growing, that may come online
 
-    def _room(self):
+    def _room(self) -> int:
         return -(-(self.end_pfn - self.base) // self.grain) * self.grain
 
     @staticmethod
-    def runs(start, end, holes):
+    def runs(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         for pfn, nr_pages in holes:
             if pfn > start:
                 yield start, pfn
@@ -55,7 +60,7 @@ class ReferenceZone:
         if start < end:
             yield start, end
 
-    def grow(self, start, end):
+    def grow(self, start: int, end: int) -> None:
         old, old_end = self._room(), self.end_pfn
         self.end_pfn = end
         for name in ("absent", "hole", "gap", "offline", "free", "isolate"):
@@ -68,14 +73,30 @@ class ReferenceZone:
 
     # -- what follows from the booleans
 
-    spanned_pages = property(lambda self: self.end_pfn - self.start_pfn)
-    managed_pages = present_pages = property(lambda self: int((~self.absent).sum()))
-    free_pages = property(lambda self: int(self.free.sum()))
-    usable_free = property(lambda self: int((self.free & ~self.isolate).sum()))
+    @property
+    def spanned_pages(self) -> int:
+        return self.end_pfn - self.start_pfn
 
-    def blocks(self):
+    @property
+    def managed_pages(self) -> int:
+        return int((~self.absent).sum())
+
+    @property
+    def present_pages(self) -> int:
+        return self.managed_pages
+
+    @property
+    def free_pages(self) -> int:
+        return int(self.free.sum())
+
+    @property
+    def usable_free(self) -> int:
+        return int((self.free & ~self.isolate).sum())
+
+    def blocks(self) -> list[tuple[int, int]]:
         """The maximal free blocks as (page, order), by address."""
-        left, found = self.free.copy(), []
+        left = self.free.copy()
+        found: list[tuple[int, int]] = []
         for order in range(self.top, -1, -1):
             pages, isolate = left.reshape(-1, 1 << order), self.isolate.reshape(-1, 1 << order)
             whole = pages.all(axis=1) & (isolate.all(axis=1) | ~isolate.any(axis=1))
@@ -83,28 +104,37 @@ class ReferenceZone:
             pages[whole] = False
         return sorted(found)
 
-    def free_blocks(self):
+    def free_blocks(self) -> NDArray[np.void]:
         blocks = [(self.base + page, order) for page, order in self.blocks()]
         return np.array(blocks, [("pfn", "u8"), ("order", "u4")])
 
     @property
-    def nr_free(self):
+    def nr_free(self) -> tuple[int, ...]:
         counts = [0] * (self.top + 1)
         for _, order in self.blocks():
             counts[order] += 1
         return tuple(counts)
 
-    def granule_is_free(self, granule):
+    def granule_is_free(self, granule: int) -> bool:
         pages = slice(granule << self.granule_order, (granule + 1) << self.granule_order)
         isolate = self.isolate[pages]
         return bool(self.free[pages].all() and (isolate.all() or not isolate.any()))
 
-    def granules(self, page, nr_pages):
+    def granules(self, page: int, nr_pages: int) -> range:
         return range(page >> self.granule_order, ((page + nr_pages - 1) >> self.granule_order) + 1)
 
 
 class ReferenceAllocator:
-    def __init__(self, memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=False, watermarks=None):
+    def __init__(
+        self,
+        memory: str | int | Iterable[ph.ZoneSpec],
+        *,
+        page_size: int = 4096,
+        max_page_order: int = 10,
+        min_order: int | None = None,
+        pcp: bool = False,
+        watermarks: Any = None,
+    ) -> None:
         if isinstance(memory, (str, int)):
             memory = [ph.ZoneSpec("Normal", 0, parse_size(memory) // page_size)]
         self.page_size, self.max_page_order = page_size, max_page_order
@@ -119,10 +149,11 @@ class ReferenceAllocator:
         self._set_watermarks()
         self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
         self.hinting_enabled = self.inside = False
-        self.last_error = None
-        self.work, self.deadline, self.not_before, self.failures = False, None, 0.0, 0
+        self.last_error: BaseException | None = None
+        self.deadline: float | None = None
+        self.work, self.not_before, self.failures = False, 0.0, 0
 
-    def _set_watermarks(self):
+    def _set_watermarks(self) -> None:
         """Linux's, where they are wanted, by the memory there is now."""
         sizes, n = [zone.managed_pages for zone in self.zones], range(len(self.zones))
         self.reserve = [
@@ -137,22 +168,22 @@ class ReferenceAllocator:
 
     # -- where
 
-    def _zone(self, pfn):
+    def _zone(self, pfn: int) -> ReferenceZone:
         for zone in self.zones:
             if zone.start_pfn <= pfn < zone.end_pfn:
                 return zone
         raise ph.BadPageError(f"PFN {pfn:#x}: outside every zone")
 
-    def _order(self, order):
+    def _order(self, order: int) -> None:
         if not 0 <= order <= self.max_page_order:
             raise ph.BadPageError(f"order {order} is out of range")
 
     @staticmethod
-    def _aligned(pfn, order):
+    def _aligned(pfn: int, order: int) -> None:
         if pfn % (1 << order):
             raise ph.BadPageError(f"PFN {pfn:#x}: not aligned to order {order}")
 
-    def _zonelist(self, zone):
+    def _zonelist(self, zone: Any) -> Iterator[tuple[ReferenceZone, int]]:
         named = (z.index for z in self.zones if zone is z or zone == z.name)
         preferred = self.default if zone is None else next(named)
         for i in self.lists[preferred]:
@@ -160,7 +191,7 @@ class ReferenceAllocator:
 
     # -- allocate
 
-    def _take(self, zone, page, nr_pages):
+    def _take(self, zone: ReferenceZone, page: int, nr_pages: int) -> None:
         for granule in zone.granules(page, nr_pages):
             if granule in zone.hints:
                 zone.hints.remove(granule)
@@ -168,7 +199,7 @@ class ReferenceAllocator:
         zone.free[page : page + nr_pages] = False
         zone.used[page] = nr_pages
 
-    def can_alloc(self, order, zone=None):
+    def can_alloc(self, order: int, zone: Any = None) -> tuple[ReferenceZone, int] | None:
         """Whether any zone of the list has such a block above its min watermark."""
         for each, keep in self._zonelist(zone):
             if each.usable_free - keep >= 1 << order:
@@ -177,7 +208,7 @@ class ReferenceAllocator:
                         return each, page
         return None
 
-    def alloc_pages(self, order=0, migratetype="movable", zone=None):
+    def alloc_pages(self, order: int = 0, migratetype: str = "movable", zone: Any = None) -> int:
         self._order(order)
         place = self.can_alloc(order, zone)
         if place is None:
@@ -186,7 +217,9 @@ class ReferenceAllocator:
         self._settle()
         return place[0].base + place[1]
 
-    def alloc_pages_bulk(self, count, order=0, migratetype="movable", zone=None):
+    def alloc_pages_bulk(
+        self, count: int, order: int = 0, migratetype: str = "movable", zone: Any = None
+    ) -> NDArray[np.uint64]:
         self._order(order)
         if count < 0:
             raise ph.BadPageError("negative count")
@@ -200,13 +233,13 @@ class ReferenceAllocator:
             raise ph.OutOfMemoryError(f"{count} blocks of order {order}")
         return np.array([self.alloc_pages(order, migratetype, zone) for _ in range(count)], np.uint64)
 
-    def alloc_pages_at(self, pfn, order=0):
+    def alloc_pages_at(self, pfn: int, order: int = 0) -> int:
         self._order(order)
         self._aligned(pfn, order)
         self.alloc_run_at(pfn, 1 << order)
         return pfn
 
-    def alloc_run_at(self, pfn, nr_pages):
+    def alloc_run_at(self, pfn: int, nr_pages: int) -> None:
         zone = self._zone(pfn)
         page = pfn - zone.base
         run = slice(page, page + nr_pages)
@@ -215,7 +248,7 @@ class ReferenceAllocator:
         self._take(zone, page, nr_pages)
         self._settle()
 
-    def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
+    def alloc_pages_exact(self, nr_pages: int, migratetype: str = "movable", zone: Any = None) -> int:
         if nr_pages <= 0:
             raise ph.BadPageError("nr_pages must be positive")
         for each, keep in self._zonelist(zone):
@@ -231,11 +264,11 @@ class ReferenceAllocator:
 
     # -- free
 
-    def _give(self, zone, page, nr_pages, evaluate=True):
+    def _give(self, zone: ReferenceZone, page: int, nr_pages: int, evaluate: bool = True) -> bool:
         zone.free[page : page + nr_pages] = True
         return self._hint(zone, [g for g in zone.granules(page, nr_pages) if zone.granule_is_free(g)], evaluate)
 
-    def _hint(self, zone, granules, evaluate=True):
+    def _hint(self, zone: ReferenceZone, granules: list[int], evaluate: bool = True) -> bool:
         if self.hinting_enabled and granules:
             self.count.hints_set += len(set(granules) - zone.hints)
             zone.hints.update(granules)
@@ -243,7 +276,7 @@ class ReferenceAllocator:
                 self._evaluate(zone)
         return bool(granules)
 
-    def _check_used(self, pfn, nr_pages):
+    def _check_used(self, pfn: int, nr_pages: int) -> ReferenceZone:
         zone = self._zone(pfn)
         if zone.used.get(pfn - zone.base) != nr_pages:
             raise ph.BadPageError(
@@ -251,12 +284,12 @@ class ReferenceAllocator:
             )
         return zone
 
-    def free_pages(self, pfn, order=0):
+    def free_pages(self, pfn: int, order: int = 0) -> None:
         self._order(order)
         self._aligned(pfn, order)
         self.free_pages_exact(pfn, 1 << order)
 
-    def free_pages_exact(self, pfn, nr_pages):
+    def free_pages_exact(self, pfn: int, nr_pages: int) -> None:
         if nr_pages <= 0:
             raise ph.BadPageError("nr_pages must be positive")
         zone = self._check_used(pfn, nr_pages)
@@ -264,7 +297,7 @@ class ReferenceAllocator:
         self._give(zone, pfn - zone.base, nr_pages)
         self._settle()
 
-    def free_pages_bulk(self, pfns, order=0):
+    def free_pages_bulk(self, pfns: Iterable[Any], order: int | Iterable[Any] = 0) -> None:
         pfns = [int(pfn) for pfn in pfns]
         orders = [order] * len(pfns) if isinstance(order, int) else [int(each) for each in order]
         for pfn, each in zip(pfns, orders, strict=True):
@@ -277,7 +310,7 @@ class ReferenceAllocator:
         blocks = [(self._zone(pfn), pfn, 1 << each) for pfn, each in zip(pfns, orders, strict=True)]
         while blocks:
             zone = blocks[0][0]
-            round_ = list(takewhile(lambda block, zone=zone: block[0] is zone, blocks[:BULK_CHUNK]))
+            round_ = list(takewhile(lambda block: block[0] is blocks[0][0], blocks[:BULK_CHUNK]))
             hinted = False
             for _, pfn, nr_pages in round_:
                 del zone.used[pfn - zone.base]
@@ -287,12 +320,12 @@ class ReferenceAllocator:
             self._settle()
             del blocks[: len(round_)]
 
-    def drain_pcp(self):
+    def drain_pcp(self) -> None:
         pass
 
     # -- hotplug and migratetypes
 
-    def _sections(self, pfn, nr_pages):
+    def _sections(self, pfn: int, nr_pages: int) -> None:
         section = max((128 << 20) // self.page_size, 1)
         edges = {z.start_pfn for z in self.zones if z.start_pfn == pfn} | {
             z.end_pfn for z in self.zones if z.start_pfn <= pfn < z.end_pfn
@@ -300,7 +333,7 @@ class ReferenceAllocator:
         if nr_pages <= 0 or any(edge % section and edge not in edges for edge in (pfn, pfn + nr_pages)):
             raise ph.BadPageError("not whole sections")
 
-    def offline(self, pfn, nr_pages):
+    def offline(self, pfn: int, nr_pages: int) -> None:
         self._sections(pfn, nr_pages)
         zone = self._zone(pfn)
         run = slice(pfn - zone.base, pfn - zone.base + nr_pages)
@@ -316,7 +349,7 @@ class ReferenceAllocator:
         self._set_watermarks()
         self._settle()
 
-    def online(self, pfn, nr_pages):
+    def online(self, pfn: int, nr_pages: int) -> None:
         self._sections(pfn, nr_pages)
         end = pfn + nr_pages
         if not any(z.start_pfn <= pfn < z.end_pfn for z in self.zones):
@@ -339,7 +372,7 @@ class ReferenceAllocator:
         self._set_watermarks()
         self._settle()
 
-    def set_migratetype(self, pfn, nr_pages, migratetype):
+    def set_migratetype(self, pfn: int, nr_pages: int, migratetype: str) -> None:
         zone = self._zone(pfn)
         unit, end = max(PAGEBLOCK, 1 << self.min_order), pfn + nr_pages
         edges = (zone.start_pfn, zone.end_pfn)
@@ -352,7 +385,7 @@ class ReferenceAllocator:
 
     # -- hinting, on the caller
 
-    def _evaluate(self, zone):
+    def _evaluate(self, zone: ReferenceZone) -> None:
         """Ask for a run if the count calls for one; under the gate nothing is asked for until it opens."""
         if not self.hinting_enabled or not zone.hints or zone.gated:
             return
@@ -363,13 +396,13 @@ class ReferenceAllocator:
         elif self._delay is not None and self.deadline is None and not zone.queued:
             self.deadline = self.clock() + self._delay
 
-    def _threshold(self):
+    def _threshold(self) -> int:
         return self._limit or self._most
 
-    def _gate(self, zone):
+    def _gate(self, zone: ReferenceZone) -> int:
         return zone.watermarks.low + (self._most << self.min_order)
 
-    def _settle(self):
+    def _settle(self) -> None:
         """After every operation: zones that were short of memory and are no longer have their hints looked at."""
         for zone in self.zones:
             if zone.gated and zone.usable_free >= zone.gate:
@@ -378,15 +411,15 @@ class ReferenceAllocator:
 
     def enable_hinting(
         self,
-        callbacks,
+        callbacks: ph.PageHintingCallbacks,
         *,
-        workqueue="manual",
-        threshold=None,
-        delay=2.0,
-        max_report_order=None,
-        mark_free=True,
-        clock=None,
-    ):
+        workqueue: str = "manual",
+        threshold: int | None = None,
+        delay: float | None = 2.0,
+        max_report_order: int | None = None,
+        mark_free: bool = True,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         if self.hinting_enabled:
             raise ph.HintingActiveError("on already")
         self.callbacks, self.clock = callbacks, clock or time.monotonic
@@ -401,7 +434,7 @@ class ReferenceAllocator:
             if mark_free:
                 self._hint(zone, [g for g in range(len(zone.free) >> self.min_order) if zone.granule_is_free(g)])
 
-    def disable_hinting(self):
+    def disable_hinting(self) -> None:
         if self.inside:
             raise ph.HintingActiveError("inside a callback")
         self.hinting_enabled = False
@@ -410,24 +443,24 @@ class ReferenceAllocator:
             zone.queued = zone.gated = False
 
     @contextmanager
-    def hinting(self, callbacks, **options):
+    def hinting(self, callbacks: ph.PageHintingCallbacks, **options: Any) -> Iterator[ReferenceAllocator]:
         self.enable_hinting(callbacks, **options)
         try:
             yield self
         finally:
             self.disable_hinting()
 
-    def _require(self):
+    def _require(self) -> None:
         if not self.hinting_enabled:
             raise ph.HintingInactiveError("off")
         if self.inside:
             raise ph.HintingActiveError("inside a callback")
 
-    def flush_hinting(self):
+    def flush_hinting(self) -> None:
         self._require()
         self._run(everything=True)
 
-    def run_pending(self):
+    def run_pending(self) -> int:
         self._require()
         runs = 0
         while self.clock() >= self.not_before and (self.work or self._late()):
@@ -435,10 +468,10 @@ class ReferenceAllocator:
             runs += 1
         return runs
 
-    def _late(self):
+    def _late(self) -> bool:
         return self.deadline is not None and self.clock() >= self.deadline
 
-    def _run(self, everything):
+    def _run(self, everything: bool) -> None:
         self.work = False
         self.count.work_runs += 1
         if everything:
@@ -463,14 +496,14 @@ class ReferenceAllocator:
         self.not_before = self.clock() + min(0.1 * 2 ** (self.failures - 1), 30.0) if failed else 0.0
         self.work |= failed
 
-    def _passes_gate(self, zone):
+    def _passes_gate(self, zone: ReferenceZone) -> bool:
         if zone.usable_free >= self._gate(zone):
             return True
         self.count.isolation_refused += 1
         zone.gated, zone.gate = True, self._gate(zone)
         return False
 
-    def _call(self, function, *args):
+    def _call(self, function: Any, *args: Any) -> Any:
         """The function's result, or its exception."""
         self.inside = True
         try:
@@ -481,7 +514,7 @@ class ReferenceAllocator:
         finally:
             self.inside = False
 
-    def _prepare(self):
+    def _prepare(self) -> bool:
         result = self._call(self.callbacks.prepare) if self.callbacks.prepare else None
         if isinstance(result, Exception) or (result is not None and result < 0):
             self.count.prepare_errors += 1
@@ -489,10 +522,10 @@ class ReferenceAllocator:
             return False
         return True
 
-    def _scan(self, zone):
+    def _scan(self, zone: ReferenceZone) -> bool:
         cursor, failed = 0, False
         while any(granule >= cursor for granule in zone.hints) and self._passes_gate(zone):
-            batch = []
+            batch: list[tuple[int, int]] = []
             while len(batch) < self._most:
                 ahead = [g for g in sorted(zone.hints) if g >= cursor and not zone.isolate[g << self.min_order]]
                 if not ahead:
@@ -508,7 +541,7 @@ class ReferenceAllocator:
                 failed |= self._report(zone, batch)
         return failed
 
-    def _largest(self, zone, granule):
+    def _largest(self, zone: ReferenceZone, granule: int) -> tuple[int, int]:
         """The largest block from this granule on that is all hinted and part of one free block."""
         page = granule << self.min_order
         source = next(o for p, o in zone.blocks() if p <= page < p + (1 << o))
@@ -517,7 +550,7 @@ class ReferenceAllocator:
                 return page, order
         return page, self.min_order
 
-    def _report(self, zone, batch):
+    def _report(self, zone: ReferenceZone, batch: list[tuple[int, int]]) -> bool:
         blocks = np.array([(zone.base + page, order, zone.index) for page, order in batch], ph.BLOCK_DTYPE)
         result = self._call(self.callbacks.hint_pages, blocks)
         if isinstance(result, Exception):
@@ -542,28 +575,41 @@ class ReferenceAllocator:
         self._settle()
         return not taken.all()
 
-    def _change(self):
+    def _change(self) -> None:
         for zone in self.zones:
             zone.gated = False
             self._evaluate(zone)
 
-    @staticmethod
-    def _set(name):
-        def change(self, value):
-            setattr(self, name, value)
-            if name == "_delay":
-                self.deadline = None
-            self._change()
+    @property
+    def max_pages(self) -> int:
+        return self._most
 
-        return change
+    @max_pages.setter
+    def max_pages(self, value: int) -> None:
+        self._most = value
+        self._change()
 
-    max_pages = property(lambda self: self._most, _set("_most"))
-    threshold = property(lambda self: self._threshold(), _set("_limit"))
-    delay = property(lambda self: self._delay, _set("_delay"))
+    @property
+    def threshold(self) -> int:
+        return self._threshold()
+
+    @threshold.setter
+    def threshold(self, value: int | None) -> None:
+        self._limit = value
+        self._change()
+
+    @property
+    def delay(self) -> float | None:
+        return self._delay
+
+    @delay.setter
+    def delay(self, value: float | None) -> None:
+        self._delay, self.deadline = value, None
+        self._change()
 
     # -- counts
 
-    def stats(self):
+    def stats(self) -> SimpleNamespace:
         zones = self.zones
         free, managed = sum(z.free_pages for z in zones), sum(z.managed_pages for z in zones)
         out = sum(z.out for z in zones)
@@ -578,7 +624,7 @@ class ReferenceAllocator:
             **vars(self.count),
         )
 
-    def verify(self):
+    def verify(self) -> None:
         for zone in self.zones:
             used = np.zeros(len(zone.free), int)
             for page, nr_pages in zone.used.items():
