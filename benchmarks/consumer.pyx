@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, cdivision=True
 """A compiled user of pagehint, for the tests and the benchmarks; `build.py` compiles it when it is needed.
 
 The first half uses what `pagehint/_core.pxd` offers to everybody. The second looks inside, or measures the machine.
