@@ -8,6 +8,7 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, store_i32
 from pagehint._clock cimport monotonic_ns
 from pagehint._lock cimport pthread_self, pthread_t
+from pagehint._testpoint cimport test_point
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -225,6 +226,7 @@ cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noe
     cdef bint done
     engine_lock(e)
     e.waiters += 1
+    test_point(b"at: memory waited for")
     while e.out and e.runner != self and (until == NEVER or monotonic_ns() < until):
         engine_wait(e, &e.settled, until)
     done = not e.out or e.runner == self

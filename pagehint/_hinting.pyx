@@ -30,6 +30,7 @@ from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
+from pagehint._testpoint cimport test_point
 from pagehint._wake cimport zone_unlock
 from pagehint._walk cimport mark_free_blocks
 from pagehint._watermark cimport report_gate
@@ -129,9 +130,11 @@ cdef class HintingEngine:
             e.not_before = 0
             engine_disarm(e)
             engine_unlock(e)
+            test_point(b"at: before the hook")
             # Everything is in place: now, and zone by zone under its lock, the hook.
             for i in range(self.m.nr_zones):
                 self.hook_zone(self.m.zones[i], mark_free)
+            test_point(b"at: hook on, engine off")
             engine_lock(e)
             engine_stamp(e, now)
             e.enabled = True
@@ -316,6 +319,7 @@ cdef class HintingEngine:
             ticket = e.flush_wanted
             pthread_cond_signal(&e.wake)
             engine_unlock(e)
+            test_point(b"at: flush asked for")
         if on and manual:
             done = self.run_manually(True)
             on = False
@@ -368,6 +372,7 @@ cdef class HintingEngine:
             now = self.now_in_run()
         if e.session != session:
             return False
+        test_point(b"at: end of a run")
         if not failed:
             self.burst_logged = False
         engine_lock(e)
@@ -417,6 +422,7 @@ cdef class HintingEngine:
             zone_unlock(z)
             if n:
                 memset(self.batch.failed, 0, n)
+                test_point(b"at: before the report")
                 failed |= self.report(n, session)
                 if e.session != session:
                     break
@@ -574,6 +580,7 @@ cdef class HintingEngine:
             if on:
                 engine_stop(e)
             engine_unlock(e)
+            test_point(b"at: before disable waits")
         while on:
             with nogil:
                 engine_lock(e)

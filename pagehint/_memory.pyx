@@ -30,6 +30,7 @@ from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_dest
 from pagehint._migratetype cimport granule_pageblocks, retype
 from pagehint._pcp cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport first_not_free, range_appear, range_vanish
+from pagehint._testpoint cimport test_point
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport report_gate
@@ -578,6 +579,7 @@ cdef void world_remove(World *w) noexcept nogil:
 cdef void fork_prepare() noexcept nogil:
     cdef World *w
     cdef int i
+    test_point(b"at: fork")
     lock_acquire(&worlds_lock, True)
     w = worlds.next
     while w != NULL:

@@ -19,6 +19,7 @@ from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
+from pagehint._testpoint cimport test_point
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold_page
 from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, PageZone
@@ -168,6 +169,7 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
                 return E_AGAIN
             pcp_drain(z, pcp, mt, order, most // 2)
             zone_unlock(z)
+            test_point(b"at: set drained")
         if likely(withhold_page(z, page, order)):
             stack = pcp_stack(pcp, mt, order)
             if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
