@@ -36,8 +36,8 @@ def compiled_points() -> set[str]:
 class Hold:
     """Hold the next thread that comes to a point, until it is let go, or somebody comes to the point `until`.
 
-    A context manager: on exit whoever is held is let go. It fails if nobody came, or if one was held for so long that he
-    went on by himself. With `until` only a thread without the GIL can be held.
+    A context manager: on exit whoever is held is let go. It fails if nobody came, or if one was held for so long that
+    he went on by himself. With `until` only a thread without the GIL can be held.
     """
 
     def __init__(self, point: str, until: str = "") -> None:
@@ -68,7 +68,7 @@ class Hold:
 
 
 class Thread(threading.Thread):
-    """A thread whose result, or error, is its caller's. A daemon: one that hangs must not keep the tests from ending."""
+    """A thread whose result, or error, is its caller's. A daemon: one that hangs must not keep the tests from ending"""
 
     def __init__(self, function, *arguments) -> None:
         super().__init__(daemon=True)

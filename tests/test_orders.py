@@ -1,4 +1,4 @@
-"""The orders of events on which the protocol hangs, forced on the real code. In a debug build only: it has test points."""
+"""The orders of events on which the protocol hangs, forced on the real code. Only a debug build has test points."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_a_double_free_racing_with_itself_before_the_first_has_marked_the_block(
 
 
 def test_a_double_free_that_comes_late_finds_another_block():
-    """Its word looks as it did, but the block has come and gone: the mark is taken off again, and the owner has it still."""
+    """Its word looks as it did, but the block has come and gone: the mark is taken off, and the owner has it still."""
     pages = ph.PageAllocator("16MiB")
     block = pages.alloc_pages_at(512)
     pages.alloc_pages_at(513)
@@ -463,7 +463,7 @@ def ask_for_too_much(pages):
     pages.free_pages(page)
 
 
-# How a thread comes to a point; and whether it has locks there for which a fork waits, so that it goes on when one begins.
+# How a thread comes to a point; and whether it has locks there for which a fork waits: it then goes on when one begins.
 WAYS = {
     "at: before the hook": (enable_and_disable, False),
     "at: hook on, engine off": (enable_and_disable, False),
