@@ -10,6 +10,9 @@ from setuptools import Extension, setup
 # A debug build checks that locks are held where the code says so, and aborts where they are not.
 debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
 
+# For tools that name lines (.ci/sanitize, .ci/coverage): those of the Cython source, not of the C made from it.
+lines = os.environ.get("PAGEHINT_LINES", "0") not in ("", "0")
+
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones.
 split_flags = ["-fno-inline-functions-called-once"]
 # Without it every count of bits is a function call. x86-64 processors have had the instruction since 2008.
@@ -29,4 +32,8 @@ extensions = [
     for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena")
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": 3, "warn.unused": False}))
+setup(
+    ext_modules=cythonize(
+        extensions, emit_linenums=lines, compiler_directives={"language_level": 3, "warn.unused": False}
+    )
+)

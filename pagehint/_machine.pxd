@@ -6,6 +6,7 @@ TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, wh
 from libc.stdint cimport int32_t, uint64_t
 from pagehint._atomic cimport clz64, ctz64
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint._canary cimport canary
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, OK, check_exact,
                               check_used)
 from pagehint._engine cimport Engine
@@ -221,6 +222,7 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
 cdef inline void machine_drain(Machine *m) noexcept nogil:
     """Empty every per-CPU page set of every zone."""
     cdef int i
+    canary()
     for i in range(m.nr_zones):
         sets_drain(m.zones[i], m.nr_cpus)
 
