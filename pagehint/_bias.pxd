@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, store64
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._lock cimport Lock, lock_acquire, lock_init, lock_release
-from pagehint._testpoint cimport test_point
+from pagehint._testpoint cimport AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER, AT_OWNER_WAITED_FOR, test_point
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -99,7 +99,7 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
         if looks < BIAS_LOOKS:
             cpu_relax()
         elif may_block:
-            test_point(b"at: owner waited for")
+            test_point(AT_OWNER_WAITED_FOR)
             sched_yield()
         else:
             lock_release(&b.lock)
@@ -112,7 +112,7 @@ cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
     """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL and load64(&b.owner, RELAXED) == <uint64_t> me):
-        test_point(b"at: between the owner's looks")
+        test_point(AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER)
         store64(&me.inside, <uint64_t> b, RELAXED)
         light_barrier()
         if likely(load64(&b.owner, ACQUIRE) == <uint64_t> me):

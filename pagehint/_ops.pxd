@@ -1,6 +1,6 @@
 """A trace replayed in one call: an array of allocations and frees, that refer to each other by slots of a table."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from pagehint._atomic cimport prefetch
+from pagehint._atomic cimport peek64, prefetch
 from pagehint._check cimport E_NOMEM, E_SLOT, OK
 from pagehint._lock cimport lock_acquire
 from pagehint._machine cimport (ALONE, How, Machine, WAIT, ZoneTry, locate, machine_alloc, machine_free,
@@ -55,7 +55,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
     for i in range(m.zonelist_length[preferred]):
         z = m.zones[step[i].zone]
         round_use(r, z)
-        if zone_alloc_held(z, order, mt, step[i].reserve, &page) == OK:
+        if zone_alloc_held(z, order, mt, peek64(&step[i].reserve), &page) == OK:
             pfn[0] = z.base_pfn + page
             return OK
     return E_NOMEM
@@ -64,7 +64,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
 cdef inline int op_free(Machine *m, Round *r, uint64_t pfn, int order) noexcept nogil:
     cdef PageZone *z = r.zone
     cdef int rc
-    if z == NULL or not z.start_pfn <= pfn < z.end_pfn:
+    if z == NULL or not z.start_pfn <= pfn < peek64(&z.end_pfn):
         rc = locate(m, pfn, 1, &z)
         if rc != OK:
             return rc

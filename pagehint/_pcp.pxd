@@ -10,8 +10,8 @@ of the stack: it is not handed out while the zone has others, and is the first t
 halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, popcount64, store8,
-                               unlikely)
+from pagehint._atomic cimport (ACQ_REL, ACQUIRE, RELAXED, clz64, ctz64, fetch_and64, likely, load8, peek64, popcount64,
+                               store8, unlikely)
 from pagehint._bias cimport BiasedLock, bias_acquire, bias_init, bias_release, bias_revoke
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint._check cimport E_AGAIN, E_HELD, E_NOMEM, OK
@@ -19,7 +19,7 @@ from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
-from pagehint._testpoint cimport test_point
+from pagehint._testpoint cimport AT_SET_DRAINED, test_point
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold_page
 from pagehint._zone cimport HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, PageZone
@@ -169,7 +169,7 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
                 return E_AGAIN
             pcp_drain(z, pcp, mt, order, most // 2)
             zone_unlock(z)
-            test_point(b"at: set drained")
+            test_point(AT_SET_DRAINED)
         if likely(withhold_page(z, page, order)):
             stack = pcp_stack(pcp, mt, order)
             if load8(&z.lines[page >> LINE_ORDER], RELAXED) == pcp.cpu:
@@ -242,7 +242,7 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
                           uint64_t *page) noexcept nogil:
     cdef int rc, top
     # What a set holds is not free memory to those who must leave a reserve. Looked at without the zone lock: about right.
-    if unlikely(reserve + z.watermark[WMARK_MIN] != 0) and not may_take(z, <uint64_t>1 << order, reserve):
+    if unlikely(reserve + peek64(&z.watermark[WMARK_MIN]) != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN

@@ -1,6 +1,6 @@
 """Test points: named places at which a test can hold one thread and let another go. Only in a debug build; else nothing.
 
-A point is a string, "at: " and where it is. `tests/points.py` writes into the table below which of them holds the next
+A point is a string. `tests/points.py` writes into the table below which of them holds the next
 thread that gets there, once; a thread that has the GIL lets go of it meanwhile. Nobody is held for ever.
 """
 
@@ -61,3 +61,23 @@ cdef extern from *:
     #endif
     """
     void test_point "PH_TEST_POINT" (const char *point) noexcept nogil
+
+    # Not Cython's literals: those would be there in every build.
+    const char *AT_SLEEP_ANNOUNCED '"at: sleep announced"'
+    const char *AT_ABOUT_TO_SLEEP '"at: about to sleep"'
+    const char *AT_BIT_TAKEN '"at: bit taken"'
+    const char *AT_BETWEEN_PUT_BACK_AND_RE_HINT '"at: between put-back and re-hint"'
+    const char *AT_MEMORY_WAITED_FOR '"at: memory waited for"'
+    const char *AT_OWNER_WAITED_FOR '"at: owner waited for"'
+    const char *AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER '"at: between two looks of the owner"'
+    const char *AT_SET_DRAINED '"at: set drained"'
+    const char *AT_BEFORE_THE_ENGINE_IS_TOLD '"at: before the engine is told"'
+    const char *AT_BEFORE_THE_WITHHOLDING '"at: before the withholding"'
+    const char *AT_WITHHELD_NOT_LOOKED_AGAIN '"at: withheld, not looked again"'
+    const char *AT_BEFORE_THE_HOOK '"at: before the hook"'
+    const char *AT_HOOK_ON_ENGINE_OFF '"at: hook on, engine off"'
+    const char *AT_FLUSH_ASKED_FOR '"at: flush asked for"'
+    const char *AT_END_OF_A_RUN '"at: end of a run"'
+    const char *AT_BEFORE_THE_REPORT '"at: before the report"'
+    const char *AT_BEFORE_DISABLE_WAITS '"at: before disable waits"'
+    const char *AT_FORK '"at: fork"'

@@ -4,8 +4,8 @@ Written so as to share as little as it can with the code it checks.
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport ACQUIRE, load8, load64, popcount64
-from pagehint._leaf cimport leaf_avail, low_ones
+from pagehint._atomic cimport ACQUIRE, RELAXED, load8, load64, popcount64
+from pagehint._leaf cimport Leaf, leaf_avail, low_ones
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, pcp_stack
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
                              MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
@@ -48,7 +48,7 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
         largest = max(largest, order)
         at += 1 << order
     c.free_pages += popcount64(avail)
-    c.withheld += popcount64(z.leaves[i].free & z.leaves[i].head)
+    c.withheld += popcount64(load64(&z.leaves[i].free, RELAXED) & z.leaves[i].head)
     if z.kinds[i] != (FULL if largest < 0 else SPLIT + largest):
         return found(f, "a leaf's kind is not its largest free order", i << LEAF_SHIFT)
     if largest >= 0:
@@ -68,7 +68,7 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
         elif kind == TAIL:
             return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
         elif kind == EXACT:
-            while i + n < z.nr_leaves and z.kinds[i + n] == TAIL:
+            while i + n < z.nr_leaves and load8(&z.kinds[i + n], RELAXED) == TAIL:
                 n += 1
         elif kind & KIND_STATE:
             order = kind & KIND_ORDER
@@ -78,11 +78,12 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
             if i & (n - 1) or i + n > z.nr_leaves:
                 return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
             for j in range(i + 1, i + n):
-                if z.kinds[j] != TAIL and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE))):
+                if (load8(&z.kinds[j], RELAXED) != TAIL
+                        and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE)))):
                     return found(f, "a block begins inside another", j << LEAF_SHIFT)
             if kind & KIND_STATE == FREE:
                 buddy = i ^ n
-                if (order < z.max_order and buddy < z.nr_leaves and z.kinds[buddy] == kind
+                if (order < z.max_order and buddy < z.nr_leaves and load8(&z.kinds[buddy], RELAXED) == kind
                         and (type_of(z, buddy) == MT_ISOLATE) == (type_of(z, i) == MT_ISOLATE)):
                     return found(f, "two free buddies are not merged", i << LEAF_SHIFT)
                 for j in range(i // PAGEBLOCK_LEAVES, (i + n - 1) // PAGEBLOCK_LEAVES + 1):
@@ -170,7 +171,8 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
         page = ranges[2 * k]
         while page < ranges[2 * k + 1]:
             if is_split(z.kinds[page >> LEAF_SHIFT]):
-                if not (z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
+                if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
+                        & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
                     return found(f, "an absent page is in use", page)
                 c.withheld -= 1
                 page += 1
@@ -185,6 +187,7 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
 
 cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *f) noexcept nogil:
     cdef Pcp *pcp
+    cdef const Leaf *leaf
     cdef uint64_t page, bit
     cdef int cpu, mt, order, k
     if z.pcp == NULL:
@@ -197,8 +200,9 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
                 for k in range(pcp.count[mt][order]):
                     page = pcp_stack(pcp, mt, order)[k]
                     bit = <uint64_t>1 << (page & 63)
+                    leaf = &z.leaves[page >> LEAF_SHIFT]
                     if (not is_split(z.kinds[page >> LEAF_SHIFT])
-                            or not z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head & bit):
+                            or not load64(&leaf.free, RELAXED) & leaf.head & bit):
                         return found(f, "a block in a per-CPU page set is not withheld", page)
                     c.withheld -= 1
     return False

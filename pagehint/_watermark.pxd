@@ -1,5 +1,6 @@
 """How far requests may go, and how much must be free before any of it goes out for reporting."""
 from libc.stdint cimport uint64_t
+from pagehint._atomic cimport peek64
 from pagehint._zone cimport PageZone, usable_free_pages
 
 cdef enum:
@@ -9,8 +10,8 @@ cdef enum:
 
 
 cdef inline bint may_take(const PageZone *z, uint64_t pages, uint64_t reserve) noexcept nogil:
-    """Whether `pages` may be taken and min, with the lowmem reserve, still be kept. Zone lock held."""
-    return usable_free_pages(z) >= pages + z.watermark[WMARK_MIN] + reserve
+    """Whether `pages` may be taken and min, with the lowmem reserve, still be kept. Zone lock held, or about right."""
+    return usable_free_pages(z) >= pages + peek64(&z.watermark[WMARK_MIN]) + reserve
 
 
 cdef inline uint64_t spare_pages(const PageZone *z, uint64_t reserve) noexcept nogil:

@@ -312,7 +312,7 @@ def test_a_former_owner_interrupted_between_its_two_looks_comes_in_with_another(
 
     def own():
         pages.free_pages(pages.alloc_pages())
-        with Hold("at: between the owner's looks") as first_look:
+        with Hold("at: between two looks of the owner") as first_look:
             looks.append(first_look)
             return pages.alloc_pages()
 
@@ -475,7 +475,7 @@ WAYS = {
     "at: between put-back and re-hint": (fail, True),
     "at: end of a run": (flush, False),
     "at: memory waited for": (ask_for_too_much, True),
-    "at: between the owner's looks": (use, False),
+    "at: between two looks of the owner": (use, False),
     "at: set drained": (fill_a_set, True),
     "at: before the withholding": (use, True),
     "at: withheld, not looked again": (use, True),
