@@ -372,7 +372,7 @@ def test_a_double_free_racing_with_itself_after_the_first_has_marked_the_block(o
 def test_a_double_free_racing_with_itself_before_the_first_has_marked_the_block(one_set, point):
     """Who comes second is refused, though he came first."""
     pages = ph.PageAllocator("256MiB")
-    *blocks, twice = pages.alloc_pages_bulk(129).tolist()
+    *blocks, twice, _neighbour = pages.alloc_pages_bulk(130).tolist()
     if point == "at: set drained":
         for pfn in blocks:
             pages.free_pages(pfn)
