@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 # A debug build checks that locks are held where the code says so, and aborts where they are not.
 debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
 
-# For tools that name lines (.ci/sanitize, .ci/coverage): those of the Cython source, not of the C made from it.
+# For tools that name lines (.ci/sanitize, .ci/coverage): those of the Cython source, each with code of its own.
 lines = os.environ.get("PAGEHINT_LINES", "0") not in ("", "0")
 
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones.
@@ -25,7 +25,7 @@ extensions = [
         include_dirs=["pagehint", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-        extra_compile_args=["-std=gnu11", "-O3", *split_flags, *machine_flags, "-g1", "-pthread"],
+        extra_compile_args=["-std=gnu11", "-Og" if lines else "-O3", *split_flags, *machine_flags, "-g1", "-pthread"],
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )

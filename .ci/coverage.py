@@ -37,7 +37,9 @@ for name, lines in sorted(counts.items()):
         # Cython counts its own wrappers on the lines of a declaration.
         if text and not text.startswith(("cdef class", "cdef struct", "def ", "cdef inline", "@", '"""', "cdef enum")):
             not_reached.append((number, text))
-    print(f"{name:20} {len(lines) - len(not_reached):5} of {len(lines):5} lines {1 - len(not_reached) / len(lines):7.1%}")
+    print(
+        f"{name:20} {len(lines) - len(not_reached):5} of {len(lines):5} lines {1 - len(not_reached) / len(lines):7.1%}"
+    )
     missed += [(name, number, text) for number, text in not_reached]
 
 print("\nnot reached:")
