@@ -345,3 +345,20 @@ def test_the_check_is_not_alarmed_by_bulk_calls_on_their_way():
             pages.verify()
 
     in_threads([churn, check])
+
+
+def test_the_check_is_alarmed_by_bulk_calls_while_blocks_are_out():
+    """What they hold for a moment is not out for reporting, and not lost either."""
+    pages = ph.PageAllocator("256MiB", pcp=False)
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 20000)))
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 40), 9), 9)
+
+    def check(stop, rng):
+        while not stop.is_set():
+            pages.verify()
+
+    with pages.hinting(ph.PageHintingCallbacks(lambda blocks: time.sleep(0.002), 2), delay=0.0, threshold=1):
+        in_threads([churn, churn, check])
