@@ -187,6 +187,8 @@ def test_an_allocation_waits_for_its_page_while_that_is_out():
         allocate = Thread(lambda: (pages.alloc_pages(10), turns.append("allocated")))
         waiting.wait()
         waiting.let_go()
+        time.sleep(0.05)
+        assert allocate.is_alive()
         out.let_go()
         assert allocate.result()[0] == 0
     assert turns == ["reported", "allocated"]
