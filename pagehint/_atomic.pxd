@@ -1,5 +1,5 @@
 """Atomic operations and assertions, as the compiler offers them on every architecture."""
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -25,6 +25,17 @@ cdef extern from *:
     #else
     #define PH_DEBUG 0
     #define PH_ASSERT(c) ((void)0)
+    #endif
+    /* For numbers on every path, written under a lock and read without it, too: about right is good enough. GCC makes more
+     * instructions of relaxed atomics than of plain ones, which do the same; ThreadSanitizer needs to be told. */
+    #ifdef __SANITIZE_THREAD__
+    #define PH_PEEK64(p) __atomic_load_n(p, __ATOMIC_RELAXED)
+    #define PH_ADD64(p, n) __atomic_store_n(p, *(p) + (n), __ATOMIC_RELAXED)
+    #define PH_SUB64(p, n) __atomic_store_n(p, *(p) - (n), __ATOMIC_RELAXED)
+    #else
+    #define PH_PEEK64(p) (*(p))
+    #define PH_ADD64(p, n) (*(p) += (n))
+    #define PH_SUB64(p, n) (*(p) -= (n))
     #endif
     /* Nearly always, so that the other path is kept out of the way. */
     #define PH_LIKELY(c) __builtin_expect_with_probability(!!(c), 1, 0.999)
@@ -54,6 +65,14 @@ cdef extern from *:
     int ACQ_REL "PH_ACQ_REL"
     int SEQ_CST "PH_SEQ_CST"
 
+    # Written under a lock and read by others without it, seldom enough that every access may be an atomic one.
+    ctypedef int32_t atomic_i32 "_Atomic int32_t"
+    ctypedef int64_t atomic_i64 "_Atomic int64_t"
+    ctypedef uint64_t atomic_u64 "_Atomic uint64_t"
+
+    uint64_t peek64 "PH_PEEK64" (const uint64_t *p) noexcept nogil
+    void add64 "PH_ADD64" (uint64_t *p, uint64_t n) noexcept nogil
+    void sub64 "PH_SUB64" (uint64_t *p, uint64_t n) noexcept nogil
     uint64_t load64 "__atomic_load_n" (const uint64_t *p, int order) noexcept nogil
     void store64 "__atomic_store_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
     uint64_t fetch_or64 "__atomic_fetch_or" (uint64_t *p, uint64_t mask, int order) noexcept nogil

@@ -11,6 +11,7 @@ from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, store64
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._lock cimport Lock, lock_acquire, lock_init, lock_release
+from pagehint._testpoint cimport AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER, AT_OWNER_WAITED_FOR, test_point
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -98,6 +99,7 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
         if looks < BIAS_LOOKS:
             cpu_relax()
         elif may_block:
+            test_point(AT_OWNER_WAITED_FOR)
             sched_yield()
         else:
             lock_release(&b.lock)
@@ -110,6 +112,7 @@ cdef inline ThreadRecord *bias_enter(BiasedLock *b) noexcept nogil:
     """Take a lock that is biased to this thread, and return its record, for `bias_leave`; NULL if the lock is not."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL):
+        test_point(AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER)
         store64(&me.inside, <uint64_t> b, RELAXED)
         light_barrier()
         if likely(load64(&b.owner, ACQUIRE) == <uint64_t> me):

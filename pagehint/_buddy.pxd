@@ -5,8 +5,8 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint._atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, clz32, clz64, ctz64, fetch_and64, fetch_or64, likely,
-                               load8, load64, popcount64, store8, store64)
+from pagehint._atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, add64, clz32, clz64, ctz64, fetch_and64, fetch_or64,
+                               likely, load8, load64, popcount64, store8, store64, sub64)
 from pagehint._leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
                              lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
                              spread)
@@ -75,7 +75,7 @@ cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     while order < z.max_order:
         half = <uint64_t>1 << (order - LEAF_SHIFT)
         buddy = i ^ half
-        if buddy >= z.nr_leaves or z.kinds[buddy] != (FREE | order):
+        if buddy >= z.nr_leaves or load8(&z.kinds[buddy], RELAXED) != (FREE | order):
             break
         buddy_mt = type_of(z, buddy)
         if (buddy_mt == MT_ISOLATE) != (mt == MT_ISOLATE):
@@ -110,7 +110,7 @@ cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
     cdef int merged, old, mt = type_of(z, i), o
     cdef FreeArea *area = &z.areas[mt]
     assert_held(&z.lock)
-    z.free_pages += <uint64_t>1 << order
+    add64(&z.free_pages, <uint64_t>1 << order)
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
     old = z.kinds[i]
@@ -138,7 +138,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
     if order < LEAF_SHIFT:
         return leaf_free(z, page, order)
     assert_held(&z.lock)
-    z.free_pages += <uint64_t>1 << order
+    add64(&z.free_pages, <uint64_t>1 << order)
     return free_leaves(z, page >> LEAF_SHIFT, order)
 
 
@@ -151,7 +151,7 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
     cdef FreeArea *area = &z.areas[mt]
     cdef uint64_t before = leaf_avail(&z.leaves[i]), after = before | pages
     assert_held(&z.lock)
-    z.free_pages += popcount64(pages)
+    add64(&z.free_pages, popcount64(pages))
     # `free` before `head`, as in `buddy_free`.
     change_free(z, i, 0, pages & ~load64(&z.leaves[i].free, RELAXED))
     set_head(z, i, z.leaves[i].head & ~pages)
@@ -182,7 +182,7 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
         area.nr_free[o] -= merge_count[source][o] + block_count[order][o]
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)
-    z.free_pages -= <uint64_t>1 << order
+    sub64(&z.free_pages, <uint64_t>1 << order)
     left |= (1 << source) - (1 << order)        # the halves split off
     left &= (1 << LEAF_SHIFT) - 1
     kind = SPLIT + 31 - clz32(left) if left else FULL
@@ -197,7 +197,7 @@ cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int mt, int order, i
     cdef int largest
     page[0] = (i << LEAF_SHIFT) | <uint64_t>ctz64(starts)
     z.areas[mt].nr_free[order] -= 1
-    z.free_pages -= <uint64_t>1 << order
+    sub64(&z.free_pages, <uint64_t>1 << order)
     set_head(z, i, z.leaves[i].head | first)
     change_free(z, i, mask if state == USED else mask & ~first, 0)
     if starts == first:
@@ -232,7 +232,7 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
         z.areas[mt].nr_free[o] += 1
     if order >= LEAF_SHIFT:
         set_kind(z, head, state | order)
-        z.free_pages -= <uint64_t>1 << order
+        sub64(&z.free_pages, <uint64_t>1 << order)
     else:
         leaf_split(z, head, <uint64_t>-1, 0, FULL)
         leaf_take(z, head, page & 63, order, LEAF_SHIFT, 0, state)
@@ -302,7 +302,7 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
     count_blocks(area.nr_free, left, leaf_top(z), True)
     set_head(z, i, z.leaves[i].head | starts)
     change_free(z, i, pages if state == USED else pages & ~starts, 0)
-    z.free_pages -= popcount64(pages)
+    sub64(&z.free_pages, popcount64(pages))
     largest = largest_order(left, leaf_top(z))
     kind = FULL if largest < 0 else SPLIT + largest
     if kind != old:
@@ -337,7 +337,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
     if want << order < LEAF_PAGES:
         split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, HELD)
         leaf_split(z, i, <uint64_t>-1, 0, FULL)
-        z.free_pages += LEAF_PAGES
+        add64(&z.free_pages, LEAF_PAGES)
         taken.starts = leaf_take_many(z, i, order, want, state, True)
         return popcount64(taken.starts)
     whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))

@@ -5,7 +5,7 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, prefetch,
+from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64, prefetch,
                                store_i32)
 from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
 from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, E_OWNED, OK, check_used
@@ -73,7 +73,7 @@ cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noe
     cdef uint64_t blocks = 0
     cdef int i
     for i in range(m.zonelist_length[preferred]):
-        blocks += zone_can_serve(m.zones[step[i].zone], order, step[i].reserve)
+        blocks += zone_can_serve(m.zones[step[i].zone], order, peek64(&step[i].reserve))
     return blocks
 
 
@@ -169,7 +169,7 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
         return E_NOMEM
     bulk_begin(m, n)
     for s in range(m.zonelist_length[preferred]):
-        done += zone_alloc_bulk(m.zones[step[s].zone], order, mt, step[s].reserve, pfns + done, n - done)
+        done += zone_alloc_bulk(m.zones[step[s].zone], order, mt, peek64(&step[s].reserve), pfns + done, n - done)
         if done == n:
             rc = OK
             break
@@ -189,13 +189,13 @@ cdef enum BulkStep:
 cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
     """How many of the next blocks lie in the leaf of the first and in this zone, each once, and where they start in it."""
     cdef uint64_t k = 0, first = pfns[0] - z.base_pfn, offset = first & 63, seen = 0
-    cdef uint64_t allowed = aligned_starts[order]
+    cdef uint64_t allowed = aligned_starts[order], end = peek64(&z.end_pfn)
     first = z.base_pfn + first - offset
     # Two zones may meet within a leaf.
     if first < z.start_pfn:
         allowed &= ~low_ones(<int>(z.start_pfn - first))
-    if z.end_pfn - first < LEAF_PAGES:
-        allowed &= low_ones(<int>(z.end_pfn - first))
+    if end - first < LEAF_PAGES:
+        allowed &= low_ones(<int>(end - first))
     while offset < LEAF_PAGES and (allowed >> offset) & 1:
         seen |= <uint64_t>1 << offset
         allowed &= ~seen
@@ -298,7 +298,7 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
 
     The zone lock held where blocks are whole leaves.
     """
-    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
+    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
         if page - first >= size or page & ((<uint64_t>1 << order) - 1):
@@ -318,7 +318,7 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
 
 cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
     """Free what `withhold_singles` has withheld. Zone lock held."""
-    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = z.end_pfn - z.start_pfn, page, i
+    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
         if page - first >= size:
@@ -338,7 +338,8 @@ cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n,
 cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                            bint locked, uint64_t *done) noexcept nogil:
     """One step on blocks of one zone; of no more than one lock round, if it is held."""
-    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = z.start_pfn, size = z.end_pfn - start_pfn
+    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = z.start_pfn
+    cdef uint64_t size = peek64(&z.end_pfn) - start_pfn
     cdef int rc = OK
     while rc == OK and i < n and left and pfns[i] - start_pfn < size:
         got = 0

@@ -22,7 +22,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
-from pagehint._atomic cimport PH_DEBUG, RELAXED, load8
+from pagehint._atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
@@ -110,8 +110,13 @@ cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
 
 cdef inline PageZone *snapshot(PageZone *z, PageZone *copy) noexcept nogil:
     """The zone's figures as they are at one moment."""
+    cdef size_t lock = <char *> &z.lock - <char *> z, rest = <char *> &z.free_pages - <char *> z
     lock_acquire(&z.lock, True)
-    memcpy(copy, z, sizeof(PageZone))
+    # Of the lock itself only what its holder writes.
+    memcpy(copy, z, lock)
+    copy.lock.acquired, copy.lock.contended = z.lock.acquired, z.lock.contended
+    copy.lock.longest_wait = z.lock.longest_wait
+    memcpy(<char *> copy + rest, <char *> z + rest, sizeof(PageZone) - rest)
     lock_release(&z.lock)
     return copy
 
@@ -150,22 +155,22 @@ cdef class Zone:
     @property
     def spanned_pages(self):
         """Pages from its first to its last, whether there is memory or not."""
-        return self.z.end_pfn - self.z.start_pfn
+        return load64(&self.z.end_pfn, RELAXED) - self.z.start_pfn
 
     @property
     def present_pages(self):
         """Pages that are not in holes or offline."""
-        return self.z.managed_pages
+        return load64(&self.z.managed_pages, RELAXED)
 
     @property
     def managed_pages(self):
         """Pages the buddy system manages: here, all that are present."""
-        return self.z.managed_pages
+        return load64(&self.z.managed_pages, RELAXED)
 
     @property
     def free_pages(self):
         """Pages in the buddy."""
-        return self.z.free_pages
+        return load64(&self.z.free_pages, RELAXED)
 
     @property
     def nr_free(self):
@@ -190,7 +195,7 @@ cdef class Zone:
     @property
     def hint_bitmap(self):
         """The hint bits, one a granule of ``2**min_order`` pages from `hint_base_pfn` on: a read-only uint64 view."""
-        cdef cnp.npy_intp words = <cnp.npy_intp>((self.z.nr_granules + 63) // 64)
+        cdef cnp.npy_intp words = <cnp.npy_intp>((load64(&self.z.nr_granules, RELAXED) + 63) // 64)
         cdef cnp.ndarray view = cnp.PyArray_SimpleNewFromData(1, &words, cnp.NPY_UINT64, self.z.hints)
         cnp.set_array_base(view, self)
         view.flags.writeable = False
@@ -271,14 +276,14 @@ cdef class Zone:
     cdef object pageblock_types(self):
         """How many pageblocks there are of each migratetype, those without any memory left out."""
         cdef uint64_t[NR_TYPES] count
-        cdef uint64_t block, i
+        cdef uint64_t block, i, leaves = load64(&self.z.nr_leaves, RELAXED)
         cdef int mt
         memset(count, 0, sizeof(count))
         with nogil:
-            for block in range((self.z.nr_leaves + 7) >> 3):
-                for i in range(block << 3, min((block + 1) << 3, self.z.nr_leaves)):
-                    if self.z.kinds[i] != 0:
-                        count[self.z.types[block]] += 1
+            for block in range((leaves + 7) >> 3):
+                for i in range(block << 3, min((block + 1) << 3, leaves)):
+                    if load8(&self.z.kinds[i], RELAXED) != 0:
+                        count[load8(&self.z.types[block], RELAXED)] += 1
                         break
         return [count[mt] for mt in range(NR_TYPES)]
 
@@ -294,7 +299,7 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
     O(bits), so without the lock: what is hinted or retyped meanwhile may be counted or not.
     """
-    cdef uint64_t count = 0, end = z.nr_granules, granule = hint_find(z, 0, end)
+    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(z, 0, end)
     while granule < end:
         count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
         granule = hint_find(z, granule + 1, end)

@@ -5,9 +5,10 @@ after it has released its own lock.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, timespec
-from pagehint._atomic cimport RELAXED, store_i32
+from pagehint._atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
 from pagehint._clock cimport monotonic_ns
 from pagehint._lock cimport pthread_self, pthread_t
+from pagehint._testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -37,40 +38,40 @@ cdef enum:
     BACKOFF_FIRST_MS = 100
     BACKOFF_LAST_MS = 30000
 
-cdef struct Engine:
+cdef struct Engine:             # what is atomic is read without the mutex, too
     pthread_mutex_t mutex
     pthread_cond_t wake         # the worker waits here for work, a deadline, or the end
     pthread_cond_t settled      # everybody else: for a batch to be back, a flush to be done, a run to end
     # Read by the hook without the mutex: the delay runs already, or there is none, so no need to tell anybody.
     int32_t delay_armed
-    uint64_t session            # changes whenever hinting goes on or off, and in a forked child: what is of another is over
+    atomic_u64 session          # changes whenever hinting goes on or off, and in a forked child: what is of another is over
     bint enabling               # somebody is about to switch it on; nobody else can
-    bint enabled
-    bint stopping               # ends a run at the next batch
-    bint manual                 # work runs on callers, in run_pending and flush
+    atomic_i32 enabled
+    atomic_i32 stopping         # ends a run at the next batch
+    atomic_i32 manual           # work runs on callers, in run_pending and flush
     bint worker                 # the session's worker is in its loop, or about to be
     bint injected_clock         # deadlines are stamped by Python code, which can call the clock
-    bint needs_stamp            # the delay began, but nobody has asked the injected clock yet
+    atomic_i32 needs_stamp      # the delay began, but nobody has asked the injected clock yet
     bint work                   # a zone has reached its threshold
-    int64_t delay               # nanoseconds, or NEVER
+    atomic_i64 delay            # nanoseconds, or NEVER
     int64_t deadline            # when what is left is reported, or NEVER
     int64_t not_before          # back-off: no run before, unless it is a flush; 0 when the host answers
     int failures                # runs in a row that had one
     uint64_t flush_wanted       # tickets: a flush is done when flush_done reaches its own
     uint64_t flush_done
     bint running                # a run is on
-    pthread_t runner            # who does it, else 0; read without the mutex to ask "is it me?"
+    atomic_u64 runner           # who does it, else 0; read without the mutex to ask "is it me?"
     bint out                    # a batch is, or may be about to be, isolated
     int waiters                 # allocations waiting for the batch; while there are any, no other is isolated
     # Settings, changed under the mutex.
-    uint64_t max_pages
-    uint64_t threshold          # 0: as max_pages
+    atomic_u64 max_pages
+    atomic_u64 threshold        # 0: as max_pages
     int max_report_order
     # Counts, written under the mutex.
-    uint64_t work_runs
-    uint64_t reports
-    uint64_t report_errors
-    uint64_t prepare_errors
+    atomic_u64 work_runs
+    atomic_u64 reports
+    atomic_u64 report_errors
+    atomic_u64 prepare_errors
 
 
 cdef inline void engine_init(Engine *e) noexcept nogil:
@@ -236,6 +237,7 @@ cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noe
     cdef bint done
     engine_lock(e)
     e.waiters += 1
+    test_point(AT_MEMORY_WAITED_FOR)
     while e.out and e.runner != self and (until == NEVER or monotonic_ns() < until):
         engine_wait(e, &e.settled, until)
     done = not e.out or e.runner == self

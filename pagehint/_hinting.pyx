@@ -19,6 +19,7 @@ from libc.string cimport memcpy, memset
 
 from pagehint._atomic cimport RELAXED, load64
 from pagehint._arguments cimport as_delay, as_order, as_positive
+from pagehint._atomic cimport RELAXED, load64
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
@@ -31,6 +32,8 @@ from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
+from pagehint._testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT, AT_END_OF_A_RUN,
+                                  AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint._wake cimport zone_unlock
 from pagehint._walk cimport mark_free_blocks
 from pagehint._watermark cimport report_gate
@@ -136,9 +139,11 @@ cdef class HintingEngine:
             e.not_before = 0
             engine_disarm(e)
             engine_unlock(e)
+            test_point(AT_BEFORE_THE_HOOK)
             # Everything is in place: now, and zone by zone under its lock, the hook.
             for i in range(self.m.nr_zones):
                 self.hook_zone(self.m.zones[i], mark_free)
+            test_point(AT_HOOK_ON_ENGINE_OFF)
             engine_lock(e)
             engine_stamp(e, now)
             e.enabled = True
@@ -327,6 +332,7 @@ cdef class HintingEngine:
             ticket = e.flush_wanted
             pthread_cond_signal(&e.wake)
             engine_unlock(e)
+            test_point(AT_FLUSH_ASKED_FOR)
         if on and manual:
             done = self.run_manually(True)
             on = False
@@ -382,6 +388,7 @@ cdef class HintingEngine:
             now = self.now_in_run()
         if e.session != session:
             return False
+        test_point(AT_END_OF_A_RUN)
         if not failed:
             self.burst_logged = False
         engine_lock(e)
@@ -399,7 +406,7 @@ cdef class HintingEngine:
     cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil:
         """One pass over a zone's hints. Returns whether anything failed."""
         cdef Engine *e = &self.m.engine
-        cdef uint64_t cursor = 0, most, n
+        cdef uint64_t cursor = 0, end, most, n
         cdef int64_t began
         cdef bint failed = False, open, hurry = True
         self.rest(z)
@@ -415,8 +422,9 @@ cdef class HintingEngine:
                 return True
             prepared[0] = True
         while open and self.goes_on(session):
-            cursor = hint_find(z, cursor, z.nr_granules)
-            if cursor == z.nr_granules:
+            end = load64(&z.nr_granules, RELAXED)
+            cursor = hint_find(z, cursor, end)
+            if cursor == end:
                 break
             self.rest(z)
             most = self.grow_batch(engine_batch_begin(e, &hurry))
@@ -435,6 +443,7 @@ cdef class HintingEngine:
             zone_unlock(z)
             if n:
                 memset(self.batch.failed, 0, n)
+                test_point(AT_BEFORE_THE_REPORT)
                 failed |= self.report(n, session)
                 if e.session != session:
                     break
@@ -601,6 +610,7 @@ cdef class HintingEngine:
             if on:
                 engine_stop(e)
             engine_unlock(e)
+            test_point(AT_BEFORE_DISABLE_WAITS)
         while on:
             with nogil:
                 engine_lock(e)

@@ -4,6 +4,7 @@ from pagehint._atomic cimport PH_ASSERT
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
 from pagehint._lock cimport assert_held
+from pagehint._testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
 from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
 
 cdef extern from "pagehint.h":
@@ -54,6 +55,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             order += 1
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)
+        test_point(AT_BIT_TAKEN)
         blocks[n].pfn = z.base_pfn + page
         blocks[n].order = order
         blocks[n].zone = z.index
@@ -77,6 +79,7 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
         buddy_free(z, page, order)
         z.isolated_pages -= <uint64_t>1 << order
         z.counters.blocks_returned += 1
+        test_point(AT_BETWEEN_PUT_BACK_AND_RE_HINT)
         if failed[i]:
             z.counters.blocks_failed += 1
             if z.hint_order == z.min_order:

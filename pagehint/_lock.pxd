@@ -17,6 +17,7 @@ from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax,
                                store_i32, swap_i32_if, unlikely)
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._clock cimport monotonic_ns
+from pagehint._testpoint cimport AT_ABOUT_TO_SLEEP, AT_SLEEP_ANNOUNCED, test_point
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -100,11 +101,13 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
         store_i32(&lk.woken, False, RELAXED)
         # The holder stores `word` and then reads the others, with a light barrier between: it sees us, or we see that.
         heavy_barrier()
+        test_point(AT_SLEEP_ANNOUNCED)
         if lock_try(lk, LOCK_FREE) or lock_try(lk, LOCK_HANDED):
             break
         if not starving and monotonic_ns() - began > LOCK_PATIENCE:
             starving = True
             fetch_add_i32(&lk.starving, 1, RELAXED)
+        test_point(AT_ABOUT_TO_SLEEP)
         futex_wait(&lk.woken, False)
         ours = lock_spin(lk, True)
     store_i32(&lk.woken, False, RELAXED)

@@ -4,8 +4,9 @@ Every operation returns OK or an `E_` code from `_check.pxd`, and has changed no
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint._atomic cimport clz64, ctz64, likely, unlikely
+from pagehint._atomic cimport clz64, ctz64, likely, peek64, unlikely
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint._canary cimport canary
 from pagehint._check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK,
                               check_exact, check_used)
 from pagehint._engine cimport Engine
@@ -27,7 +28,7 @@ cdef enum How:
 
 cdef struct ZoneTry:            # one step of a zonelist
     int zone
-    uint64_t reserve            # pages kept there from requests that prefer another zone
+    uint64_t reserve            # pages kept there from requests that prefer another zone; changes without a lock
 
 cdef struct Machine:
     int nr_zones
@@ -49,7 +50,7 @@ cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
     cdef int i
     for i in range(m.nr_zones):
         z = m.zones[i]
-        if z.start_pfn <= pfn < z.end_pfn:
+        if z.start_pfn <= pfn < peek64(&z.end_pfn):
             return z
     return NULL
 
@@ -84,7 +85,7 @@ cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How
     cdef uint64_t page = 0
     cdef int i, rc
     for i in range(m.zonelist_length[preferred]):
-        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, step[i].reserve, how, &page)
+        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
         if rc != E_NOMEM:
             pfn[0] = m.zones[step[i].zone].base_pfn + page
             return rc
@@ -94,7 +95,7 @@ cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How
 cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
     """A block from the preferred zone or one it falls back to."""
     cdef PageZone *z = m.zones[preferred]
-    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and z.watermark[WMARK_MIN] == 0
+    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and peek64(&z.watermark[WMARK_MIN]) == 0
             and likely(pcp_alloc_quick(z, pcp_here(z, m.nr_cpus), mt, order, pfn))):
         pfn[0] += z.base_pfn
         return OK
@@ -127,7 +128,7 @@ cdef inline int machine_alloc_exact(Machine *m, int preferred, uint64_t n, int m
     cdef uint64_t page = 0
     cdef int i
     for i in range(m.zonelist_length[preferred]):
-        if zone_alloc_exact(m.zones[step[i].zone], n, mt, step[i].reserve, &page) == OK:
+        if zone_alloc_exact(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
             pfn[0] = m.zones[step[i].zone].base_pfn + page
             return OK
     return E_NOMEM
@@ -138,7 +139,7 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
     zone[0] = find_zone(m, pfn)
     if zone[0] == NULL:
         return E_NO_ZONE
-    return OK if n <= zone[0].end_pfn - pfn else E_ABSENT
+    return OK if n <= peek64(&zone[0].end_pfn) - pfn else E_ABSENT
 
 
 cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
@@ -247,6 +248,7 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
 cdef inline void machine_drain(Machine *m) noexcept nogil:
     """Empty every per-CPU page set of every zone."""
     cdef int i
+    canary()
     for i in range(m.nr_zones):
         sets_drain(m.zones[i], m.nr_cpus)
 

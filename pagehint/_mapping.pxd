@@ -4,6 +4,7 @@ from libc.stdlib cimport free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
+from pagehint._atomic cimport RELAXED, RELEASE, store64
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport lock_init
 from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
@@ -53,9 +54,9 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
     cdef uint64_t known = (z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES
     cdef uint64_t nr_leaves = leaves_for(z, end_pfn)
     memset(z.types + known, MT_MOVABLE, (nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES - known)
-    z.nr_leaves = nr_leaves
-    z.nr_granules = granules_for(z, nr_leaves)
-    z.end_pfn = end_pfn
+    store64(&z.nr_leaves, nr_leaves, RELAXED)
+    store64(&z.nr_granules, granules_for(z, nr_leaves), RELAXED)
+    store64(&z.end_pfn, end_pfn, RELEASE)       # last: who finds a page in the zone finds all that is known about it
 
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:

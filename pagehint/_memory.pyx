@@ -12,7 +12,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.errno cimport errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from pagehint._arguments cimport as_count, as_pfn, as_type
 from pagehint._atomic cimport RELAXED, store64
@@ -30,6 +30,7 @@ from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_dest
 from pagehint._migratetype cimport granule_pageblocks, retype
 from pagehint._pcp cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport first_not_free, range_appear, range_vanish
+from pagehint._testpoint cimport AT_FORK, test_point
 from pagehint._verify cimport Finding, verify_zone
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport report_gate
@@ -117,8 +118,10 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
 
 
 cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil:
+    cdef int i
     lock_acquire(&z.lock, True)
-    memcpy(z.watermark, marks, sizeof(z.watermark))
+    for i in range(3):
+        store64(&z.watermark[i], marks[i], RELAXED)         # page sets look without the lock
     if 0 < z.wake_at < INT64_MAX:
         z.wake_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
     zone_unlock(z)
@@ -580,6 +583,7 @@ cdef void world_remove(World *w) noexcept nogil:
 cdef void fork_prepare() noexcept nogil:
     cdef World *w
     cdef int i
+    test_point(AT_FORK)
     lock_acquire(&worlds_lock, True)
     w = worlds.next
     while w != NULL:

@@ -3,8 +3,8 @@
 Stealing follows Linux's idea: rather than scatter one type over another's pageblocks, claim a whole pageblock
 when at least half of it is free; only else take the smallest block that fits and leave the type as it is.
 """
-from libc.stdint cimport uint64_t
-from pagehint._atomic cimport clz64, popcount64
+from libc.stdint cimport uint8_t, uint64_t
+from pagehint._atomic cimport RELAXED, add64, clz64, load8, popcount64, store8, sub64
 from pagehint._buddy cimport (NOT_FREE, Taken, buddy_alloc, buddy_alloc_many, buddy_free, buddy_take, free_block_around,
                               leaf_top)
 from pagehint._leaf cimport count_blocks, leaf_avail
@@ -16,7 +16,7 @@ from pagehint._zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIF
 
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:
     """Move what is free in a leaf, or begins there, from one type's lists to another's."""
-    cdef int kind = z.kinds[i], o
+    cdef int kind = load8(&z.kinds[i], RELAXED), o
     if kind & KIND_STATE == FREE:
         o = kind & KIND_ORDER
         list_del(z, i, old, o)
@@ -42,16 +42,16 @@ cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
     assert_held(&z.lock)
     if old == new:
         return
-    z.isolate_pageblocks += (new == MT_ISOLATE)
-    z.isolate_pageblocks -= (old == MT_ISOLATE)
+    add64(&z.isolate_pageblocks, new == MT_ISOLATE)
+    sub64(&z.isolate_pageblocks, old == MT_ISOLATE)
     whole = free_block_around(z, page, PAGEBLOCK_ORDER, &head) if z.max_order >= PAGEBLOCK_ORDER else NOT_FREE
     if whole != NOT_FREE:
         # Through the buddy: it may have to part from, or may now join, a neighbour.
         buddy_take(z, page, PAGEBLOCK_ORDER, HELD)
-        z.types[block] = new
+        store8(&z.types[block], <uint8_t>new, RELAXED)
         buddy_free(z, page, PAGEBLOCK_ORDER)
         return
-    z.types[block] = new
+    store8(&z.types[block], <uint8_t>new, RELAXED)
     for i in range(block * PAGEBLOCK_LEAVES, min((block + 1) * PAGEBLOCK_LEAVES, z.nr_leaves)):
         move_leaf(z, i, old, new)
 
@@ -61,7 +61,7 @@ cdef inline uint64_t free_in_pageblock(const PageZone *z, uint64_t block) noexce
     cdef uint64_t i, pages = 0
     cdef int kind
     for i in range(block * PAGEBLOCK_LEAVES, min((block + 1) * PAGEBLOCK_LEAVES, z.nr_leaves)):
-        kind = z.kinds[i]
+        kind = load8(&z.kinds[i], RELAXED)
         if kind & KIND_STATE == FREE:
             pages += <uint64_t>1 << (kind & KIND_ORDER)
         elif is_split(kind):

@@ -1,6 +1,6 @@
 """A trace replayed in one call: an array of allocations and frees, that refer to each other by slots of a table."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from pagehint._atomic cimport likely, prefetch, unlikely
+from pagehint._atomic cimport likely, peek64, prefetch, unlikely
 from pagehint._check cimport E_NOMEM, E_OWNED, E_SLOT, OK
 from pagehint._lock cimport lock_acquire
 from pagehint._machine cimport (ALONE, How, Machine, ZoneTry, locate, machine_alloc, machine_free, zone_alloc_held,
@@ -55,7 +55,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
     for i in range(m.zonelist_length[preferred]):
         z = m.zones[step[i].zone]
         round_use(r, z)
-        if likely(zone_alloc_held(z, order, mt, step[i].reserve, &page) == OK):
+        if likely(zone_alloc_held(z, order, mt, peek64(&step[i].reserve), &page) == OK):
             pfn[0] = z.base_pfn + page
             return OK
     return E_NOMEM
@@ -64,7 +64,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
 cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int order, How how) noexcept nogil:
     """`near` is the zone that it is most likely of."""
     cdef int rc
-    if unlikely(pfn - near.start_pfn >= near.end_pfn - near.start_pfn):
+    if unlikely(pfn - near.start_pfn >= peek64(&near.end_pfn) - near.start_pfn):
         rc = locate(m, pfn, 1, &near)
         if rc != OK:
             return rc

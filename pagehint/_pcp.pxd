@@ -11,7 +11,7 @@ halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32,
-                               popcount64, store8, unlikely)
+                               peek64, popcount64, store8, unlikely)
 from pagehint._bias cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave, bias_release,
                              bias_revoke)
 from pagehint._buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
@@ -21,6 +21,7 @@ from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
 from pagehint._own cimport OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark, share_leaf, share_line
+from pagehint._testpoint cimport AT_SET_DRAINED, test_point
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold_page
 from pagehint._zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone
@@ -186,6 +187,7 @@ cdef inline bint pcp_make_room(PageZone *z, Pcp *pcp, int mt, int order, bint ma
         return False
     pcp_drain(z, pcp, mt, order, pcp.stacks[mt][order].batch)
     zone_unlock(z)
+    test_point(AT_SET_DRAINED)
     return True
 
 
@@ -351,7 +353,7 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef int rc = OK
     # What a set holds is not free memory to those who must leave a reserve. Looked at without the zone lock: about right.
-    if unlikely(reserve + z.watermark[WMARK_MIN] != 0) and not may_take(z, <uint64_t>1 << order, reserve):
+    if unlikely(reserve + peek64(&z.watermark[WMARK_MIN]) != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN

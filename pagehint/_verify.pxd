@@ -4,8 +4,8 @@ Written so as to share as little as it can with the code it checks.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
-from pagehint._atomic cimport ACQUIRE, load8, load64, popcount64
-from pagehint._leaf cimport leaf_avail, low_ones
+from pagehint._atomic cimport ACQUIRE, RELAXED, load8, load64, popcount64
+from pagehint._leaf cimport Leaf, leaf_avail, low_ones
 from pagehint._own cimport OWNER, owned_by
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
@@ -49,7 +49,7 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
         largest = max(largest, order)
         at += 1 << order
     c.free_pages += popcount64(avail)
-    c.withheld += popcount64(z.leaves[i].free & z.leaves[i].head)
+    c.withheld += popcount64(load64(&z.leaves[i].free, RELAXED) & z.leaves[i].head)
     if z.kinds[i] == OWNED:
         if largest >= 0 or not z.links[i].next & <uint32_t>OWNER:
             return found(f, "a page set's own leaf has free pages, or no owner", i << LEAF_SHIFT)
@@ -72,7 +72,7 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
         elif kind == TAIL:
             return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
         elif kind == EXACT:
-            while i + n < z.nr_leaves and z.kinds[i + n] == TAIL:
+            while i + n < z.nr_leaves and load8(&z.kinds[i + n], RELAXED) == TAIL:
                 n += 1
         elif kind & KIND_STATE:
             order = kind & KIND_ORDER
@@ -82,11 +82,12 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
             if i & (n - 1) or i + n > z.nr_leaves:
                 return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
             for j in range(i + 1, i + n):
-                if z.kinds[j] != TAIL and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE))):
+                if (load8(&z.kinds[j], RELAXED) != TAIL
+                        and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE)))):
                     return found(f, "a block begins inside another", j << LEAF_SHIFT)
             if kind & KIND_STATE == FREE:
                 buddy = i ^ n
-                if (order < z.max_order and buddy < z.nr_leaves and z.kinds[buddy] == kind
+                if (order < z.max_order and buddy < z.nr_leaves and load8(&z.kinds[buddy], RELAXED) == kind
                         and (type_of(z, buddy) == MT_ISOLATE) == (type_of(z, i) == MT_ISOLATE)):
                     return found(f, "two free buddies are not merged", i << LEAF_SHIFT)
                 for j in range(i // PAGEBLOCK_LEAVES, (i + n - 1) // PAGEBLOCK_LEAVES + 1):
@@ -174,7 +175,8 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
         page = ranges[2 * k]
         while page < ranges[2 * k + 1]:
             if is_split(z.kinds[page >> LEAF_SHIFT]):
-                if not (z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
+                if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
+                        & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
                     return found(f, "an absent page is in use", page)
                 c.withheld -= 1
                 page += 1
@@ -189,6 +191,7 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
 
 cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *f) noexcept nogil:
     cdef Pcp *pcp
+    cdef const Leaf *leaf
     cdef uint64_t page, bit
     cdef int cpu, mt, order, k
     if z.pcp == NULL:
@@ -201,8 +204,9 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
                 for k in range(pcp.stacks[mt][order].count):
                     page = pcp.stacks[mt][order].blocks[k]
                     bit = <uint64_t>1 << (page & 63)
+                    leaf = &z.leaves[page >> LEAF_SHIFT]
                     if (not is_split(z.kinds[page >> LEAF_SHIFT])
-                            or not z.leaves[page >> LEAF_SHIFT].free & z.leaves[page >> LEAF_SHIFT].head & bit):
+                            or not load64(&leaf.free, RELAXED) & leaf.head & bit):
                         return found(f, "a block in a per-CPU page set is not withheld", page)
                     if leaf_is_owned(z, page >> LEAF_SHIFT) and not owned_by(z, page >> LEAF_SHIFT, pcp.mark):
                         return found(f, "a block in a per-CPU page set is in a leaf that another owns", page)
@@ -229,6 +233,6 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
     before = max(before, load64(bulk_blocks, ACQUIRE))
     if z.isolated_pages == 0 and (c.withheld > before or (c.held_pages > z.bulk_pages and not before)):
         return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
-    if z.isolated_pages and z.isolated_pages < c.held_pages:
+    if z.isolated_pages and c.held_pages > z.isolated_pages + z.bulk_pages and not before:
         return found(f, "more pages are held than are out for reporting", 0)
     return False

@@ -3,6 +3,7 @@ from libc.stdint cimport INT64_MAX
 from pagehint._engine cimport Engine, engine_notify
 from pagehint._hint cimport hint_ready
 from pagehint._lock cimport lock_release
+from pagehint._testpoint cimport AT_BEFORE_THE_ENGINE_IS_TOLD, test_point
 from pagehint._zone cimport PageZone
 
 
@@ -18,4 +19,5 @@ cdef inline void zone_unlock(PageZone *z) noexcept nogil:
         z.counters.work_queued += 1
     queued = z.queued
     lock_release(&z.lock)
+    test_point(AT_BEFORE_THE_ENGINE_IS_TOLD)
     engine_notify(<Engine *> z.engine, queued)

@@ -1,6 +1,6 @@
 """How far requests may go, and how much must be free before any of it goes out for reporting."""
 from libc.stdint cimport uint64_t
-from pagehint._atomic cimport likely
+from pagehint._atomic cimport likely, peek64
 from pagehint._zone cimport PageZone, usable_free_pages
 
 cdef enum:
@@ -10,9 +10,9 @@ cdef enum:
 
 
 cdef inline bint may_take(const PageZone *z, uint64_t pages, uint64_t reserve) noexcept nogil:
-    """Whether `pages` may be taken and min, with the lowmem reserve, still be kept. Zone lock held."""
-    cdef uint64_t least = pages + z.watermark[WMARK_MIN] + reserve
-    return z.free_pages >= least and (likely(z.isolate_pageblocks == 0) or usable_free_pages(z) >= least)
+    """Whether `pages` may be taken and min, with the lowmem reserve, still be kept. Zone lock held, or about right."""
+    cdef uint64_t least = pages + peek64(&z.watermark[WMARK_MIN]) + reserve
+    return peek64(&z.free_pages) >= least and (likely(peek64(&z.isolate_pageblocks) == 0) or usable_free_pages(z) >= least)
 
 
 cdef inline uint64_t spare_pages(const PageZone *z, uint64_t reserve) noexcept nogil:

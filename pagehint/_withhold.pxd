@@ -6,6 +6,7 @@ nobody may free or allocate the block but whoever set the bit.
 from libc.stdint cimport uint64_t
 from pagehint._atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
 from pagehint._leaf cimport Leaf, order_ones
+from pagehint._testpoint cimport AT_BEFORE_THE_WITHHOLDING, AT_WITHHELD_NOT_LOOKED_AGAIN, test_point
 from pagehint._zone cimport LEAF_SHIFT, PageZone, is_shared
 
 
@@ -40,10 +41,12 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
     if not z.atomic_words:
         leaf.free = free | starts
         return True
+    test_point(AT_BEFORE_THE_WITHHOLDING)
     while unlikely(not swap64_if(&leaf.free, free, free | starts)):
         free = load64(&leaf.free, ACQUIRE)
         if free & starts:
             return False
+    test_point(AT_WITHHELD_NOT_LOOKED_AGAIN)
     # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
     head = load64(&leaf.head, ACQUIRE)
     if unlikely(not words_used(free, head, starts, pages, order)):

@@ -8,7 +8,7 @@ of 2 MiB): 0.393 in all. The seven arrays stand in one reserved mapping whose pa
 touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport PH_ASSERT
+from pagehint._atomic cimport PH_ASSERT, atomic_i32, peek64
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport Lock, assert_held
 
@@ -91,7 +91,7 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
-    bint queued                     # a run is queued and has not begun with this zone
+    atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
@@ -164,10 +164,10 @@ cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcep
 
 
 cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
-    """Free pages in pageblocks of type isolate, which nobody may have. Zone lock held."""
+    """Free pages in pageblocks of type isolate, which nobody may have. Zone lock held, or about right."""
     cdef uint64_t pages = 0
     cdef int o
-    if z.isolate_pageblocks == 0:
+    if peek64(&z.isolate_pageblocks) == 0:
         return 0
     for o in range(z.max_order + 1):
         pages += z.areas[MT_ISOLATE].nr_free[o] << o
@@ -175,5 +175,5 @@ cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
 
 
 cdef inline uint64_t usable_free_pages(const PageZone *z) noexcept nogil:
-    cdef uint64_t isolated = isolate_free_pages(z)
-    return z.free_pages - isolated if z.free_pages > isolated else 0
+    cdef uint64_t isolated = isolate_free_pages(z), free = peek64(&z.free_pages)
+    return free - isolated if free > isolated else 0

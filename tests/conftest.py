@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -32,6 +33,26 @@ def survives(code: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def in_child(function):
+    """Run in a forked child; its assertion errors fail the test here."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # ends it if it hangs
+        try:
+            function()
+            os.write(write, b"fine")
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    assert said == b"fine", said
 
 
 class Clock:

@@ -12,30 +12,9 @@ import threading
 import time
 
 import pytest
-from conftest import Host, real, survives
+from conftest import Host, in_child, real, survives
 
 import pagehint as ph
-
-
-def in_child(function):
-    """Run in a forked child; its assertion errors fail the test here."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)  # ends it if it hangs
-        try:
-            function()
-            os.write(write, b"fine")
-        except BaseException as error:
-            os.write(write, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read()
-    os.waitpid(pid, 0)
-    assert said == b"fine", said
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 

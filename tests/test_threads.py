@@ -442,3 +442,20 @@ def test_an_interrupt_is_raised_where_its_callback_ran(attempt):
     assert isinstance(said.pop("interrupted"), KeyboardInterrupt)
     assert said == dict.fromkeys(range(10))
     assert pages.stats().hints_pending == 0
+
+
+def test_the_check_is_alarmed_by_bulk_calls_while_blocks_are_out():
+    """What they hold for a moment is not out for reporting, and not lost either."""
+    pages = ph.PageAllocator("256MiB", pcp=False)
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 20000)))
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 40), 9), 9)
+
+    def check(stop, rng):
+        while not stop.is_set():
+            pages.verify()
+
+    with pages.hinting(ph.PageHintingCallbacks(lambda blocks: time.sleep(0.002), 2), delay=0.0, threshold=1):
+        in_threads([churn, churn, check])

@@ -1,0 +1,44 @@
+"""Faults on purpose, for `.ci/sanitize` to find: what finds none of these would find none of ours. Else nothing.
+
+Compiled in where PAGEHINT_CANARY is defined, and done when the environment variable PAGEHINT_FAULT names one.
+"""
+
+cdef extern from *:
+    """
+    #ifdef PAGEHINT_CANARY
+    #include <limits.h>
+    #include <stdlib.h>
+    #include <string.h>
+
+    static void ph_canary(void)
+    {
+        static int raced;
+        const char *fault = getenv("PAGEHINT_FAULT");
+        volatile char *bytes;
+        volatile int number = INT_MAX;
+        if (!fault)
+            return;
+        if (!strcmp(fault, "overflow") && (bytes = malloc(24))) {
+            bytes[24] = 1;
+            free((void *)bytes);
+        }
+        if (!strcmp(fault, "leak") && (bytes = malloc(24)))
+            bytes[0] = 1;
+        if (!strcmp(fault, "signed"))
+            number = number + 1;
+        if (!strcmp(fault, "shift"))
+            number = 1 << (number & 63);
+        if (!strcmp(fault, "race"))
+            raced++;
+        if (!strcmp(fault, "unwritten") && (bytes = malloc(24))) {
+            if (bytes[5])
+                number = 1;
+            free((void *)bytes);
+        }
+    }
+    #define PH_CANARY() ph_canary()
+    #else
+    #define PH_CANARY() ((void)0)
+    #endif
+    """
+    void canary "PH_CANARY" () noexcept nogil
