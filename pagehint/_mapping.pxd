@@ -107,7 +107,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
         munmap(z.mapping, z.mapping_bytes)
         free(z)
         return NULL
-    for i in range(LIMIT_LEAVES, LIMIT_LEAVES + NR_LISTS):
+    for i in range(<uint32_t>LIMIT_LEAVES, <uint32_t>(LIMIT_LEAVES + NR_LISTS)):
         z.links[i].next = z.links[i].prev = i
     zone_extend(z, end_pfn)
     lock_init(&z.lock)
