@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64, prefetch,
                                store_i32)
 from pagehint._buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
-from pagehint._check cimport E_AGAIN, E_ALIGN, E_HELD, E_NOMEM, E_OWNED, OK, check_used
+from pagehint._check cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK, check_used
 from pagehint._hint cimport hint_broken, hint_broken_many, hint_freed
 from pagehint._leaf cimport aligned_starts, low_ones, spread
 from pagehint._lock cimport lock_acquire, lock_give_way, usleep
@@ -216,8 +216,7 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
         if order >= LEAF_SHIFT:
             set_kind(z, page >> LEAF_SHIFT, HELD | order)
         elif not withhold_page(z, page, order):
-            # Or a page set was faster.
-            rc = E_OWNED if leaf_is_owned(z, page >> LEAF_SHIFT) else E_HELD
+            rc = E_OWNED
     return rc
 
 

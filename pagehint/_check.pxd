@@ -22,7 +22,7 @@ cdef enum:
     E_BUSY = 9              # asked for exactly this block, and part of it is in use
     E_ISOLATE = 10
     E_HELD = 11             # out for reporting, or a per-CPU page set
-    E_OWNED = 13            # in a leaf that a page set owns: to be shared first
+    E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: to be asked again when it is shared
     E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
 
 

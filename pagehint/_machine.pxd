@@ -13,7 +13,7 @@ from pagehint._engine cimport Engine
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
-from pagehint._pcp cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
+from pagehint._pcp cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                             pcp_here, sets_drain, sets_hold, sets_let_go)
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
 from pagehint._wake cimport zone_unlock
@@ -154,9 +154,8 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     else:
         ours = page_used(z, page, order)
     if unlikely(not ours):
-        if leaf_is_owned(z, page >> LEAF_SHIFT):
-            return E_OWNED
-        return check_used(z, page, order) or E_HELD     # a page set was faster
+        # Not by a look at who owns the leaf: it may have been shared since we were refused.
+        return check_used(z, page, order) or E_OWNED
     hint_freed(z, page, order, buddy_free(z, page, order))
     return OK
 
