@@ -22,8 +22,8 @@ cdef enum:
     E_BUSY = 9              # asked for exactly this block, and part of it is in use
     E_ISOLATE = 10
     E_HELD = 11             # out for reporting, or a per-CPU page set
-    E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: to be asked again when it is shared
     E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
+    E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: ask again when it is shared
 
 
 cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:

@@ -414,6 +414,7 @@ cdef class HintingEngine:
         z.queued = False
         open = z.hint_count > 0 and self.gate(z, e.max_pages)
         z.counters.scans += open
+        z.rounds_seen = z.lock.acquired
         zone_unlock(z)
         if not open:
             return False
@@ -440,6 +441,7 @@ cdef class HintingEngine:
             self.batch.n = n
             self.batch.zone = z
             hold_note(z, began)
+            z.rounds_seen = z.lock.acquired
             zone_unlock(z)
             if n:
                 memset(self.batch.failed, 0, n)
@@ -452,8 +454,8 @@ cdef class HintingEngine:
                 put_back(z, self.batch.blocks, n, self.batch.failed)
                 self.batch.n = 0
                 hold_note(z, began)
+                z.rounds_seen = z.lock.acquired
                 zone_unlock(z)
-            z.rounds_seen = load64(&z.lock.acquired, RELAXED)
             engine_batch_end(e)
         return failed
 

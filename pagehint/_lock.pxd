@@ -13,7 +13,7 @@ way between their rounds, and the worker waits for a moment when nobody has the 
 asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, cpu_relax, fetch_add_i32, likely, load_i32,
+from pagehint._atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, add64, cpu_relax, fetch_add_i32, likely, load_i32,
                                store_i32, swap_i32_if, unlikely)
 from pagehint._barrier cimport heavy_barrier, light_barrier
 from pagehint._clock cimport monotonic_ns
@@ -72,7 +72,7 @@ cdef inline void lock_init(Lock *lk) noexcept nogil:
 
 
 cdef inline void lock_taken(Lock *lk) noexcept nogil:
-    lk.acquired += 1
+    add64(&lk.acquired, 1)
     if PH_DEBUG:
         lk.owner = pthread_self()
 

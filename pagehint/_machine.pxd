@@ -16,6 +16,7 @@ from pagehint._migratetype cimport zone_take
 from pagehint._pcp cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                             pcp_here, sets_drain, sets_hold, sets_let_go)
 from pagehint._range cimport exact_free, exact_mark, find_run, range_take
+from pagehint._testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport WMARK_MIN, may_take
 from pagehint._withhold cimport page_used, withhold_page
@@ -154,6 +155,7 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
     else:
         ours = page_used(z, page, order)
     if unlikely(not ours):
+        test_point(AT_REFUSED_BY_A_LEAF)
         # Not by a look at who owns the leaf: it may have been shared since we were refused.
         return check_used(z, page, order) or E_OWNED
     hint_freed(z, page, order, buddy_free(z, page, order))

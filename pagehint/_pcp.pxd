@@ -21,7 +21,7 @@ from pagehint._leaf cimport aligned_starts
 from pagehint._lock cimport lock_acquire
 from pagehint._migratetype cimport zone_take_many
 from pagehint._own cimport OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark, share_leaf, share_line
-from pagehint._testpoint cimport AT_SET_DRAINED, test_point
+from pagehint._testpoint cimport AT_ABOUT_TO_SHARE_A_LEAF, AT_SET_DRAINED, test_point
 from pagehint._watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint._withhold cimport withhold_page
 from pagehint._zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone
@@ -110,6 +110,7 @@ cdef inline bint leaf_disown(PageZone *z, uint64_t i, bint alone, bint may_block
     cdef Pcp *pcp
     if not leaf_is_owned(z, i) or not mark & <uint32_t>OWNER:
         return True                 # not any more
+    test_point(AT_ABOUT_TO_SHARE_A_LEAF)
     pcp = <Pcp *>z.pcp + (mark & ~<uint32_t>OWNER)
     if not alone and not bias_revoke(&pcp.lock, may_block):
         return False
@@ -207,9 +208,11 @@ cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, 
 cdef inline bint pcp_push_back(PageZone *z, Pcp *pcp, uint64_t page, int order) noexcept nogil:
     """Stack a block of a leaf of the set's own, if there is room and nothing else to be seen to. The set's lock held."""
     cdef int mt = load8(&z.types[page >> 9], ACQUIRE)
-    cdef Stack *s = &pcp.stacks[mt][order]
-    if unlikely(mt == MT_ISOLATE or page & ((1 << order) - 1) or not owned_by(z, page >> LEAF_SHIFT, pcp.mark)
-                or s.count >= 2 * s.batch or s.foreign >= s.batch
+    cdef Stack *s
+    if unlikely(mt == MT_ISOLATE or page & ((1 << order) - 1) or not owned_by(z, page >> LEAF_SHIFT, pcp.mark)):
+        return False
+    s = &pcp.stacks[mt][order]
+    if unlikely(s.count >= 2 * s.batch or s.foreign >= s.batch
                 or not own_leaf_withhold(z, page >> LEAF_SHIFT, page & 63, order)):
         return False
     s.blocks[s.count] = <uint32_t>page

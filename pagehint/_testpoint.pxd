@@ -74,6 +74,8 @@ cdef extern from *:
     const char *AT_BEFORE_THE_ENGINE_IS_TOLD '"at: before the engine is told"'
     const char *AT_BEFORE_THE_WITHHOLDING '"at: before the withholding"'
     const char *AT_WITHHELD_NOT_LOOKED_AGAIN '"at: withheld, not looked again"'
+    const char *AT_REFUSED_BY_A_LEAF '"at: refused by a leaf"'
+    const char *AT_ABOUT_TO_SHARE_A_LEAF '"at: about to share a leaf"'
     const char *AT_BEFORE_THE_HOOK '"at: before the hook"'
     const char *AT_HOOK_ON_ENGINE_OFF '"at: hook on, engine off"'
     const char *AT_FLUSH_ASKED_FOR '"at: flush asked for"'

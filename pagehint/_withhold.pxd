@@ -49,7 +49,7 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
     test_point(AT_WITHHELD_NOT_LOOKED_AGAIN)
     # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
     head = load64(&leaf.head, ACQUIRE)
-    if unlikely(not words_used(free, head, starts, pages, order)):
+    if unlikely(not words_used(free, head, starts, pages, order)) or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE))):
         unwithhold(z, i, starts)
         return False
     return True

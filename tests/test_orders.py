@@ -408,6 +408,33 @@ def test_a_double_free_that_comes_late_finds_another_block():
     assert pages.stats().free_pages == 4096
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_a_leaf_is_shared_after_it_has_refused_a_free():
+    """Refused because a page set owns the leaf, which it does no more when it is asked why, a free is not a double free."""
+    here, elsewhere = sorted(os.sched_getaffinity(0))[:2]
+    pages = ph.PageAllocator("256MiB")
+
+    def on(cpu, function, *arguments):
+        os.sched_setaffinity(0, {cpu})
+        return function(*arguments)
+
+    first, second = Thread(on, here, lambda: [pages.alloc_pages() for _ in range(2)]).result()
+    with Hold("at: about to share a leaf") as sharing:
+        share = Thread(on, elsewhere, pages.free_pages, first)
+        sharing.wait()
+        with Hold("at: refused by a leaf") as refused:
+            free = Thread(on, elsewhere, pages.free_pages, second)
+            refused.wait()
+            sharing.let_go()
+            time.sleep(0.2)  # for it to be shared; the other then waits for the zone's lock, which the refused one has
+            refused.let_go()
+            free.result()
+        share.result()
+    pages.drain_pcp()
+    pages.verify()
+    assert pages.stats().free_pages == 65536
+
+
 # ---- fork
 
 
@@ -519,7 +546,8 @@ def check_child(pages, nr_pages):
 
 
 def test_every_point_is_forked_at():
-    assert {*WAYS, "at: fork"} == compiled_points()
+    # A zone of 16 MiB is too small for page sets to own leaves.
+    assert {*WAYS, "at: fork", "at: refused by a leaf", "at: about to share a leaf"} == compiled_points()
 
 
 @pytest.mark.parametrize("point", WAYS)

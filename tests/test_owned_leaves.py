@@ -6,15 +6,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import pagehint as ph
-from benchmarks.build import build_consumer
 
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -200,42 +197,3 @@ def test_two_cpus_free_each_others_pages(pages: ph.PageAllocator) -> None:
         for pfn in pfns:
             pages.free_pages(pfn)
     assert_all_free(pages)
-
-
-# Before a look at a leaf's kind, a byte, others often have the time to change it.
-DAWDLE = """
-#include <stdlib.h>
-#include <unistd.h>
-#define __atomic_load_n(p, order) \\
-    (sizeof *(p) == 1 && (rand() & 3) == 0 ? (void)usleep(1) : (void)0, __atomic_load_n(p, order))
-"""
-
-
-@pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
-def test_a_free_is_not_refused_because_the_leaf_was_shared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused for the leaf's owner, it took a leaf that had no owner at the second look for one whose page was withheld."""
-    header = tmp_path / "dawdle.h"
-    header.write_text(DAWDLE)
-    monkeypatch.setenv("CFLAGS", f"{os.environ.get('CFLAGS', '')} -include {header}")
-    consumer = build_consumer(tmp_path)
-    codes: list[str] = []
-    for turn in range(200):
-        pages = ph.PageAllocator("256MiB")
-        pfns = np.array(on_cpu(CPUS[0], lambda pages=pages: [pages.alloc_pages() for _ in range(16384)]), np.uint64)
-        lines = np.random.default_rng(turn).permutation(np.sort(pfns).reshape(-1, 256))
-        barrier = threading.Barrier(2)
-
-        def in_bulk(pages: ph.PageAllocator = pages, lines: Any = lines, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait()
-            consumer.free_bulk(pages, lines[:, 0].copy(), 1)
-
-        def one_by_one(pages: ph.PageAllocator = pages, lines: Any = lines, barrier: threading.Barrier = barrier) -> None:
-            mine = np.random.default_rng(1000 + turn).permutation(lines[:, 1]).tolist()
-            barrier.wait()
-            codes.extend(consumer.free(pages, pfn) for pfn in mine)
-
-        with ThreadPoolExecutor(2) as pool:
-            both = [pool.submit(on_cpu, cpu, work) for cpu, work in zip(CPUS, (in_bulk, one_by_one), strict=False)]
-            for future in both:
-                future.result()
-    assert set(codes) == {"OK"}
