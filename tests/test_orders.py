@@ -410,7 +410,7 @@ def test_a_double_free_that_comes_late_finds_another_block():
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_a_leaf_is_shared_after_it_has_refused_a_free():
-    """Refused because a page set owns the leaf, which it does no more when it is asked why, a free is not a double free."""
+    """Refused because a page set owns the leaf, which it no more does when asked why, it is not a double free."""
     here, elsewhere = sorted(os.sched_getaffinity(0))[:2]
     pages = ph.PageAllocator("256MiB")
 
