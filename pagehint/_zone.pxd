@@ -8,7 +8,7 @@ of 2 MiB): 0.393 in all. The seven arrays stand in one reserved mapping whose pa
 touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from pagehint._atomic cimport PH_ASSERT, atomic_i32, peek64
+from pagehint._atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport Lock, assert_held
 
@@ -145,7 +145,8 @@ cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcep
     cdef Links *links = z.links
     cdef uint32_t i = <uint32_t>leaf, head = list_head(mt, order), next = links[head].next
     assert_held(&z.lock)
-    links[i].next = next
+    # Atomically, for whoever looks for an owner's mark there, as the kind told him before (`owned_by`).
+    store32(&links[i].next, next, RELAXED)
     links[i].prev = head
     links[next].prev = i
     links[head].next = i
@@ -158,7 +159,7 @@ cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcep
     cdef uint32_t next = links[leaf].next, prev = links[leaf].prev
     assert_held(&z.lock)
     PH_ASSERT((z.nonempty[mt] >> order) & 1)
-    links[prev].next = next
+    store32(&links[prev].next, next, RELAXED)
     links[next].prev = prev
     z.nonempty[mt] &= ~(<uint64_t>(next == prev) << order)     # both are the head
 
