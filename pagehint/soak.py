@@ -39,6 +39,7 @@ ZONES = (
 ROOM = 32 * SECTION  # PFNs, also of what comes online
 HOST, OFFLINE = -1, -2  # who else may own a page; threads have positive numbers
 ROUND_SECONDS = 20.0
+PATIENCE_SECONDS = 3.0
 RSS_SLACK = 16 << 20  # what malloc and the interpreter may keep in one round and not in another
 MAPS_SLACK = 16  # and their mappings
 
@@ -419,6 +420,11 @@ def soak(seconds: float, seed: int, tell: Callable[[float, float], None]) -> Out
         outcome.interrupted = True
     outcome.seconds = time.monotonic() - begin
     if outcome.before and outcome.after and not outcome.findings:
+        # A thread takes a moment to leave after it was joined, and a worker after its allocator was collected.
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while outcome.after.leaks(outcome.before) and time.monotonic() < patience:
+            time.sleep(0.1)
+            outcome.after = Footprint.now()
         outcome.findings += outcome.after.leaks(outcome.before)
     return outcome
 
