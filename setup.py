@@ -22,7 +22,7 @@ machine_flags = ["-mpopcnt"] if platform.machine() == "x86_64" else []
 extensions = [
     Extension(
         f"pagehint.{name}",
-        [f"pagehint/{name}.pyx"],
+        [f"pagehint/{name.replace('.', '/')}.pyx"],
         include_dirs=["pagehint", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
@@ -30,7 +30,7 @@ extensions = [
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
-    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena")
+    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "virtio._queue")
 ]
 
 setup(

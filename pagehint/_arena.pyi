@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Final, Self, final
 
 from typing_extensions import CapsuleType, disjoint_base
@@ -8,7 +9,14 @@ ADVICE: Final[dict[str, int]]
 
 @disjoint_base
 class Mapping:
-    def __new__(cls, nr_bytes: int, alignment: int, hugepages: bool) -> Self: ...
+    def __new__(
+        cls,
+        nr_bytes: int,
+        alignment: int,
+        hugepages: bool,
+        fd: int = -1,
+        parts: Iterable[tuple[int, int, int]] = (),
+    ) -> Self: ...
     @property
     def nr_bytes(self) -> int: ...
     @property

@@ -7,8 +7,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE,
-                         PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
+                         MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
 
 from pagehint._atomic cimport ctz64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
@@ -30,7 +30,7 @@ ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
 
 cdef class Mapping:
-    """An anonymous private mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more.
+    """A mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more. Anonymous, or of a file.
 
     Not before, even when its memory has gone back: a reporting function that is called late must not find somebody else's
     memory at these addresses.
@@ -43,6 +43,10 @@ cdef class Mapping:
         Bytes, a power of two.
     hugepages : bool
         Ask for transparent huge pages; whether the kernel has them is in the attribute of this name.
+    fd : int, optional
+        A file to map, shared with whoever has it mapped as well.
+    parts : sequence of (address, offset, nr_bytes), optional
+        Which parts of the file are where in the mapping; the rest of it cannot be touched.
     """
 
     cdef char *base
@@ -52,14 +56,16 @@ cdef class Mapping:
     cdef readonly size_t live_arrays
     cdef readonly bint open         # arrays may be made; changes, as their number does, while the GIL is held
     cdef bint discarded
+    cdef bint of_file
     cdef void *reservation
     cdef size_t reserved
 
-    def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages):
-        cdef size_t over
+    def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
+        cdef size_t over, address, offset, length
+        self.of_file = fd >= 0
         self.page_size = os.sysconf("SC_PAGESIZE")
         self.reserved = nr_bytes + alignment
-        self.reservation = mmap(NULL, self.reserved, PROT_READ | PROT_WRITE,
+        self.reservation = mmap(NULL, self.reserved, PROT_NONE if self.of_file else PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if self.reservation == MAP_FAILED:
             self.reservation = NULL
@@ -67,6 +73,9 @@ cdef class Mapping:
         over = <size_t>self.reservation % alignment
         self.base = <char *>self.reservation + (alignment - over if over else 0)
         self.nr_bytes = nr_bytes
+        for address, offset, length in parts:
+            if mmap(self.base + address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED:
+                raise errors.no_mapping(errno, f"no mapping of {length} bytes of a file for an arena")
         self.hugepages = hugepages and madvise(self.base, nr_bytes, MADV_HUGEPAGE) == 0
         self.open = True
 
@@ -87,8 +96,12 @@ cdef class Mapping:
         """Give the memory back, and keep the addresses; nothing may use it any more. Retired before."""
         self.discarded = True
         munlock(self.reservation, self.reserved)
-        madvise(self.reservation, self.reserved, MADV_DONTNEED)
-        mprotect(self.reservation, self.reserved, PROT_NONE)
+        if self.of_file:
+            # Nothing there from now on; the file lives as long as others have it.
+            mmap(self.reservation, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        else:
+            madvise(self.reservation, self.reserved, MADV_DONTNEED)
+            mprotect(self.reservation, self.reserved, PROT_NONE)
 
     @property
     def address(self):

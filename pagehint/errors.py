@@ -28,6 +28,14 @@ class HintingInactiveError(PageHintError, RuntimeError):
     """The call needs hinting to be on."""
 
 
+class HostError(PageHintError, OSError):
+    """The host has gone, or refuses what it was asked. What it was told of is not with it."""
+
+
+class HostTimeoutError(HostError, TimeoutError):
+    """The host did not answer in time; it has been kept from touching what it was told of."""
+
+
 def no_mapping(code: int, what: str) -> MemoryError:
     """Return the error for address space that the kernel does not give, naming the limit there may be on it."""
     why = os.strerror(code)

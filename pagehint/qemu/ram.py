@@ -1,0 +1,65 @@
+"""The guest's RAM: a file in memory that QEMU and we have mapped, and where in the guest each part of it is."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import Final, NamedTuple
+
+from pagehint.sizes import format_size
+
+PAGE_SIZE: Final = 4096  # of an x86 guest, whatever the host's
+PCI_HOLE: Final = 3 << 30  # RAM goes on above it, at HIGH; QEMU is told so
+HIGH: Final = 4 << 30
+DRIVER: Final = 1 << 20  # where the driver's queues are: behind what a PC has below, VGA memory and firmware
+FREE: Final = 2 << 20  # and from here on everything is the arena's
+
+
+class Part(NamedTuple):
+    """RAM in one piece, in bytes."""
+
+    address: int  # guest-physical
+    offset: int  # in the file
+    nr_bytes: int
+
+
+class GuestRam:
+    """RAM of a PC with so much memory, in a memfd.
+
+    Parameters
+    ----------
+    nr_bytes : int
+        A multiple of 2 MiB, at least 8 MiB.
+    """
+
+    def __init__(self, nr_bytes: int) -> None:
+        if nr_bytes % FREE or nr_bytes < 4 * FREE:
+            raise ValueError(f"a guest's memory is a multiple of 2 MiB, at least 8 MiB, not {format_size(nr_bytes)}")
+        self.nr_bytes = nr_bytes
+        low = min(nr_bytes, PCI_HOLE)
+        self.parts = [Part(0, 0, low)]
+        if nr_bytes > low:
+            self.parts.append(Part(HIGH, low, nr_bytes - low))
+        self.fd = os.memfd_create("pagehint-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, nr_bytes)
+        # The file cannot become shorter under the two that have it mapped.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self.driver_memory = mmap.mmap(self.fd, FREE - DRIVER, offset=DRIVER)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the guest's RAM that the host has memory for. O(1)."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def is_dropped(self, address: int, nr_bytes: int) -> bool:
+        """Whether the host has no memory for a range of guest-physical addresses, that is, it is a hole of the file."""
+        offset = address - HIGH + PCI_HOLE if address >= HIGH else address
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + nr_bytes
+        except OSError:  # ENXIO: no data from there to the end
+            return True
+
+    def close(self) -> None:
+        """Let go of the file; who has it mapped keeps it."""
+        os.close(self.fd)

@@ -1,0 +1,358 @@
+"""The driver of the memory balloon (section 5.5): free page reporting, inflating, deflating, statistics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+from pagehint._core import PageAllocator
+from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio._queue import SplitQueue
+from pagehint.virtio.pci import EVENT_IDX, VERSION_1
+
+DEVICE_ID: Final = 5
+
+STATS_VQ: Final = 1 << 1  # feature bits (section 5.5.3)
+FREE_PAGE_HINT: Final = 1 << 3
+PAGE_POISON: Final = 1 << 4
+REPORTING: Final = 1 << 5
+
+_NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5.4)
+PAGE_SIZE: Final = 4096  # of the balloon, whatever the machine's
+STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
+POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
+
+_SPINS: Final = 100  # looks at a queue without sleeping in between
+_SLEEP: Final = 0.0005
+
+
+class Transport(Protocol):
+    """What the driver needs of a transport; `VirtioPci` has it."""
+
+    def features(self) -> int: ...  # noqa: D102
+    def negotiate(self, accepted: int) -> None: ...  # noqa: D102
+    def queue_size(self, number: int) -> int: ...  # noqa: D102
+    def enable_queue(self, number: int, queue: SplitQueue) -> None: ...  # noqa: D102
+    def start(self) -> None: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
+    def notify(self, number: int) -> None: ...  # noqa: D102
+    def interrupt_status(self) -> int: ...  # noqa: D102
+    def read_config(self, offset: int, nr_bytes: int) -> int: ...  # noqa: D102
+    def write_config(self, offset: int, nr_bytes: int, value: int) -> None: ...  # noqa: D102
+
+
+def queue_numbers(offered: int) -> dict[str, int]:
+    """Return the number of each queue of a device that offers these features (section 5.5.2).
+
+    Devices number the queues they have one after the other, so one that they lack moves those behind it.
+    """
+    names = ["inflate", "deflate"]
+    for name, feature in (("statistics", STATS_VQ), ("free page hint", FREE_PAGE_HINT), ("reporting", REPORTING)):
+        if offered & feature:
+            names.append(name)
+    return {name: number for number, name in enumerate(names)}
+
+
+class Balloon:
+    """The driver of a memory balloon device: what a guest's kernel would tell its host, told from here.
+
+    Parameters
+    ----------
+    transport : Transport
+        The device.
+    memory : writable buffer
+        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are always enough.
+    address : int
+        Its guest-physical address.
+    pages : PageAllocator, optional
+        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest.
+    poison : int, optional
+        Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
+    timeout : float, default 10.0
+        Seconds that the device may take for one request.
+    fence : callable, optional
+        Called when the device can be reached no more, also for a reset: it makes sure that the device never touches the
+        memory again.
+
+    Raises
+    ------
+    HostError
+        If the device does not work as the specification says.
+
+    Notes
+    -----
+    From any thread; one request is under way at a time. A request that fails, whether by time-out, interrupt or a broken
+    device, ends with a reset: its memory may be used again when the exception arrives, which it could not as long as the
+    device might still get at it.
+    """
+
+    NR_BYTES: Final = 1 << 20
+    _SCRATCH: Final = 4096  # bytes for the numbers of pages of one request
+    _FIRST_QUEUE: Final = 8192  # between the two, the statistics, which the device keeps
+
+    def __init__(
+        self,
+        transport: Transport,
+        memory: Buffer,
+        address: int,
+        *,
+        pages: PageAllocator | None = None,
+        poison: int | None = None,
+        timeout: float = 10.0,
+        fence: Callable[[], object] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._memory = memoryview(memory).cast("B")
+        self._address = address
+        self._pages = pages
+        self._poison = poison
+        self._timeout = timeout
+        self._fence = fence
+        self._lock = threading.RLock()
+        self._inflated: list[int] = []  # PFNs
+        self._statistics_out = False
+        self._start()
+
+    def _start(self) -> None:
+        """Take the device from reset to work (section 3.1.1)."""
+        offered = self._transport.features()
+        if not offered & VERSION_1:
+            raise HostError("the device is one of before virtio 1.0")
+        wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
+        self.features = offered & wanted
+        if self._poison is not None:
+            if not self.features & PAGE_POISON:
+                raise HostError("the device does not offer page poison")
+        self._transport.negotiate(self.features)
+        if self._poison is not None:
+            self._transport.write_config(_POISON_VAL, 4, self._poison)
+        self._queues: dict[str, tuple[int, SplitQueue]] = {}
+        at = self._FIRST_QUEUE
+        for name, number in queue_numbers(offered).items():
+            size = self._transport.queue_size(number)
+            if name == "free page hint":
+                continue
+            if not size:
+                raise HostError(f"the device has no queue {number}, for {name}")
+            nr_bytes = SplitQueue.nr_bytes(size)
+            if at + nr_bytes > len(self._memory):
+                raise ValueError(f"the queues need more than {len(self._memory)} bytes")
+            queue = SplitQueue(
+                self._memory[at : at + nr_bytes], self._address + at, size, bool(self.features & EVENT_IDX)
+            )
+            self._transport.enable_queue(number, queue)
+            self._queues[name] = number, queue
+            at = -(-(at + nr_bytes) // PAGE_SIZE) * PAGE_SIZE
+        self._transport.start()
+        self._statistics_out = False
+        self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+
+    # -- requests
+
+    def report(self, addresses: Sequence[int] | NDArray[Any], lengths: Sequence[int] | NDArray[Any]) -> None:
+        """Tell the host that ranges are free, which it may drop (section 5.5.6.7); returns when it has done so.
+
+        Parameters
+        ----------
+        addresses, lengths : sequence of int
+            Guest-physical address and bytes of each range, under 4 GiB each. Nobody may use them during the call.
+
+        Raises
+        ------
+        HostError
+            If the device does not offer reporting, has been told of a poison value, or has gone.
+        HostTimeoutError
+            If it does not answer in time. It has been reset.
+
+        Notes
+        -----
+        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors. The device
+        says nothing of what it did: see to that by other means.
+        """
+        if "reporting" not in self._queues:
+            raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
+        if self._poison:
+            raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
+        with self._request("a report"):
+            most = self._queues["reporting"][1].size
+            for first in range(0, len(addresses), most):
+                self._send("reporting", addresses[first : first + most], lengths[first : first + most])
+
+    @contextmanager
+    def _request(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong in a request, the device has no memory of it any more when the exception goes on."""
+        with self._lock:
+            try:
+                yield
+            except BaseException as error:
+                fate = self._recover()
+                if isinstance(error, HostError):
+                    raise type(error)(f"{what} failed: {error}; {fate}") from None
+                raise
+
+    def _recover(self) -> str:
+        """Reset the device, or fence it; returns what has been done as words."""
+        try:
+            self._transport.reset()
+            self._start()
+        except (HostError, ValueError):
+            if self._fence is None:
+                raise
+            self._fence()
+            return "the host is gone"
+        return "the device has been reset"
+
+    def _send(
+        self,
+        name: str,
+        addresses: Sequence[int] | NDArray[Any],
+        lengths: Sequence[int] | NDArray[Any],
+        nr_readable: int = 0,
+    ) -> None:
+        """Send one chain and wait for it."""
+        number, queue = self._queues[name]
+        queue.add(addresses, lengths, nr_readable)
+        if queue.must_notify():
+            self._transport.notify(number)
+        deadline = time.monotonic() + self._timeout
+        looks = 0
+        while self._take(queue) is None:
+            # An answer to anything comes after what the device is at: this waits for it, asleep.
+            self._transport.interrupt_status()
+            looks += 1
+            if looks > _SPINS:
+                time.sleep(_SLEEP)
+                if time.monotonic() > deadline:
+                    raise HostTimeoutError(f"the {name} queue did not answer in {self._timeout:g} s")
+
+    def _take(self, queue: SplitQueue) -> tuple[int, int] | None:
+        try:
+            return queue.take()
+        except ValueError as error:
+            raise HostError(str(error)) from None
+
+    # -- the balloon
+
+    @property
+    def target(self) -> int:
+        """Pages of 4 KiB that the host wants in the balloon."""
+        return self._transport.read_config(_NUM_PAGES, 4)
+
+    @property
+    def actual(self) -> int:
+        """Pages of 4 KiB that are in the balloon."""
+        return len(self._inflated)
+
+    def inflate(self, nr_pages: int) -> None:
+        """Take pages from the allocator and hand them to the host, until `deflate`.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If there are not so many; nothing has changed.
+        HostError
+            If the host fails; what it has been given before stays in the balloon, the rest is free again.
+        """
+        pages = self._allocator()
+        with self._lock:
+            waiting = pages.alloc_pages_bulk(nr_pages)
+            try:
+                with self._request("inflating"):
+                    while len(waiting):
+                        most = min(len(waiting), self._SCRATCH // 4)
+                        self._send_pfns("inflate", waiting[:most])
+                        self._inflated += waiting[:most].tolist()
+                        waiting = waiting[most:]
+                    self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+            finally:
+                pages.free_pages_bulk(waiting)
+
+    def deflate(self, nr_pages: int) -> None:
+        """Take pages out of the balloon, the last first, and give them back to the allocator.
+
+        Raises
+        ------
+        ValueError
+            If there are not so many in it.
+        HostError
+            If the host fails; what it has not been told of stays in the balloon.
+        """
+        pages = self._allocator()
+        with self._lock:
+            if not 0 <= nr_pages <= len(self._inflated):
+                raise ValueError(f"{nr_pages} pages from a balloon of {len(self._inflated)}")
+            with self._request("deflating"):
+                left = nr_pages
+                while left:
+                    pfns = np.array(self._inflated[-min(left, self._SCRATCH // 4) :], np.uint64)
+                    self._send_pfns("deflate", pfns)
+                    del self._inflated[-len(pfns) :]
+                    pages.free_pages_bulk(pfns)
+                    left -= len(pfns)
+                self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+
+    def follow(self) -> int:
+        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown."""
+        with self._lock:
+            change = self.target - len(self._inflated)
+            if change > 0:
+                self.inflate(change)
+            elif change < 0:
+                self.deflate(-change)
+            return change
+
+    def send_statistics(self) -> bool:
+        """Send how much memory is free and in all, if the host waits for it (section 5.5.6.3).
+
+        Returns
+        -------
+        bool
+            Whether it was sent: it is once at first, and then each time the host has asked anew.
+        """
+        if "statistics" not in self._queues:
+            raise HostError("the device does not offer statistics")
+        pages = self._allocator()
+        with self._request("sending statistics"):
+            number, queue = self._queues["statistics"]
+            if self._statistics_out and self._take(queue) is None:
+                return False
+            stats = pages.stats()
+            free = stats.free_pages + stats.pcp_pages
+            figures = {"free": free, "available": free, "total": stats.managed_pages}
+            entries = np.array(
+                [(tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items()],
+                np.dtype([("tag", "<u2"), ("value", "<u8")]),
+            )
+            self._statistics_out = True
+            self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
+            queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
+            if queue.must_notify():
+                self._transport.notify(number)
+            return True
+
+    def _send_pfns(self, name: str, pfns: NDArray[np.uint64]) -> None:
+        numbers = pfns.astype("<u4")
+        self._memory[: numbers.nbytes] = numbers.tobytes()
+        self._send(name, [self._address], [numbers.nbytes], nr_readable=1)
+
+    def _allocator(self) -> PageAllocator:
+        if self._pages is None:
+            raise ValueError("this balloon was made without an allocator to take pages from")
+        return self._pages
+
+    def forget(self) -> None:
+        """Free the pages in the balloon without a word to the host, as it is gone."""
+        with self._lock:
+            if self._inflated:
+                self._allocator().free_pages_bulk(np.array(self._inflated, np.uint64))
+                self._inflated.clear()
+
+    def __repr__(self) -> str:
+        return f"<Balloon of {self.actual} pages, queues {', '.join(self._queues)}>"

@@ -1,0 +1,100 @@
+"""The wire: QEMU's qtest protocol, by which another program reads and writes a machine's ports and memory."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from pagehint.errors import HostError, HostTimeoutError
+
+
+class Qtest:
+    """Client of the qtest protocol over a connected socket; a command and its answer at a time, from any thread.
+
+    Parameters
+    ----------
+    connection : socket.socket
+        Connected to QEMU's qtest character device. It is owned from now on.
+    timeout : float, default 10.0
+        Seconds until a command that is not answered raises `HostTimeoutError`.
+
+    Notes
+    -----
+    A line of text each way, "readl 0xe0000000" and "OK 0x1": docs/devel/qtest of QEMU describes it. An answer that comes
+    after its command was given up, for time-out or interrupt, is told apart from the next one's by counting.
+    """
+
+    def __init__(self, connection: socket.socket, timeout: float = 10.0) -> None:
+        connection.settimeout(timeout)
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._received = bytearray()
+        self._owed = 0  # answers
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a command may take."""
+        return self._connection.gettimeout() or 0.0
+
+    def command(self, text: str) -> str:
+        """Send a command and return what follows OK in its answer.
+
+        Raises
+        ------
+        HostTimeoutError
+            If no answer comes in time.
+        HostError
+            If the other end has gone, or refuses the command.
+        """
+        with self._lock:
+            try:
+                self._connection.sendall(text.encode() + b"\n")
+                self._owed += 1
+                while self._owed:
+                    answer = self._line()
+            except TimeoutError:
+                raise HostTimeoutError(f"QEMU did not answer {text!r} in {self.timeout:g} s") from None
+            except OSError as error:
+                raise HostError(f"QEMU has gone: {error.strerror or error} at {text!r}") from None
+        status, _, rest = answer.partition(" ")
+        if status != "OK":
+            raise HostError(f"QEMU refused {text!r}: {answer}")
+        return rest
+
+    def _line(self) -> str:
+        """Return the next answer. Lines that tell of interrupts are none."""
+        while True:
+            line, found, rest = self._received.partition(b"\n")
+            if not found:
+                received = self._connection.recv(4096)
+                if not received:
+                    raise ConnectionResetError("the connection is closed")
+                self._received += received
+                continue
+            self._received = rest
+            if not line.startswith(b"IRQ "):
+                self._owed -= 1
+                return line.decode()
+
+    def read(self, address: int, nr_bytes: int) -> int:
+        """Return the number of 1, 2, 4 or 8 bytes at a physical address."""
+        return int(self.command(f"read{_WIDTHS[nr_bytes]} {address:#x}"), 16)
+
+    def write(self, address: int, nr_bytes: int, value: int) -> None:
+        """Write a number of 1, 2, 4 or 8 bytes at a physical address."""
+        self.command(f"write{_WIDTHS[nr_bytes]} {address:#x} {value:#x}")
+
+    def read_port(self, port: int, nr_bytes: int) -> int:
+        """Return the number of 1, 2 or 4 bytes at an I/O port."""
+        return int(self.command(f"in{_WIDTHS[nr_bytes]} {port:#x}"), 16)
+
+    def write_port(self, port: int, nr_bytes: int, value: int) -> None:
+        """Write a number of 1, 2 or 4 bytes at an I/O port."""
+        self.command(f"out{_WIDTHS[nr_bytes]} {port:#x} {value:#x}")
+
+    def close(self) -> None:
+        """Close the connection; commands fail from now on."""
+        self._connection.close()
+
+
+_WIDTHS = {1: "b", 2: "w", 4: "l", 8: "q"}
