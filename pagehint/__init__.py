@@ -7,12 +7,15 @@ blocks to a host, in small batches that nobody else can touch meanwhile.
 from importlib.metadata import version
 from pathlib import Path
 
+from pagehint import qemu, virtio
 from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
 from pagehint.arena import Arena
 from pagehint.errors import (
     BadPageError,
     HintingActiveError,
     HintingInactiveError,
+    HostError,
+    HostTimeoutError,
     OutOfMemoryError,
     PageHintError,
 )
@@ -32,6 +35,8 @@ __all__ = [
     "Explanation",
     "HintingActiveError",
     "HintingInactiveError",
+    "HostError",
+    "HostTimeoutError",
     "LockStats",
     "OutOfMemoryError",
     "PageAllocator",
@@ -42,6 +47,8 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
+    "qemu",
+    "virtio",
 ]
 
 

@@ -43,8 +43,8 @@ class Host:
     reporting : bool, default True
         Whether its balloon offers free page reporting.
     poison : bool, default False
-        Tell it that free pages hold a poison value, as a Linux guest with ``page_poison=1`` does. QEMU then ignores every
-        report, so `callbacks` refuses.
+        Tell it that free pages hold a poison value, as a Linux guest with ``page_poison=1`` does. QEMU then ignores
+        every report, so `callbacks` refuses.
     timeout : float, default 10.0
         Seconds until QEMU is taken for hung.
 
@@ -64,8 +64,8 @@ class Host:
 
     Notes
     -----
-    The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the ``with``
-    block, with this process, and when this is collected; nothing of it is in the file system.
+    The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
+    ``with`` block, with this process, and when this is collected; nothing of it is in the file system.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
@@ -131,7 +131,7 @@ class Host:
     # -- the guest
 
     def arena(self) -> GuestArena:
-        """Return the arena over the guest's RAM, without its first 2 MiB, where a PC has other things and the driver is."""
+        """Return the arena over the guest's RAM, without its first 2 MiB: a PC's own things and the driver's."""
         return self._arena
 
     def callbacks(self, max_pages: int = 32) -> PageHintingCallbacks:
@@ -149,8 +149,8 @@ class Host:
 
         Notes
         -----
-        A block counts as reported if afterwards the host has no memory for it, and as failed, to be hinted again, if it still
-        has some: the device itself does not say. After `restart` they report to the new QEMU.
+        A block counts as reported if afterwards the host has no memory for it, and as failed, to be hinted again, if it
+        still has some: the device itself does not say. After `restart` they report to the new QEMU.
         """
         if not self._reporting:
             raise HostError("this host was started with reporting=False: it would take no report")
@@ -229,7 +229,8 @@ class Host:
     def restart(self) -> None:
         """Start QEMU anew over the same RAM, after the old one has ended; a running one is ended.
 
-        The arena, its arrays, hinting and callbacks stay; what could not be reported meanwhile is reported to the new one.
+        The arena, its arrays, hinting and callbacks stay; what could not be reported is reported to the new one. The
+        balloon is empty.
 
         Raises
         ------
@@ -315,7 +316,7 @@ class GuestArena(Arena):
         return self._ram.resident_bytes
 
     def address(self, pfn: SupportsIndex) -> int:
-        """Return the address, in this process, of a page's first byte; ValueError where the guest has no RAM of ours."""
+        """Return the address, in this process, of a page's first byte; ValueError where it is not RAM of the arena."""
         number = int(pfn)
         if not any(zone.start_pfn <= number < zone.start_pfn + zone.spanned_pages for zone in self.pages.zones):
             raise ValueError(f"PFN {number:#x} is not RAM of this guest")

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
@@ -68,10 +69,8 @@ class Monitor:
         """End the session."""
 
         async def disconnect() -> None:
-            try:
+            with suppress(QMPError, OSError, EOFError):  # it may have gone first
                 await self._client.disconnect()
-            except (QMPError, OSError, EOFError):
-                pass  # it went first
 
         self._wait("disconnect", disconnect())
         self._end()

@@ -133,8 +133,7 @@ class QemuProcess:
     def _listen(self, line: bytes) -> None:
         match = _DISCARD.search(line)
         if match is None:
-            if not _TRACE.match(line):
-                self._said.append(line.decode(errors="replace").strip())
+            self._said.append(line.decode(errors="replace").strip())
             return
         failed = int(match[2]) != 0
         with self._lock:

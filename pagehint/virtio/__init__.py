@@ -1,8 +1,8 @@
 """A virtio driver in user space: the guest's half of a device that a real hypervisor has.
 
 In the order in which a report takes its way: `Balloon` (the driver), `SplitQueue` (the virtqueue in shared memory),
-`VirtioPci` (the transport), `Qtest` (the wire to QEMU). Each can be used alone. Sections named are those of the VIRTIO 1.2
-specification.
+`VirtioPci` (the transport), `Qtest` (the wire to QEMU). Each can be used alone. Sections named are those of the
+VIRTIO 1.2 specification.
 """
 
 from pagehint.virtio._queue import SplitQueue

@@ -211,7 +211,7 @@ cdef class SplitQueue:
         """
         cdef Used *entry
         cdef uint32_t head
-        cdef int n, i
+        cdef int n, _i
         cdef uint16_t at
         if load16(&self.used[1], ACQUIRE) == self.seen_used:
             return None
@@ -222,7 +222,7 @@ cdef class SplitQueue:
         n = self.lengths[head]
         self.lengths[head] = 0
         at = head
-        for i in range(n - 1):
+        for _i in range(n - 1):
             at = self.links[at]
         self.links[at] = self.first_free
         self.first_free = head

@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError
 from pagehint.virtio._queue import SplitQueue
 from pagehint.virtio.pci import EVENT_IDX, VERSION_1
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 DEVICE_ID: Final = 5
 
@@ -88,9 +90,9 @@ class Balloon:
 
     Notes
     -----
-    From any thread; one request is under way at a time. A request that fails, whether by time-out, interrupt or a broken
-    device, ends with a reset: its memory may be used again when the exception arrives, which it could not as long as the
-    device might still get at it.
+    From any thread; one request is under way at a time. A request that fails, whether by time-out, interrupt or a
+    broken device, ends with a reset: its memory may be used again when the exception arrives, which it could not as
+    long as the device might still get at it.
     """
 
     NR_BYTES: Final = 1 << 20
@@ -127,9 +129,8 @@ class Balloon:
             raise HostError("the device is one of before virtio 1.0")
         wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
         self.features = offered & wanted
-        if self._poison is not None:
-            if not self.features & PAGE_POISON:
-                raise HostError("the device does not offer page poison")
+        if self._poison is not None and not self.features & PAGE_POISON:
+            raise HostError("the device does not offer page poison")
         self._transport.negotiate(self.features)
         if self._poison is not None:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
@@ -173,8 +174,8 @@ class Balloon:
 
         Notes
         -----
-        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors. The device
-        says nothing of what it did: see to that by other means.
+        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors. The
+        device says nothing of what it did: see to that by other means.
         """
         if "reporting" not in self._queues:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")

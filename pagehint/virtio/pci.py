@@ -1,4 +1,4 @@
-"""The transport: a virtio device on the PCI bus (section 4.1), seen through ports 0xcf8 and 0xcfc and the device's BARs."""
+"""The transport: a virtio device on the PCI bus (section 4.1), through ports 0xcf8 and 0xcfc and the device's BARs."""
 
 from __future__ import annotations
 

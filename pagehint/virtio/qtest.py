@@ -20,8 +20,8 @@ class Qtest:
 
     Notes
     -----
-    A line of text each way, "readl 0xe0000000" and "OK 0x1": docs/devel/qtest of QEMU describes it. An answer that comes
-    after its command was given up, for time-out or interrupt, is told apart from the next one's by counting.
+    A line of text each way, "readl 0xe0000000" and "OK 0x1": docs/devel/qtest of QEMU describes it. An answer that
+    comes after its command was given up, for time-out or interrupt, is told apart from the next one's by counting.
     """
 
     def __init__(self, connection: socket.socket, timeout: float = 10.0) -> None:
