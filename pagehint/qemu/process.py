@@ -17,10 +17,7 @@ from pagehint.errors import HostError
 from pagehint.qemu.ram import PCI_HOLE, GuestRam
 
 BINARY: Final = "qemu-system-x86_64"
-_DISCARD = re.compile(
-    rb"ram_block_discard_range \S+@0x[0-9a-f]+ \+ (0x[0-9a-f]+): madvise: \d fallocate: \d ret: (-?\d+)"
-)
-_TRACE = re.compile(rb"^(?:\d+@\d+\.\d+:)?ram_block_discard_range ")
+_DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: (-?\d+)")
 
 
 @dataclass(frozen=True)
