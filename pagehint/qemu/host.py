@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 
@@ -29,6 +30,27 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from pagehint.qemu.monitor import Monitor
+
+
+_FORKED: Final = "the guest's RAM and its QEMU belong to the process that this one was forked from"
+
+
+def _end(process: QemuProcess, monitor: Monitor | None) -> None:
+    """End QEMU and the connections to it; in a forked child, which has no such threads, only its copies of them."""
+    process.kill()
+    if process.owned and monitor is not None:
+        monitor.close()
+    process.close_sockets()
+
+
+_hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Close hosts that nobody closed, hinting first: the worker shall not find QEMU gone."""
+    for host in list(_hosts):
+        host.close()
 
 
 class Host:
@@ -96,17 +118,15 @@ class Host:
 
     def _start(self) -> None:
         """Start QEMU, and its balloon."""
-        process = QemuProcess(self._binary, self.ram, self._reporting)
-        self._process = process
-        self._end = weakref.finalize(self, process.kill)
-        self._monitor: Monitor | None = None
-        try:
-            from pagehint.qemu.monitor import Monitor
+        from pagehint.qemu.monitor import Monitor
 
-            self._qtest = Qtest(process.qtest, self._timeout)
-            self._monitor = Monitor(process.qmp, self._timeout)
+        process = QemuProcess(self._binary, self.ram, self._reporting)
+        monitor = None
+        try:
+            qtest = Qtest(process.qtest, self._timeout)
+            monitor = Monitor(process.qmp, self._timeout)
             self.balloon = Balloon(
-                VirtioPci(self._qtest, DEVICE_ID),
+                VirtioPci(qtest, DEVICE_ID),
                 self.ram.driver_memory,
                 DRIVER,
                 pages=self._arena.pages,
@@ -115,18 +135,14 @@ class Host:
                 fence=process.kill,
             )
         except BaseException as error:
-            self._stop()
+            _end(process, monitor)
             if isinstance(error, HostError) and process.said:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
-
-    def _stop(self) -> None:
-        """End QEMU and the connections to it."""
-        self._end()
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-        self._process.close_sockets()
+        self._process, self._monitor = process, monitor
+        self._end = weakref.finalize(self, _end, process, monitor)
+        self._end.atexit = False  # the order at exit is that of _at_exit
+        _hosts.add(self)
 
     # -- the guest
 
@@ -212,17 +228,13 @@ class Host:
         HostError
             If QEMU has gone, or refuses it.
         """
-        return self._session().execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
+        self._require_open()
+        return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 
     def events(self) -> list[dict[str, Any]]:
         """Return the monitor's events since last asked, oldest first."""
-        return self._session().events()
-
-    def _session(self) -> Monitor:
         self._require_open()
-        if self._monitor is None:
-            raise HostError("QEMU has gone; restart() starts another")
-        return self._monitor
+        return self._monitor.events()
 
     # -- its life
 
@@ -239,7 +251,7 @@ class Host:
         """
         with self._lock:
             self._require_open()
-            self._stop()
+            self._end()
             self.balloon.forget()
             self._start()
 
@@ -251,7 +263,7 @@ class Host:
             if self._process.owned:
                 self._arena.pages.disable_hinting()
             self._closed = True
-            self._stop()
+            self._end()
             self.ram.close()
 
     def __enter__(self) -> Host:
@@ -271,6 +283,8 @@ class Host:
     def _require_open(self) -> None:
         if self._closed:
             raise ValueError("the host is closed")
+        if not self._process.owned:
+            raise PageHintError(_FORKED)
 
 
 class GuestArena(Arena):
@@ -328,16 +342,19 @@ class GuestArena(Arena):
     ) -> NDArray[Any]:
         """Return a new array in the guest's RAM; see `Arena.empty`."""
         if os.getpid() != self._pid:
-            raise PageHintError("the guest's RAM belongs to the process that this one was forked from")
+            raise PageHintError(_FORKED)
         return super().empty(shape, dtype, order)
 
-    def hinting(self, max_pages: int = 32, **options: Any) -> AbstractContextManager[PageAllocator]:  # type: ignore[override]
+    def hinting(  # type: ignore[override]
+        self, max_pages: int | None = None, **options: Any
+    ) -> AbstractContextManager[PageAllocator]:
         """Return a context manager in which free blocks are reported to the host.
 
         Parameters
         ----------
-        max_pages : int, default 32
-            Most blocks out at once.
+        max_pages : int, optional
+            Most blocks out at once. None goes out while less than so many times 2 MiB is free. Default: 32; in a guest
+            under 1 GiB, a sixteenth of it.
         **options
             Those of `PageAllocator.enable_hinting`.
         """
@@ -345,4 +362,6 @@ class GuestArena(Arena):
         if host is None:
             raise HostError("the host of this arena is gone")
         self._require_open()
+        if max_pages is None:
+            max_pages = min(max(self.size // HUGE_PAGE // 16, 1), 32)
         return self.pages.hinting(host.callbacks(max_pages), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Coroutine
@@ -14,6 +15,9 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from pagehint.errors import HostError, HostTimeoutError
 
 _T = TypeVar("_T")
+
+# What it logs when QEMU goes is raised here as well, in our words.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
 class Monitor:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,9 @@ from pagehint.errors import HostError
 from pagehint.qemu.ram import PCI_HOLE, GuestRam
 
 BINARY: Final = "qemu-system-x86_64"
-_DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: (-?\d+)")
+# A trace of each discard that was done, and an error for each that was not.
+_DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: 0")
+_REFUSED = re.compile(rb"ram_block_discard_range: Failed")
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,14 @@ class QemuProcess:
 
     def _listen(self, line: bytes) -> None:
         match = _DISCARD.search(line)
+        nr_bytes = int(match[1], 16) if match else 0
+        failed = bool(_REFUSED.search(line))
         if match is None:
             self._said.append(line.decode(errors="replace").strip())
-            return
-        failed = int(match[2]) != 0
-        with self._lock:
-            before = self._discards
-            self._discards = Discards(
-                before.calls + 1,
-                before.nr_bytes + (0 if failed else int(match[1], 16)),
-                before.failed + failed,
-            )
+        if match or failed:
+            with self._lock:
+                calls, before, failures = astuple(self._discards)
+                self._discards = Discards(calls + 1, before + nr_bytes, failures + failed)
 
     @property
     def pid(self) -> int:

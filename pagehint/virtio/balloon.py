@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError
 from pagehint.virtio._queue import SplitQueue
-from pagehint.virtio.pci import EVENT_IDX, VERSION_1
+from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,6 +38,8 @@ _SLEEP: Final = 0.0005
 class Transport(Protocol):
     """What the driver needs of a transport; `VirtioPci` has it."""
 
+    @property
+    def status(self) -> int: ...  # noqa: D102
     def features(self) -> int: ...  # noqa: D102
     def negotiate(self, accepted: int) -> None: ...  # noqa: D102
     def queue_size(self, number: int) -> int: ...  # noqa: D102
@@ -203,11 +205,12 @@ class Balloon:
         try:
             self._transport.reset()
             self._start()
-        except (HostError, ValueError):
-            if self._fence is None:
-                raise
-            self._fence()
-            return "the host is gone"
+        except BaseException as error:  # an interrupt as well: its memory must be safe when this is left
+            if self._fence is not None:
+                self._fence()
+                if isinstance(error, HostError):
+                    return "the host is gone"
+            raise
         return "the device has been reset"
 
     def _send(
@@ -229,6 +232,8 @@ class Balloon:
             self._transport.interrupt_status()
             looks += 1
             if looks > _SPINS:
+                if self._transport.status & NEEDS_RESET:
+                    raise HostError(f"the device gave up on what was in the {name} queue")
                 time.sleep(_SLEEP)
                 if time.monotonic() > deadline:
                     raise HostTimeoutError(f"the {name} queue did not answer in {self._timeout:g} s")
