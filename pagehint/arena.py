@@ -129,7 +129,8 @@ class Arena:
         lengths = _lengths(shape)
         nr_bytes = math.prod(lengths) * kind.itemsize
         if nr_bytes > self.size:
-            raise OutOfMemoryError(f"more contiguous pages than the arena has ({self.size // self._mapping.page_size})")
+            zone, nr_pages = self.pages.zones[0].name, self.size // self._mapping.page_size
+            raise OutOfMemoryError(f"more contiguous pages than zone {zone} has ({nr_pages})")
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
         pfn = self.pages.alloc_pages_exact(nr_pages)
         block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)

@@ -30,6 +30,8 @@ MODULE = {
     "Explanation",
     "HintingActiveError",
     "HintingInactiveError",
+    "HostError",
+    "HostTimeoutError",
     "LockStats",
     "OutOfMemoryError",
     "PageAllocator",
@@ -40,6 +42,8 @@ MODULE = {
     "Zone",
     "ZoneSpec",
     "get_include",
+    "qemu",
+    "virtio",
 }
 
 METHODS = {
@@ -153,6 +157,8 @@ ERRORS = {
     ph.BadPageError: (ph.PageHintError, ValueError),
     ph.HintingActiveError: (ph.PageHintError, RuntimeError),
     ph.HintingInactiveError: (ph.PageHintError, RuntimeError),
+    ph.HostError: (ph.PageHintError, OSError),
+    ph.HostTimeoutError: (ph.HostError, TimeoutError),
 }
 
 CLASSES = [value for value in vars(ph).values() if inspect.isclass(value)]
@@ -187,7 +193,7 @@ def test_the_module_has_these_names():
     assert set(ph.__all__) == MODULE
     assert all(hasattr(ph, name) for name in MODULE)
     public = {name for name, value in vars(ph).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public - {"version", "Path"} == MODULE
+    assert public - {"version", "Path"} == MODULE - {"qemu", "virtio"}
     assert (INSTALLED / "pagehint.h").is_file()
     assert ph.get_include() == str(INSTALLED)
     assert (INSTALLED / "py.typed").is_file()
@@ -273,7 +279,7 @@ def test_everything_public_has_a_docstring(kind):
 
 
 def test_importing_needs_numpy_and_nothing_else():
-    optional = {"rich", "matplotlib", "scipy", "hypothesis", "IPython", "pandas"}
+    optional = {"qemu", "rich", "matplotlib", "scipy", "hypothesis", "IPython", "pandas"}
     loaded = run("-c", "import sys, pagehint; print(*{name.partition('.')[0] for name in sys.modules})").split()
     assert "numpy" in loaded
     assert not optional & set(loaded)

@@ -140,9 +140,14 @@ class Host:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor
-        self._end = weakref.finalize(self, _end, process, monitor)
-        self._end.atexit = False  # the order at exit is that of _at_exit
+        self._if_forgotten = weakref.finalize(self, _end, process, monitor)
+        self._if_forgotten.atexit = False  # at exit hinting ends first: _at_exit
         _hosts.add(self)
+
+    def _stop(self) -> None:
+        # Not through the finalizer itself, which does nothing any more when the interpreter ends.
+        if self._if_forgotten.detach():
+            _end(self._process, self._monitor)
 
     # -- the guest
 
@@ -251,7 +256,7 @@ class Host:
         """
         with self._lock:
             self._require_open()
-            self._end()
+            self._stop()
             self.balloon.forget()
             self._start()
 
@@ -263,7 +268,7 @@ class Host:
             if self._process.owned:
                 self._arena.pages.disable_hinting()
             self._closed = True
-            self._end()
+            self._stop()
             self.ram.close()
 
     def __enter__(self) -> Host:

@@ -1,0 +1,152 @@
+"""Reports to a real QEMU by batch size, against the limit: holes punched into the same kind of file, without QEMU.
+
+`python -m benchmarks.qemu_batches [--blocks N] [--rounds N]`. Every second granule of a guest's RAM is touched and then
+reported through the whole engine; in the same round the same ranges of a file of ours are punched with fallocate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import os
+import statistics
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import pagehint as ph
+
+GRANULE = 2 << 20
+BATCHES = (1, 8, 32, 128)
+KEEP_SIZE_PUNCH_HOLE = 3
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Spent:
+    """Adds up the time in a function."""
+
+    def __init__(self, function):
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments):
+        begin = time.perf_counter()
+        try:
+            return self.function(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+def limit(nr_blocks: int) -> float:
+    """Seconds to punch the blocks out of a memfd, one call each."""
+    fd = os.memfd_create("limit")
+    os.ftruncate(fd, 2 * nr_blocks * GRANULE)
+    with mmap.mmap(fd, 2 * nr_blocks * GRANULE) as memory:
+        where = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        offsets = [2 * i * GRANULE for i in range(nr_blocks)]
+        for offset in offsets:
+            ctypes.memset(where + offset, 1, GRANULE)
+        begin = time.perf_counter()
+        for offset in offsets:
+            if libc.fallocate(fd, KEEP_SIZE_PUNCH_HOLE, offset, GRANULE):
+                raise OSError(ctypes.get_errno(), "fallocate")
+        seconds = time.perf_counter() - begin
+    os.close(fd)
+    return seconds
+
+
+def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]:
+    """Report the blocks in such batches; seconds in all, and of it in each part."""
+    arena = host.arena()
+    pages = arena.pages
+    blocks = sorted(pages.alloc_pages(9) for _ in range(2 * nr_blocks))
+    gone = blocks[::2]
+    for pfn in gone:
+        ctypes.memset(arena.address(pfn), 1, GRANULE)
+    before = pages.stats()
+    spent = {
+        "kick": Spent(host.balloon._transport.notify),
+        "wait": Spent(host.balloon._transport.interrupt_status),
+        "dropped?": Spent(host.ram.is_dropped),
+        "report": Spent(host.balloon.report),
+    }
+    host.balloon._transport.notify, host.balloon._transport.interrupt_status = spent["kick"], spent["wait"]
+    host.ram.is_dropped, host.balloon.report = spent["dropped?"], spent["report"]
+    with pages.hinting(host.callbacks(batch), workqueue="manual", delay=None, mark_free=False):
+        for pfn in gone:
+            pages.free_pages(pfn, 9)
+        cpu, begin = cpu_seconds(host.process.pid), time.perf_counter()
+        pages.flush_hinting()
+        seconds = time.perf_counter() - begin
+        after = pages.stats()
+        assert after.blocks_reported - before.blocks_reported == nr_blocks, after
+    for pfn in blocks[1::2]:
+        pages.free_pages(pfn, 9)
+    for spy, owner, name in (
+        ("kick", host.balloon._transport, "notify"),
+        ("wait", host.balloon._transport, "interrupt_status"),
+        ("dropped?", host.ram, "is_dropped"),
+        ("report", host.balloon, "report"),
+    ):
+        setattr(owner, name, spent[spy].function)
+    figures = {name: spy.seconds for name, spy in spent.items()}
+    return figures | {
+        "all": seconds,
+        "reports": after.reports - before.reports,
+        "qemu": cpu_seconds(host.process.pid) - cpu,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=256, help="blocks of 2 MiB in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    nr_blocks = arguments.blocks
+    limits: list[float] = []
+    runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in BATCHES}
+    with ph.qemu.Host(f"{max(nr_blocks, BATCHES[-1]) * 4 + 1024}MiB") as host:
+        for number in range(arguments.rounds + 1):
+            for batch in BATCHES:
+                run, bare = reported(host, nr_blocks, batch), limit(nr_blocks)
+                if number:  # the first touches memory that the machine has not given before
+                    runs[batch].append(run)
+                    limits.append(bare)
+    bare = statistics.median(limits)
+    table = Table(title=f"{nr_blocks} blocks of 2 MiB, scattered; medians of {arguments.rounds} rounds")
+    for column in ("batch", "reports/s", "blocks/s", "GiB/s", "of the limit"):
+        table.add_column(column, justify="right")
+    for column in ("kick and wait", "is it dropped?", "rest of the driver", "engine", "QEMU's CPU"):
+        table.add_column(f"us a block: {column}", justify="right")
+    size = nr_blocks * GRANULE / (1 << 30)
+    for batch, done in runs.items():
+        middle = {name: statistics.median(run[name] for run in done) for name in done[0]}
+        seconds, answered = middle["all"], middle["kick"] + middle["wait"]
+        parts = (
+            answered,
+            middle["dropped?"],
+            middle["report"] - answered,
+            seconds - middle["report"] - middle["dropped?"],
+            middle["qemu"],
+        )
+        table.add_row(
+            str(batch), f"{middle['reports'] / seconds:,.0f}", f"{nr_blocks / seconds:,.0f}", f"{size / seconds:.2f}",
+            f"{bare / seconds:.0%}", *(f"{part / nr_blocks * 1e6:.1f}" for part in parts),
+        )  # fmt: skip
+    table.add_row(
+        "limit", "", f"{nr_blocks / bare:,.0f}", f"{size / bare:.2f}", "100%", f"{bare / nr_blocks * 1e6:.1f}"
+    )
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
