@@ -30,7 +30,7 @@ for entry in (HERE / "unreached").read_text().splitlines():
 
 missed, used = [], set()
 for name, lines in sorted(counts.items()):
-    source = (HERE.parent / "pagehint" / name).read_text().splitlines()
+    source = next((HERE.parent / "pagehint").rglob(name)).read_text().splitlines()
     not_reached = []
     for number in sorted(line for line, count in lines.items() if not count):
         text = source[number - 1].strip() if number <= len(source) else ""

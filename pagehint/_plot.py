@@ -21,8 +21,11 @@ def plot_outcome(outcome: Outcome, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, run, colour in (("off", outcome.off, "tab:red"), ("on", outcome.on, "tab:blue")):
-        times = [seconds for seconds, _ in run.samples]
-        sizes = [rss / (1 << 20) for _, rss in run.samples]
+        times, rss, resident = ([*column] for column in zip(*run.samples, strict=True))
+        sizes = [nr_bytes / (1 << 20) for nr_bytes in rss]
+        if run.host_peak:
+            host = [nr_bytes / (1 << 20) for nr_bytes in resident]
+            axes.plot(times, host, color=colour, linewidth=1, linestyle="--", label=f"the host, hinting {name}")
         axes.plot(times, sizes, color=colour, linewidth=1.5, label=f"hinting {name}")
         axes.fill_between(times, sizes, color=colour, alpha=0.08)
         axes.axhline(run.rss_mean / (1 << 20), color=colour, linewidth=0.8, linestyle=":")

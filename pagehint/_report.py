@@ -32,10 +32,10 @@ def live_progress() -> Iterator[Callable[[str, float, int], None]]:
         yield tell
 
 
-def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
+def print_outcome(outcome: Outcome, where: str) -> None:
     """Print the table of both runs, and what it means."""
     console = Console()
-    console.print(f"A bursty workload in an arena of {format_size(size)}, advice {advice!r}", highlight=False)
+    console.print(f"A bursty workload in {where}", highlight=False)
     table = Table()
     table.add_column("")
     table.add_column("hinting off", justify="right")
@@ -48,6 +48,13 @@ def print_outcome(outcome: Outcome, size: int, advice: str) -> None:
     row("RSS peak", lambda run: format_size(run.rss_peak))
     row("RSS mean over time", lambda run: format_size(run.rss_mean))
     row("RSS at the end", lambda run: format_size(run.rss_end))
+    if outcome.on.host_peak:
+        row("host resident, peak", lambda run: format_size(run.host_peak))
+        row("host resident, mean", lambda run: format_size(run.host_mean))
+        row("host resident at the end", lambda run: format_size(run.host_end))
+        row("  in use at the end", lambda run: format_size(run.in_use_end))
+        row("  for each byte in use", lambda run: f"{run.host_end / run.in_use_end:.3f}")
+        row("QEMU discarded", lambda run: format_size(run.bytes_discarded))
     row("given back", lambda run: format_size(run.bytes_reported))
     row("blocks, in calls", lambda run: f"{run.blocks_reported:,} in {run.reports:,}" if run.reports else "none")
     row("seconds of work", lambda run: f"{run.work_seconds:.2f}")

@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from pagehint.arena import HUGE_PAGE
 from pagehint.demo import MIB, available_bytes, run_both
-from pagehint.errors import PageHintError
+from pagehint.errors import HostError, PageHintError
+from pagehint.qemu.process import find_qemu
 from pagehint.sizes import format_size, parse_size
 
 _EPILOG = """\
@@ -21,6 +23,7 @@ examples:
   pagehint demo                            one GiB, twenty seconds, a table at the end
   pagehint demo --size 4GiB --seconds 60 --plot rss.png
   pagehint demo --advice free --json
+  pagehint demo --host qemu                the same in a guest's RAM, reported to QEMU (extra "qemu")
 """
 
 
@@ -71,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--size", type=_size, default="1GiB", help="memory to work in (default: 1GiB)")
     demo.add_argument("--seconds", type=_seconds, default=20.0, help="time for both runs together (default: 20)")
     demo.add_argument(
-        "--advice", choices=("dontneed", "free"), default="dontneed",
+        "--host", choices=("os", "qemu"), default="os",
+        help="whose memory: this machine's, or the RAM of a guest, given back to a real QEMU (default: os)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--advice", choices=("dontneed", "free"),
         help="give memory back at once, or when the system is short of it (default: dontneed)",
     )  # fmt: skip
     demo.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of RSS over time (.png, .svg, .pdf)")
@@ -79,15 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _require(parser: argparse.ArgumentParser, module: str, what: str) -> None:
+def _require(parser: argparse.ArgumentParser, module: str, what: str, extra: str = "demo") -> None:
     try:
         import_module(module)
     except ImportError:
-        parser.exit(1, f"pagehint: error: {what} needs {module}: pip install 'pagehint[demo]'\n")
+        parser.exit(1, f"pagehint: error: {what} needs {module}: pip install 'pagehint[{extra}]'\n")
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what cannot end well before the work begins."""
+    if args.host == "qemu":
+        if args.advice:
+            parser.error("--advice is for the operating system; QEMU is told over its balloon")
+        _require(parser, "qemu.qmp", "--host qemu", "qemu")
+        try:
+            find_qemu(None)
+        except HostError as error:
+            parser.exit(1, f"pagehint: error: {error}\n")
+        args.size -= args.size % HUGE_PAGE
     if args.size > available_bytes():
         parser.error(
             f"--size {format_size(args.size)} is more than the {format_size(available_bytes())} available here"
@@ -105,15 +121,18 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    advice = args.advice or "dontneed"
     if args.json:
-        outcome = run_both(args.size, args.seconds, args.advice, lambda name, done, rss: None)
+        outcome = run_both(args.size, args.seconds, advice, lambda name, done, rss: None, args.host)
         print(outcome.to_json())
     else:
         from pagehint._report import live_progress, print_outcome
 
         with live_progress() as tell:
-            outcome = run_both(args.size, args.seconds, args.advice, tell)
-        print_outcome(outcome, args.size, args.advice)
+            outcome = run_both(args.size, args.seconds, advice, tell, args.host)
+        where = "a guest's RAM in QEMU" if args.host == "qemu" else "an arena"
+        how = "reported over its balloon" if args.host == "qemu" else f"advice {advice!r}"
+        print_outcome(outcome, f"{where} of {format_size(args.size)}, {how}")
     if args.plot:
         from pagehint._plot import plot_outcome
 

@@ -1,5 +1,7 @@
 """The main job, measured: a bursty workload of arrays in an arena, with hinting off and on, each in its own process.
 
+The arena is memory of that process, whose host is the operating system, or the RAM of a guest, whose host is QEMU.
+
 Here is the workload and its measuring; what people see of it is in `_report` and `_plot`.
 """
 
@@ -13,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from pagehint.arena import Arena
 from pagehint.errors import PageHintError
+from pagehint.qemu import GuestArena, Host
 
 MIB = 1 << 20
 ROUNDS = 4
@@ -45,11 +49,20 @@ class Measured:
     reports: int = 0
     blocks_reported: int = 0
     bytes_reported: int = 0
-    samples: list[tuple[float, int]] = field(default_factory=list)
+    samples: list[tuple[float, int, int]] = field(default_factory=list)  # seconds, RSS, what the host has
+    # With QEMU as the host, what it has of the guest's RAM and says to have discarded of it.
+    host_peak: int = 0
+    host_end: int = 0
+    host_mean: int = 0
+    in_use_end: int = 0
+    discards: int = 0
+    bytes_discarded: int = 0
 
     def figures(self) -> dict[str, Any]:
         """Return the figures that `pagehint demo --json` prints of a run."""
-        names = ("rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds", "round_seconds")
+        names = ["rss_start", "rss_peak", "rss_end", "rss_mean", "work_seconds", "round_seconds"]
+        if self.host_peak:
+            names += ["host_peak", "host_end", "host_mean", "in_use_end", "discards", "bytes_discarded"]
         return {name: getattr(self, name) for name in names}
 
 
@@ -107,7 +120,9 @@ def available_bytes() -> int:
 # ---- in the parent ------------------------------------------------------------------------------------------
 
 
-def run_both(size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None]) -> Outcome:
+def run_both(
+    size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None], host: str = "os"
+) -> Outcome:
     """Run the workload with hinting off and then on.
 
     Parameters
@@ -120,6 +135,8 @@ def run_both(size: int, seconds: float, advice: str, progress: Callable[[str, fl
         How memory is given back.
     progress : callable
         Told, many times a second, which run ("off" or "on") is how far (0 to 1), and its RSS in bytes.
+    host : {"os", "qemu"}
+        Whose memory it is.
 
     Raises
     ------
@@ -127,7 +144,7 @@ def run_both(size: int, seconds: float, advice: str, progress: Callable[[str, fl
         If a run fails; its own words are in the message.
     """
     _warm_up(size)
-    runs = [_run_child(size, seconds / 2, advice if hint else "", progress) for hint in (False, True)]
+    runs = [_run_child(size, seconds / 2, advice if hint else "", progress, host) for hint in (False, True)]
     return Outcome(*runs)
 
 
@@ -140,10 +157,12 @@ def _warm_up(size: int) -> None:
     subprocess.run([sys.executable, "-P", "-c", touch, str(size)], check=False)
 
 
-def _run_child(size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None]) -> Measured:
+def _run_child(
+    size: int, seconds: float, advice: str, progress: Callable[[str, float, int], None], host: str
+) -> Measured:
     name = "on" if advice else "off"
     # -P: the package that is installed, not a source tree that happens to be the working directory.
-    command = [sys.executable, "-P", "-m", "pagehint.demo", str(size), str(seconds), advice]
+    command = [sys.executable, "-P", "-m", "pagehint.demo", str(size), str(seconds), advice, host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
@@ -162,11 +181,12 @@ def _run_child(size: int, seconds: float, advice: str, progress: Callable[[str, 
 
 
 class Sampler(threading.Thread):
-    """Reads the RSS at a steady rate and passes it on, until stopped."""
+    """Reads the RSS, and what the host has, at a steady rate; passes the RSS on, until stopped."""
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
+    def __init__(self, tell: Callable[[int], None], host: Host | None) -> None:
         super().__init__(daemon=True)
-        self.samples: list[tuple[float, int]] = []
+        self.samples: list[tuple[float, int, int]] = []
+        self._host = host
         self._begin = time.monotonic()
         self._done = threading.Event()
         self._tell = tell
@@ -175,7 +195,8 @@ class Sampler(threading.Thread):
         """Sample."""
         while True:
             rss = rss_bytes()
-            self.samples.append((time.monotonic() - self._begin, rss))
+            resident = self._host.resident_bytes if self._host else 0
+            self.samples.append((time.monotonic() - self._begin, rss, resident))
             self._tell(rss)
             if self._done.wait(SAMPLE_SECONDS):
                 return
@@ -216,14 +237,35 @@ def work(arena: Arena, size: int, seed: int) -> float:
     return total
 
 
-def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int], None]) -> Measured:
-    """Run the workload in this process, with hinting if `advice` says how, and measure it."""
-    with Arena(size) as arena:
+@contextmanager
+def memory(size: int, host: str) -> Iterator[tuple[Arena, Host | None]]:
+    """Make the arena to work in, and the host if it is not the operating system."""
+    if host == "qemu":
+        with Host(size) as qemu:
+            yield qemu.arena(), qemu
+    else:
+        with Arena(size) as arena:
+            yield arena, None
+
+
+def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int], None], host: str = "os") -> Measured:
+    """Run the workload in this process, with hinting if `advice` says how, and measure it.
+
+    In a guest a quarter of its RAM stays in use all the time: something to hold the figures of its host against.
+    """
+    with memory(size, host) as (arena, qemu):
         work(arena, 2 * MIB, seed=0)  # what is loaded or compiled lazily shall not count
+        kept = np.empty(0, np.uint64)
+        if qemu is not None:
+            kept = arena.empty(size // 4 // 8, np.uint64)
+            kept[:] = np.arange(len(kept))
+            size = size * 3 // 4
         measured = Measured(rss_start=rss_bytes())
         begin = time.monotonic()
-        sampler = Sampler(lambda rss: tell(min((time.monotonic() - begin) / seconds, 1.0), rss))
-        if advice:
+        sampler = Sampler(lambda rss: tell(min((time.monotonic() - begin) / seconds, 1.0), rss), qemu)
+        if advice and isinstance(arena, GuestArena):
+            arena.hinting(delay=HINT_DELAY).__enter__()
+        elif advice:
             arena.hinting(advice, delay=HINT_DELAY).__enter__()
         sampler.start()
         for turn in range(ROUNDS):
@@ -236,13 +278,21 @@ def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int],
         stats = arena.pages.stats()
         measured.samples = sampler.samples
         measured.work_seconds = sum(measured.round_seconds)
-        measured.rss_peak = max(rss for _, rss in sampler.samples)
-        times, sizes = np.array(sampler.samples).T
+        times, sizes, resident = np.array(sampler.samples).T
+        measured.rss_peak = int(sizes.max())
         measured.rss_mean = int(np.trapezoid(sizes, times) / (times[-1] - times[0]))
+        if qemu is not None:
+            measured.host_peak, measured.host_end = int(resident.max()), int(resident[-1])
+            measured.host_mean = int(np.trapezoid(resident, times) / (times[-1] - times[0]))
+            measured.in_use_end = stats.allocated_pages * stats.page_size
+            measured.discards, measured.bytes_discarded = qemu.discards.calls, qemu.discards.nr_bytes
+            if not (kept == np.arange(len(kept))).all():
+                raise PageHintError("the host dropped memory that was in use")
         measured.reports, measured.blocks_reported = stats.reports, stats.blocks_reported
         measured.bytes_reported = stats.pages_reported * stats.page_size
         if arena.pages.last_error is not None:
             raise arena.pages.last_error
+        del kept
     return measured
 
 
@@ -258,9 +308,12 @@ def _child() -> None:
     parser.add_argument("size", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("advice")
+    parser.add_argument("host")
     args = parser.parse_args()
     try:
-        measured = measure(args.size, args.seconds, args.advice, lambda done, rss: _say({"done": done, "rss": rss}))
+        measured = measure(
+            args.size, args.seconds, args.advice, lambda done, rss: _say({"done": done, "rss": rss}), args.host
+        )
         _say({"measured": asdict(measured)})
     except KeyboardInterrupt:
         sys.exit(130)  # the parent is going

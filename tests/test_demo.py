@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from test_qemu import without_qemu
 
 from pagehint._report import print_outcome
 from pagehint.demo import ROUNDS, Measured, Outcome
@@ -79,11 +80,42 @@ def test_a_table_for_people():
 def test_what_people_see_fits_in_80_columns_however_long_the_figures(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     run = Measured(*[1023 * (1 << 30)] * 4, 12345.67, [1234.56, 2345.67], 123_456, 1_234_567, 99 << 40)
-    print_outcome(Outcome(run, run), 1023 * (1 << 30), "dontneed")
+    print_outcome(Outcome(run, run), "an arena of 1023 GiB, advice 'dontneed'")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     [title] = [line for line in lines if "1023 GiB" in line and "arena" in line]
     assert "dontneed" in title
+
+
+@without_qemu
+def test_a_real_host_has_what_is_in_use_and_not_more(tmp_path):
+    plot = tmp_path / "rss.png"
+    done = pagehint("demo", "--host", "qemu", "--size", "256MiB", "--seconds", "5", "--json", "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for name in ("off", "on"):
+        assert figures[name]["in_use_end"] == 64 << 20
+        assert figures[name]["host_peak"] > 128 << 20
+    assert figures["off"]["host_end"] / figures["off"]["in_use_end"] > 2
+    assert 1 <= figures["on"]["host_end"] / figures["on"]["in_use_end"] < 1.03
+    assert figures["on"]["bytes_discarded"] == figures["bytes_reported"] > 128 << 20
+    assert figures["off"]["discards"] == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_of_a_real_host(capsys):
+    run = Measured(host_peak=2 << 30, host_end=513 << 20, in_use_end=512 << 20, work_seconds=1, round_seconds=[1, 1])
+    print_outcome(Outcome(run, run), "a guest")
+    out = capsys.readouterr().out
+    for words in ("host resident at the end", "513 MiB", "in use at the end", "1.002", "QEMU discarded"):
+        assert words in out
+
+
+def test_without_qemu_it_says_where_it_is_to_be_had():
+    done = pagehint("demo", "--host", "qemu", env={**os.environ, "PATH": "/nonexistent"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apt install qemu-system-x86" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -96,6 +128,8 @@ def test_what_people_see_fits_in_80_columns_however_long_the_figures(capsys, mon
         ["--seconds", "-1"],
         ["--seconds", "nan"],
         ["--advice", "maybe"],
+        ["--host", "xen"],
+        ["--host", "qemu", "--advice", "free"],
         ["--plot", "/nowhere/at/all.png"],
         ["--plot", "picture.potato"],
         ["--colour"],
