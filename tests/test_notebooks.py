@@ -11,6 +11,7 @@ import jupyter_client.kernelspec as jupyter_kernelspec
 import nbclient
 import nbformat
 import pytest
+from test_qemu import without_qemu
 
 # Jupyter's own warnings, which are not about pagehint.
 pytestmark = [
@@ -20,6 +21,7 @@ pytestmark = [
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+RUN = [pytest.param(path, marks=without_qemu if path.stem == "qemu" else ()) for path in NOTEBOOKS]
 
 
 @pytest.fixture
@@ -35,10 +37,10 @@ def pictures(notebook) -> int:
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb", "qemu.ipynb"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.name)
 @pytest.mark.usefixtures("this_interpreter")
 def test_notebook_runs_and_draws(path, tmp_path):
     copy = Path(shutil.copy(path, tmp_path))
