@@ -35,27 +35,32 @@ def compile_shared(source: Path, target: Path, *flags: str) -> Path:
 
 
 def build_consumer(directory: Path) -> Any:
-    """Build `consumer.pyx` against the pagehint that is imported here, and import it.
+    """Build `consumer.pyx`, and import it."""
+    return build_module(HERE / "consumer.pyx", directory)
+
+
+def build_module(source: Path, directory: Path) -> Any:
+    """Build a Cython module against the pagehint that is imported here, and import it.
 
     The flags are those of pagehint's own setup.py, so that what is inlined is the same code; then `CFLAGS`, as there.
     """
-    generated = directory / "consumer.c"
+    generated = directory / f"{source.stem}.c"
     parent = Path(ph.__file__).parents[1]
-    cython = [sys.executable, "-m", "cython", "-3", "-I", str(parent), "-o", str(generated), str(HERE / "consumer.pyx")]
+    cython = [sys.executable, "-m", "cython", "-3", "-I", str(parent), "-o", str(generated), str(source)]
     subprocess.run(cython, check=True, cwd=directory)
     flags = ["-std=gnu11", "-O3", "-g1", "-pthread", "-D_GNU_SOURCE=1"]
     flags += ["-fno-inline-functions-called-once", "--param=inline-unit-growth=300"]
     flags += ["-mpopcnt"] if platform.machine() == "x86_64" else []
     flags += ["-DPAGEHINT_DEBUG=1"] if _core.DEBUG else []
     flags += [f"-I{path}" for path in (sysconfig.get_paths()["include"], np.get_include(), ph.get_include())]
-    target = directory / f"consumer{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = directory / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
     compile_shared(generated, target, *flags, *shlex.split(os.environ.get("CFLAGS", "")))
-    return load_consumer(target)
+    return load_module(target)
 
 
-def load_consumer(target: Path) -> Any:
-    """Import what `build_consumer` has built."""
-    spec = importlib.util.spec_from_file_location("consumer", target)
+def load_module(target: Path) -> Any:
+    """Import what `build_module` has built."""
+    spec = importlib.util.spec_from_file_location(target.name.partition(".")[0], target)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

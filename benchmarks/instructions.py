@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import pagehint as ph
-from benchmarks.build import build_consumer, compiler_version, load_consumer
+from benchmarks.build import build_consumer, compiler_version, load_module
 from benchmarks.traces import orders_that_fit, traces
 
 COMMITTED = Path(__file__).with_suffix(".json")
@@ -91,7 +91,7 @@ def measure() -> dict[str, float]:
     """Instructions an operation, of all workloads."""
     with tempfile.TemporaryDirectory() as directory:
         module = Path(build_consumer(Path(directory)).__file__)
-        operations = {name: n for name, (n, _) in workloads(load_consumer(module)).items()}
+        operations = {name: n for name, (n, _) in workloads(load_module(module)).items()}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             totals = dict(zip(operations, pool.map(lambda name: count(name, module), operations), strict=True))
     nothing = totals.pop(NOTHING)
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--module", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.run:
-        workloads(load_consumer(options.module))[options.run][1]()
+        workloads(load_module(options.module))[options.run][1]()
         return 0
     if shutil.which("valgrind") is None:
         print("valgrind is not installed (apt-get install valgrind): nothing was counted", file=sys.stderr)

@@ -1,0 +1,79 @@
+# cython: language_level=3
+"""For test_verify.py: breaks the metadata of a zone on purpose, one number at a time."""
+from libc.stdint cimport uint64_t
+
+from pagehint._core cimport PageAllocator
+from pagehint._own cimport OWNER
+from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp
+from pagehint._zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, NR_ORDERS, OWNED, PageZone, SPLIT, TAIL,
+                             list_first, list_head)
+
+KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL}
+ISOLATE, MOVABLE, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, <uint64_t>OWNER
+
+
+def head_of_list(int mt, int order):
+    return list_head(mt, order)
+
+
+def first_of_list(PageAllocator pages, int mt, int order):
+    return list_first(pages.memory.m.zones[0], mt, order)
+
+
+def stacked(PageAllocator pages):
+    """Pages in the per-CPU page sets, as (number of the CPU, migratetype, order, leaf)."""
+    cdef PageZone *z = pages.memory.m.zones[0]
+    cdef Pcp *pcp
+    cdef int cpu, mt, order
+    found = []
+    for cpu in range(pages.memory.m.nr_cpus):
+        pcp = <Pcp *> z.pcp + cpu
+        for mt in range(PCP_TYPES):
+            for order in range(PCP_ORDERS):
+                if pcp.stacks[mt][order].count:
+                    found.append((cpu, mt, order, pcp.stacks[mt][order].blocks[0] >> 6))
+    return found
+
+
+def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
+    """Put a value somewhere, and return what was there."""
+    cdef PageZone *z = pages.memory.m.zones[0]
+    cdef Pcp *pcp
+    cdef uint64_t old
+    if field == "free":
+        old, z.leaves[i].free = z.leaves[i].free, value
+    elif field == "head":
+        old, z.leaves[i].head = z.leaves[i].head, value
+    elif field == "kind":
+        old, z.kinds[i] = z.kinds[i], value
+    elif field == "type":
+        old, z.types[i] = z.types[i], value
+    elif field == "next":
+        old, z.links[i].next = z.links[i].next, value
+    elif field == "prev":
+        old, z.links[i].prev = z.links[i].prev, value
+    elif field == "nonempty":
+        old, z.nonempty[i] = z.nonempty[i], value
+    elif field == "nr_free":
+        old = z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS]
+        z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS] = value
+    elif field == "hints":
+        old, z.hints[i] = z.hints[i], value
+    elif field == "hint_words":
+        old, z.hint_words[i] = z.hint_words[i], value
+    elif field == "hint_count":
+        old, z.hint_count = z.hint_count, value
+    elif field == "free_pages":
+        old, z.free_pages = z.free_pages, value
+    elif field == "managed_pages":
+        old, z.managed_pages = z.managed_pages, value
+    elif field == "isolated_pages":
+        old, z.isolated_pages = z.isolated_pages, value
+    elif field == "stacked":        # the first block of the first stack that has one
+        cpu, mt, order, _ = stacked(pages)[0]
+        pcp = <Pcp *> z.pcp + <int>cpu
+        old = pcp.stacks[<int>mt][<int>order].blocks[0]
+        pcp.stacks[<int>mt][<int>order].blocks[0] = value
+    else:
+        raise ValueError(field)
+    return old
