@@ -1,0 +1,99 @@
+"""Lines that only unusual shapes come to; found by `.ci/coverage`."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+import pagehint as ph
+
+
+def test_less_than_a_page_and_pages_that_no_pc_has():
+    with pytest.raises(ValueError, match="less than a page of 4096 bytes"):
+        ph.PageAllocator("100B")
+    with pytest.raises(ValueError, match="a PC has pages of 4096 bytes"):
+        ph.PageAllocator.x86_64("1GiB", page_size=16384)
+
+
+@pytest.mark.parametrize("pcp", [False, True])
+def test_a_page_inside_a_large_block_is_not_a_block(pcp):
+    pages = ph.PageAllocator("64MiB", pcp=pcp)
+    pages.alloc_pages_at(1024, 9)
+    for free in (lambda: pages.free_pages(1024 + 3), lambda: pages.free_pages_bulk(np.array([1024 + 3], np.uint64))):
+        with pytest.raises(ph.BadPageError, match="0x403"):
+            free()
+    pages.verify()
+    pages.free_pages(1024, 9)
+
+
+def test_a_run_is_freed_at_its_own_length_only():
+    pages = ph.PageAllocator("64MiB", pcp=False)
+    pfn = pages.alloc_pages_exact(320)
+    for wrong in (192, 319, 321, 384, 65, 1):
+        with pytest.raises(ph.BadPageError, match=f"{pfn:#x}"):
+            pages.free_pages_exact(pfn, wrong)
+    pages.verify()
+    pages.free_pages_exact(pfn, 320)
+
+
+def test_a_run_in_the_leaf_of_a_page_set_is_none():
+    pages = ph.PageAllocator("256MiB")
+    pfns = [pages.alloc_pages() for _ in range(100)]
+    for pfn in pfns:
+        with pytest.raises(ph.BadPageError):
+            pages.free_pages_exact(pfn, 3)
+    for pfn in pfns:
+        pages.free_pages(pfn)
+    pages.verify()
+
+
+def test_blocks_of_more_granules_than_a_word_has_bits():
+    """The bits of a block of 128 granules fill two words of the bitmap."""
+    pages = ph.PageAllocator("4GiB", max_page_order=20, min_order=9, pcp=False)
+    pages.alloc_pages_at(0)
+    reported = []
+    callbacks = ph.PageHintingCallbacks(reported.append, 4)
+    with pages.hinting(callbacks, workqueue="manual", max_report_order=16, delay=None):
+        pages.flush_hinting()
+        assert max(block["order"] for blocks in reported for block in blocks) == 16
+        assert pages.stats().pages_reported == (1 << 20) - 512
+        # One granule of such a block in use and free again: only it is reported again.
+        reported.clear()
+        pages.alloc_pages_at((1 << 19) + 512, 9)
+        pages.free_pages((1 << 19) + 512, 9)
+        pages.flush_hinting()
+        assert [int(block["pfn"]) for blocks in reported for block in blocks] == [(1 << 19) + 512]
+
+
+def test_a_scan_that_finds_nothing_for_eight_gibibytes_goes_on():
+    pages = ph.PageAllocator("32GiB", pcp=False)
+    for _ in range(4096 + 2048):  # 24 GiB, more than one word of the bitmap's second level stands for
+        pages.alloc_pages(10)
+    taken = pages.alloc_pages_bulk(8, 9)
+    reported = []
+    with pages.hinting(ph.PageHintingCallbacks(reported.append, 4), workqueue="manual", delay=None, mark_free=False):
+        pages.free_pages_bulk(taken[-1:], 9)
+        pages.flush_hinting()
+        assert [int(block["pfn"]) for blocks in reported for block in blocks] == [int(taken[-1])]
+
+
+def test_a_logging_filter_that_raises_does_not_take_the_worker_with_it():
+    def refuse(record):
+        raise KeyError("in a filter")
+
+    def hint_pages(blocks):
+        raise RuntimeError("not taken")
+
+    log = logging.getLogger("pagehint")
+    log.addFilter(refuse)
+    try:
+        pages = ph.PageAllocator("64MiB", pcp=False)
+        with pages.hinting(ph.PageHintingCallbacks(hint_pages, 1), delay=None):
+            pages.flush_hinting()
+            assert isinstance(pages.last_error, RuntimeError)
+            pages.flush_hinting()
+    finally:
+        log.removeFilter(refuse)
+    pages.verify()
