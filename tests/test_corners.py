@@ -65,6 +65,38 @@ def test_blocks_of_more_granules_than_a_word_has_bits():
         pages.free_pages((1 << 19) + 512, 9)
         pages.flush_hinting()
         assert [int(block["pfn"]) for blocks in reported for block in blocks] == [(1 << 19) + 512]
+        # And half of one, 64 granules, for which the free block around them is twice as large.
+        reported.clear()
+        pages.alloc_pages_at(1 << 19, 15)
+        pages.free_pages(1 << 19, 15)
+        pages.flush_hinting()
+        assert [(int(b["pfn"]), int(b["order"])) for blocks in reported for b in blocks] == [(1 << 19, 15)]
+
+
+@pytest.mark.parametrize("order", [0, 3, 6, 9])
+def test_a_bulk_call_over_two_zones_and_with_one_that_is_wrong(order):
+    pages = ph.PageAllocator([ph.ZoneSpec("DMA32", 0, 1 << 15), ph.ZoneSpec("Normal", 1 << 15, 1 << 15)], pcp=False)
+    pfns = np.random.default_rng(1).permutation(pages.alloc_pages_bulk(3 << 14 >> order, order))
+    wrong = pfns.copy()
+    wrong[len(wrong) // 2] = wrong[0]
+    with pytest.raises(ph.BadPageError):
+        pages.free_pages_bulk(wrong, order)
+    pages.free_pages_bulk(pfns[-1:], order)
+    with pytest.raises(ph.BadPageError):
+        pages.free_pages_bulk(pfns, order)
+    pages.free_pages_bulk(pfns[:-1], order)
+    pages.verify()
+    assert pages.stats().free_pages == 1 << 16
+
+
+@pytest.mark.parametrize("order", [1, 5, 7, 9])
+def test_a_bulk_allocation_where_enough_is_free_and_nothing_large_enough(order):
+    pages = ph.PageAllocator("16MiB", pcp=False)
+    pfns = pages.alloc_pages_bulk(4096 >> order - 1, order - 1)
+    pages.free_pages_bulk(np.sort(pfns)[::2], order - 1)
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages_bulk(2, order)
+    pages.verify()
 
 
 def test_a_scan_that_finds_nothing_for_eight_gibibytes_goes_on():

@@ -369,6 +369,20 @@ def test_queues_are_numbered_by_what_the_device_has():
 # ---- its life
 
 
+def test_a_closed_arena_leaves_the_host_and_its_memory_alone(host):
+    arena = host.arena()
+    array = filled(arena, 4 * MIB)
+    with pytest.raises(ph.PageHintError, match="1 array in the arena"):
+        arena.close()
+    del array
+    arena.close()
+    assert arena.closed
+    for call in (lambda: arena.empty(1), lambda: arena.resident_bytes, lambda: arena.address(1024), arena.hinting):
+        with pytest.raises(ValueError, match="the arena is closed"):
+            call()
+    assert host.running
+
+
 def open_files():
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))

@@ -52,6 +52,7 @@ BROKEN = {
     "a free list is not linked both ways": (plain, lambda c: [("prev", 8, 16)]),
     "a free block is on no list": (plain, lambda c: [("nonempty", c.MOVABLE, 0)]),
     "a hint for a granule that is not free": (hinted, lambda c: [("hints", 0, ONES >> 32)]),
+    "a hint for a granule that is": (hinted, lambda c: [("hints", 0, lambda old: old | 1 << 2)]),  # in use as a whole
     "the second level of the hints is not in step": (hinted, lambda c: [("hint_words", 0, 0)]),
     "the hint count is not the number of bits": (hinted, lambda c: [("hint_count", 0, 12)]),
     "hints while hinting is off": (
