@@ -87,7 +87,8 @@ class Host:
     Notes
     -----
     The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
-    ``with`` block, with this process, and when this is collected; nothing of it is in the file system.
+    ``with`` block, with this process, and when this is collected, which it is not while hinting is on; nothing of it is
+    in the file system.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
