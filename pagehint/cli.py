@@ -104,6 +104,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         except HostError as error:
             parser.exit(1, f"pagehint: error: {error}\n")
         args.size -= args.size % HUGE_PAGE
+        if args.size < 128 * MIB:
+            parser.error("--size for --host qemu is at least 128MiB: a quarter of it stays in use")
     if args.size > available_bytes():
         parser.error(
             f"--size {format_size(args.size)} is more than the {format_size(available_bytes())} available here"

@@ -130,6 +130,7 @@ def test_without_qemu_it_says_where_it_is_to_be_had():
         ["--advice", "maybe"],
         ["--host", "xen"],
         ["--host", "qemu", "--advice", "free"],
+        pytest.param(["--host", "qemu", "--size", "64MiB"], marks=without_qemu),
         ["--plot", "/nowhere/at/all.png"],
         ["--plot", "picture.potato"],
         ["--colour"],
