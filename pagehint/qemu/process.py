@@ -69,7 +69,7 @@ class QemuProcess:
     Attributes
     ----------
     qtest, qmp : socket.socket
-        Connected to it; whoever takes one closes it.
+        Connected to it, until `close_sockets`.
     """
 
     def __init__(self, binary: str, ram: GuestRam, reporting: bool) -> None:
@@ -89,7 +89,8 @@ class QemuProcess:
             "-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
             "-trace", "ram_block_discard_range",
         ]  # fmt: skip
-        # Its end must follow ours, also when we are killed. The kernel goes by the thread that started it.
+        # Its end must follow ours, also when we are killed. The kernel goes by the thread that started it. Without
+        # setpriv it outlives only such a process as is killed with SIGKILL or leaves with os._exit.
         setpriv = shutil.which("setpriv")
         if setpriv:
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
@@ -175,10 +176,14 @@ class QemuProcess:
         """Whether it is this process's, and not that of a parent which this was forked from."""
         return os.getpid() == self._owner
 
+    def send_kill(self) -> None:
+        """Have it end soon."""
+        self._process.kill()
+
     def kill(self) -> None:
         """End it, and return when it has no memory any more. In a forked child nothing happens."""
         if self.owned:
-            self._process.kill()
+            self.send_kill()
             self._thread.join()
 
     def close_sockets(self) -> None:
