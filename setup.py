@@ -24,13 +24,17 @@ extensions = [
         f"pagehint.{name}",
         [f"pagehint/{name.replace('.', '/')}.pyx"],
         include_dirs=["pagehint", numpy.get_include()],
-        define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+        define_macros=[
+            ("_GNU_SOURCE", "1"),
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
+        ]
         + ([("PAGEHINT_DEBUG", "1")] if debug else []),
         extra_compile_args=["-std=gnu11", "-Og" if lines else "-O3", *hot_flags, *machine_flags, "-g1", "-pthread"],
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
-    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "_undisturbed", "virtio._queue")
+    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "_numpy", "_undisturbed", "virtio._queue")
 ]
 
 setup(

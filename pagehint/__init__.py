@@ -7,7 +7,7 @@ blocks to a host, in small batches that nobody else can touch meanwhile.
 from importlib.metadata import version
 from pathlib import Path
 
-from pagehint import qemu, virtio
+from pagehint import numpy, qemu, virtio
 from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
 from pagehint.arena import Arena
 from pagehint.errors import (
@@ -47,6 +47,7 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
+    "numpy",
     "qemu",
     "virtio",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import mmap
 import operator
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -14,8 +14,10 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
+from pagehint._numpy import NumpyHeap, set_handler
 from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
+from pagehint.numpy import Counts
 from pagehint.sizes import format_size, parse_size, shown
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Arena:
         If the kernel gives no such mapping.
     """
 
+    _heap: NumpyHeap | None = None  # of memory that is this process's own only
+
     def __init__(self, size: str | SupportsIndex, hugepages: bool = True) -> None:
         nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
         page_size = mmap.PAGESIZE
@@ -69,6 +73,7 @@ class Arena:
             min_order=granule,
             pcp=False,
         )
+        self._heap = NumpyHeap(self._mapping, self.pages)
 
     @property
     def size(self) -> int:
@@ -82,8 +87,13 @@ class Arena:
 
     @property
     def live_arrays(self) -> int:
-        """Arrays whose memory is in the arena and in use."""
-        return self._mapping.live_arrays
+        """Arrays whose memory is in the arena and in use, NumPy's own and its buffers included."""
+        return self._mapping.live_arrays + (self._heap.live if self._heap is not None else 0)
+
+    @property
+    def numpy_counts(self) -> Counts:
+        """What NumPy has asked this arena for, in contexts of `numpy` and while it was installed."""
+        return Counts(*self._require_heap().counts())
 
     @property
     def resident_bytes(self) -> int:
@@ -160,6 +170,33 @@ class Arena:
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
         return _Hinting(self, self.pages.hinting(callbacks, **options))
 
+    @contextmanager
+    def numpy(self) -> Iterator[Arena]:
+        """Return a context manager in which NumPy's new arrays have their memory from the arena (NEP 49).
+
+        Requests of 64 KiB or more are runs of whole pages, not rounded to powers of two; smaller ones, and those for
+        which there is no such run, are the C heap's as ever, and counted in `numpy_counts`.
+
+        Raises
+        ------
+        PageHintError
+            If the arena is a guest's RAM, which its host, and a forked child, would share.
+
+        Notes
+        -----
+        The arrays live on after the context, the arena object and the thread, and the last of them frees the mapping.
+        NumPy keeps its handler in a context variable: another thread, or task, has its own, and a new thread none. For
+        the whole process there is `pagehint.numpy.install`. Closed in such a context, an arena serves nothing any more.
+        """
+        self._require_open()
+        handler = self._require_heap().capsule()
+        before = set_handler(handler)
+        del handler  # from now on for those to keep who use it
+        try:
+            yield self
+        finally:
+            set_handler(before)
+
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
 
@@ -171,15 +208,17 @@ class Arena:
         if self.closed:
             return
         # First of all, since stopping may take a while, in which others could make arrays.
-        live = self._mapping.retire()
+        live = self._heap.retire() if self._heap is not None else 0
+        live = live or self._mapping.retire()
         if live:
+            self._reopen()
             arrays = "1 array" if live == 1 else f"{live} arrays"
             raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
         try:
             self.pages.disable_hinting()
             self._mapping.discard()
         except BaseException:
-            self._mapping.reopen()
+            self._reopen()
             raise
 
     def __enter__(self) -> Arena:
@@ -208,6 +247,16 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
+
+    def _require_heap(self) -> NumpyHeap:
+        if self._heap is None:
+            raise PageHintError("NumPy's arrays cannot live in a guest's RAM: a forked child would share them")
+        return self._heap
+
+    def _reopen(self) -> None:
+        self._mapping.reopen()
+        if self._heap is not None:
+            self._heap.reopen()
 
 
 def _lengths(shape: Any) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ MODULE = {
     "Zone",
     "ZoneSpec",
     "get_include",
+    "numpy",
     "qemu",
     "virtio",
 }
@@ -81,6 +82,7 @@ METHODS = {
         "address": "(self, pfn)",
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
         "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
+        "numpy": "(self)",
         "close": "(self)",
     },
 }
@@ -121,7 +123,7 @@ PROPERTIES = {
         "hint_bitmap",
     },
     ph.PageHintingCallbacks: {"max_pages"},
-    ph.Arena: {"size", "closed", "live_arrays", "resident_bytes"},
+    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "resident_bytes"},
     ph.ZoneSpec: {"end_pfn"},
 }
 
@@ -193,7 +195,7 @@ def test_the_module_has_these_names():
     assert set(ph.__all__) == MODULE
     assert all(hasattr(ph, name) for name in MODULE)
     public = {name for name, value in vars(ph).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public - {"version", "Path"} == MODULE - {"qemu", "virtio"}
+    assert public - {"version", "Path"} == MODULE - {"numpy", "qemu", "virtio"}
     assert (INSTALLED / "pagehint.h").is_file()
     assert ph.get_include() == str(INSTALLED)
     assert (INSTALLED / "py.typed").is_file()

@@ -185,6 +185,11 @@ def real_memory(advice: Literal["dontneed", "free"]) -> None:
         assert_type(arena.empty(10), NDArray[Any])
         assert_type(arena.empty((2, 3), np.float32, order="F"), NDArray[Any])
         del a
+        with arena.numpy() as same:
+            assert_type(same, ph.Arena)
+            assert_type(np.zeros(10**5), np.ndarray[tuple[int], np.dtype[np.float64]])
+        counts = assert_type(arena.numpy_counts, ph.numpy.Counts)
+        assert assert_type(counts.arena, int) == 1
         arena.pages.flush_hinting()
 
 

@@ -1,0 +1,75 @@
+"""NumPy's requests on an arena: large ones are runs of its pages, to the page; the rest is for whoever was there before.
+
+No Python object, and no need of the GIL: NumPy calls with it mostly, but grows an array that it reads from text without.
+"""
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+from pagehint._atomic cimport RELAXED, SEQ_CST, atomic_i32, atomic_u64, fetch_add64
+from pagehint._check cimport OK
+from pagehint._machine cimport Machine, WAIT, machine_alloc_run, machine_free_run
+from pagehint._zone cimport MT_MOVABLE
+
+cdef extern from *:
+    # Cython has no atomic pointers.
+    Heap *load_heap "__atomic_load_n" (Heap **p, int order) noexcept nogil
+    void store_heap "__atomic_store_n" (Heap **p, Heap *value, int order) noexcept nogil
+
+cdef enum:
+    THRESHOLD = 65536           # bytes; what is smaller would waste much of a page, and the C heap is quick with it
+
+cdef struct Heap:
+    char *base
+    uint64_t nr_bytes
+    Machine *m
+    int page_shift
+    int max_order
+    # Pages of the allocation that begins at a page. NumPy says a size when it frees, but of an array that it failed to
+    # read from text it says the first one; and other libraries write into the shapes of arrays.
+    uint32_t *lengths
+    atomic_i32 open
+    uint64_t live               # allocations; the next ones since the beginning
+    uint64_t from_arena
+    uint64_t from_heap
+    uint64_t full
+    atomic_u64 cleared          # bytes
+    # Of the heaps that the process's handler has given memory from; see `_numpy.pyx`.
+    Heap *next
+    void *listed                # the object that keeps its memory, or NULL
+
+
+cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
+    return <uint64_t>(<const char *> p - h.base) < h.nr_bytes
+
+
+cdef inline uint64_t page_of(const Heap *h, const void *p) noexcept nogil:
+    return <uint64_t>(<const char *> p - h.base) >> h.page_shift
+
+
+cdef inline uint64_t pages_for(const Heap *h, size_t size) noexcept nogil:
+    return (size >> h.page_shift) + ((size & ((<size_t>1 << h.page_shift) - 1)) != 0)
+
+
+cdef inline bint heap_drop(Heap *h) noexcept nogil:
+    """One allocation less; whether it was the last."""
+    return fetch_add64(&h.live, -1, SEQ_CST) == 1
+
+
+cdef inline void *heap_take(Heap *h, size_t size, Heap **current) noexcept nogil:
+    """Pages for a request, or NULL if there is no such run, never waiting for one. Counted as live even then.
+
+    `current`, if not NULL, must still say `h` once that is counted: whoever changes it looks at `live` afterwards.
+    """
+    cdef uint64_t n = pages_for(h, size), pfn = 0
+    fetch_add64(&h.live, 1, SEQ_CST)
+    if (n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h)
+            or machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, &pfn) != OK):
+        fetch_add64(&h.full, 1, RELAXED)
+        return NULL
+    fetch_add64(&h.from_arena, 1, RELAXED)
+    h.lengths[pfn] = <uint32_t>n
+    return h.base + (pfn << h.page_shift)
+
+
+cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
+    """Free the pages of an allocation, which is live until `heap_drop`."""
+    cdef uint64_t pfn = page_of(h, p)
+    machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

@@ -1,0 +1,257 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""NumPy's data memory handlers (NEP 49): one for each arena, which contexts use, and one for the whole process.
+
+Arrays keep the handler they were made with, and through its capsule the arena. The process's handler is NumPy's default
+one, which is nobody's in particular: it finds the arena of an address among the heaps it has given memory from, and
+these are kept by what is in use of them.
+"""
+cimport cython
+cimport numpy as cnp
+from cpython.pycapsule cimport (PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
+                                PyCapsule_SetPointer)
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strcpy
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+
+from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
+from pagehint._core cimport Memory, PageAllocator
+from pagehint._heap cimport (Heap, THRESHOLD, heap_drop, heap_give, heap_has, heap_take, load_heap, page_of, pages_for,
+                             store_heap)
+
+from pagehint import errors
+
+cdef extern from "Python.h":
+    ctypedef struct PyObject
+
+cdef extern from *:
+    bint mul_overflow "__builtin_mul_overflow" (size_t a, size_t b, size_t *product) noexcept nogil
+
+# Not by cimport: NumPy's own declarations do not say that these run without the GIL.
+cdef extern from "numpy/arrayobject.h" nogil:
+    ctypedef struct PyDataMemAllocator:
+        void *ctx
+        void *(*malloc)(void *ctx, size_t size) noexcept nogil
+        void *(*calloc)(void *ctx, size_t nelem, size_t elsize) noexcept nogil
+        void *(*realloc)(void *ctx, void *ptr, size_t new_size) noexcept nogil
+        void (*free)(void *ctx, void *ptr, size_t size) noexcept nogil
+    ctypedef struct PyDataMem_Handler:
+        char *name
+        unsigned char version
+        PyDataMemAllocator allocator
+    PyObject *PyDataMem_DefaultHandler
+
+cnp.import_array()
+
+cdef const char *MEM_HANDLER = "mem_handler"    # what NumPy wants its handlers' capsules to be named
+
+
+cdef PyDataMem_Handler *default_handler() except NULL:
+    return <PyDataMem_Handler *> PyCapsule_GetPointer(<object> PyDataMem_DefaultHandler, MEM_HANDLER)
+
+
+# ---- requests -----------------------------------------------------------------------------------------------
+
+cdef Heap *known = NULL         # those the process's handler has given memory from; changed with the GIL, read without it
+cdef Heap *installed = NULL     # where it takes large requests from, one of them, or NULL
+cdef object installed_arena = None
+
+
+cdef inline Heap *heap_of(const void *p) noexcept nogil:
+    """The heap that an address in use is in, or NULL. Heaps that were ever known are never freed, so none is missed."""
+    cdef Heap *h = load_heap(&known, ACQUIRE)
+    while h != NULL and not heap_has(h, p):
+        h = load_heap(&h.next, ACQUIRE)
+    return h
+
+
+cdef void unlist(Heap *h) noexcept:
+    """Let go of a heap's memory, unless the process's handler may still come to it."""
+    cdef Heap **at = &known
+    if h.listed == NULL or h == installed or load64(&h.live, SEQ_CST):
+        return
+    while at[0] != h:
+        at = &at[0].next
+    store_heap(at, h.next, RELEASE)
+    owner = <object> h.listed
+    h.listed = NULL
+    Py_DECREF(owner)
+
+
+cdef inline void dropped(Heap *h) noexcept nogil:
+    """One allocation less. No lock is held: the last one of a heap that is no longer installed needs the GIL."""
+    if heap_drop(h) and h.listed != NULL and load_heap(&installed, SEQ_CST) != h:
+        with gil:
+            unlist(h)
+
+
+cdef inline void *take(Heap *h, Heap **current, size_t size) noexcept nogil:
+    """Memory of the arena, or NULL for what the C heap is to serve."""
+    cdef void *p = NULL
+    if h == NULL:
+        return NULL
+    if size >= THRESHOLD:
+        p = heap_take(h, size, current)
+        if p != NULL:
+            return p
+        dropped(h)
+    fetch_add64(&h.from_heap, 1, RELAXED)
+    return NULL
+
+
+cdef inline void *serve(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t size) noexcept nogil:
+    cdef void *p = take(h, current, size)
+    return p if p != NULL else rest.malloc(rest.ctx, size)
+
+
+cdef inline void *serve_zeroed(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t nelem,
+                               size_t elsize) noexcept nogil:
+    cdef size_t size = 0
+    cdef void *p = NULL
+    if not mul_overflow(nelem, elsize, &size):
+        p = take(h, current, size)
+    if p == NULL:
+        return rest.calloc(rest.ctx, nelem, elsize)
+    memset(p, 0, size)
+    h.cleared += size
+    return p
+
+
+cdef inline void give(Heap *h, void *p) noexcept nogil:
+    heap_give(h, p)
+    dropped(h)
+
+
+cdef inline void *resize(Heap *h, void *p, size_t size, Heap *to, Heap **current, PyDataMemAllocator *rest) noexcept nogil:
+    """Memory of `h` becomes larger or smaller; if it has to move, `to` is where."""
+    cdef uint64_t pages = h.lengths[page_of(h, p)]
+    cdef void *moved
+    if pages_for(h, size) <= pages:
+        return p
+    moved = serve(to, current, rest, size)
+    if moved != NULL:
+        memcpy(moved, p, pages << h.page_shift)
+        give(h, p)
+    return moved
+
+
+# ---- an arena's handler -------------------------------------------------------------------------------------
+
+cdef PyDataMemAllocator own = default_handler().allocator       # NumPy's
+
+
+cdef void *context_malloc(void *ctx, size_t size) noexcept nogil:
+    return serve(<Heap *> ctx, NULL, &own, size)
+
+
+cdef void *context_calloc(void *ctx, size_t nelem, size_t elsize) noexcept nogil:
+    return serve_zeroed(<Heap *> ctx, NULL, &own, nelem, elsize)
+
+
+cdef void *context_realloc(void *ctx, void *p, size_t size) noexcept nogil:
+    cdef Heap *h = <Heap *> ctx
+    if heap_has(h, p):
+        return resize(h, p, size, h, NULL, &own)
+    return own.realloc(own.ctx, p, size)
+
+
+cdef void context_free(void *ctx, void *p, size_t size) noexcept nogil:
+    cdef Heap *h = <Heap *> ctx
+    if heap_has(h, p):
+        give(h, p)
+    else:
+        own.free(own.ctx, p, size)
+
+
+cdef void release(object capsule) noexcept:
+    Py_DECREF(<NumpyHeap> PyCapsule_GetContext(capsule))
+
+
+@cython.final
+@cython.no_gc_clear     # collected in a cycle, too, it needs its memory until the end
+cdef class NumpyHeap:
+    """An arena as the place of NumPy's data.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        The arena's, anonymous: what a forked child writes must be its own.
+    pages : PageAllocator
+        The allocator over it, without per-CPU page sets.
+    """
+
+    cdef object mapping
+    cdef Memory memory
+    cdef Heap *h
+    cdef PyDataMem_Handler handler
+    cdef bint was_listed
+
+    def __cinit__(self, mapping not None, PageAllocator pages not None):
+        cdef Heap *h = <Heap *> calloc(1, sizeof(Heap))
+        cdef void *lengths
+        if h == NULL:
+            raise MemoryError("no memory for NumPy's heap in an arena")
+        self.h = h
+        self.mapping = mapping
+        self.memory = pages.memory
+        h.nr_bytes = mapping.nr_bytes
+        h.page_shift = ctz64(mapping.page_size)
+        h.base = <char *><size_t> mapping.address
+        h.m = &self.memory.m
+        h.max_order = self.memory.max_page_order
+        lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if lengths == MAP_FAILED:
+            raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {h.nr_bytes} bytes")
+        h.lengths = <uint32_t *> lengths
+        h.open = True
+        strcpy(self.handler.name, "pagehint")
+        self.handler.version = 1
+        self.handler.allocator.ctx = h
+        self.handler.allocator.malloc = context_malloc
+        self.handler.allocator.calloc = context_calloc
+        self.handler.allocator.realloc = context_realloc
+        self.handler.allocator.free = context_free
+
+    cdef size_t lengths_bytes(self):
+        return (self.h.nr_bytes >> self.h.page_shift) * sizeof(uint32_t)
+
+    def __dealloc__(self):
+        if self.h.lengths != NULL:
+            munmap(self.h.lengths, self.lengths_bytes())
+        if not self.was_listed:
+            free(self.h)
+
+    @property
+    def live(self):
+        """Allocations in the arena."""
+        return load64(&self.h.live, SEQ_CST)
+
+    def retire(self):
+        """Serve no request from now on, unless some memory is in use; returns how many allocations are."""
+        self.h.open = False
+        live = self.live
+        self.h.open = live > 0
+        return live
+
+    def reopen(self):
+        """Serve requests again."""
+        self.h.open = True
+
+    def counts(self):
+        """Requests served from the arena, from the C heap, of those for want of room; bytes cleared."""
+        cdef Heap *h = self.h
+        return (load64(&h.from_arena, RELAXED), load64(&h.from_heap, RELAXED), load64(&h.full, RELAXED), h.cleared)
+
+    def capsule(self):
+        """The arena's handler, which keeps the arena's memory."""
+        made = PyCapsule_New(&self.handler, MEM_HANDLER, release)
+        PyCapsule_SetContext(made, <void *> self)
+        Py_INCREF(self)
+        return made
+
+
+def set_handler(handler):
+    """Make a capsule NumPy's handler in this context; returns the one before."""
+    return cnp.PyDataMem_SetHandler(handler)

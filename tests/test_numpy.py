@@ -1,0 +1,353 @@
+"""NumPy's own arrays in an arena: what goes there, how long it stays, and what becomes of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import pickle
+import shutil
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import survives
+
+import pagehint as ph
+from pagehint.qemu.process import BINARY
+
+MIB = 1 << 20
+PAGE = mmap.PAGESIZE
+
+
+def inside(array, arena):
+    """Whether an array's data lie in an arena."""
+    return 0 <= array.__array_interface__["data"][0] - arena.address(0) < arena.size
+
+
+def mapped(address):
+    """Whether there is any mapping at an address."""
+    with open("/proc/self/maps") as maps:  # noqa: PTH123
+        ranges = [line.split()[0].split("-") for line in maps]
+    return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
+
+
+def nothing_left(arena):
+    gc.collect()
+    assert arena.live_arrays == 0
+    assert arena.pages.stats().allocated_pages == 0
+    arena.pages.verify()
+
+
+@pytest.fixture
+def arena():
+    made = ph.Arena("64MiB")
+    yield made
+    nothing_left(made)
+
+
+# ---- where requests go
+
+
+def test_large_arrays_are_in_the_arena_and_small_ones_in_the_c_heap(arena):
+    before = arena.numpy_counts
+    with arena.numpy() as same:
+        assert same is arena
+        large = [np.empty(65536, "u1"), np.zeros(100_000), np.ones((300, 300)), np.arange(1e5), np.full(10**5, 7)]
+        small = [np.empty(65535, "u1"), np.zeros(10), np.ones(()), np.empty(0)]
+    after = [np.empty(1 << 20), np.zeros(1 << 20)]
+    assert all(inside(array, arena) for array in large)
+    assert not any(inside(array, arena) for array in small + after)
+    assert arena.live_arrays == len(large)
+    counts = arena.numpy_counts
+    assert counts.arena - before.arena == len(large)
+    assert counts.heap - before.heap >= len(small)
+    assert counts.full == before.full
+    assert not large[1].any()
+
+
+def test_whole_pages_and_no_more(arena):
+    for nr_bytes in (MIB, MIB + 1, 3 * MIB - PAGE, 5 * MIB + 17, 65 * PAGE, 37 * PAGE - 1):
+        with arena.numpy():
+            array = np.empty(nr_bytes, "u1")
+        array[:] = 1
+        assert arena.pages.stats().allocated_pages == -(-nr_bytes // PAGE)
+        del array
+        assert arena.pages.stats().allocated_pages == 0
+
+
+def test_what_the_arena_has_no_room_for_is_in_the_c_heap(arena):
+    with arena.numpy():
+        most = np.ones(60 * MIB, "u1")
+        more = [np.ones(8 * MIB, "u1"), np.zeros(8 * MIB, "u1"), np.ones(1 << 30, "u1")]
+        fits = np.ones(4 * MIB, "u1")
+    assert inside(most, arena)
+    assert inside(fits, arena)
+    assert not any(inside(array, arena) for array in more)
+    assert not more[1].any()
+    assert arena.numpy_counts.full == len(more)
+    with arena.numpy(), pytest.raises(MemoryError):
+        np.empty(1 << 62, "u1")
+    del more, most
+    assert fits.all()
+
+
+def test_the_handler_is_the_context_s_only(arena):
+    other = ph.Arena("16MiB")
+
+    def work():
+        arrays.append(np.empty(MIB, "u1"))
+
+    arrays = []
+    with arena.numpy():
+        with other.numpy():
+            arrays.append(np.empty(MIB, "u1"))
+        arrays.append(np.empty(MIB, "u1"))
+        with pytest.raises(ZeroDivisionError), other.numpy():
+            arrays.append(np.empty(MIB // 0, "u1"))
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        arrays.append(np.empty(MIB, "u1"))
+    arrays.append(np.empty(MIB, "u1"))
+    assert [inside(array, other) for array in arrays] == [True, False, False, False, False]
+    assert [inside(array, arena) for array in arrays] == [False, True, False, True, False]
+    arrays.clear()
+    nothing_left(other)
+    other.close()
+
+
+def test_refused_arenas():
+    closed = ph.Arena("2MiB")
+    closed.close()
+    with pytest.raises(ValueError, match="closed"), closed.numpy():
+        pass
+
+
+@pytest.mark.skipif(shutil.which(BINARY) is None, reason=f"{BINARY} is not installed")
+def test_a_guest_s_ram_is_refused():
+    with ph.qemu.Host("256MiB", timeout=5) as host:
+        with pytest.raises(ph.PageHintError, match="share"), host.arena().numpy():
+            pass
+        assert host.arena().live_arrays == 0
+
+
+# ---- sizes change
+
+
+def test_resizing_keeps_contents_and_whole_pages(arena):
+    with arena.numpy():
+        array = np.arange(20_000)
+        for n in (30_000, 1_000_000, 20_001, 9_000, 400_000, 3, 100_000):
+            before = array.copy()
+            array.resize(n, refcheck=False)
+            kept = min(n, len(before))
+            assert (array[:kept] == before[:kept]).all()
+            assert not array[kept:].any()
+            del before
+    del array
+
+
+def test_an_array_that_outgrows_the_arena_moves_to_the_c_heap(arena):
+    with arena.numpy():
+        array = np.arange(5 * MIB)
+        keep = np.ones(20 * MIB, "u1")
+        array.resize(6 * MIB, refcheck=False)
+    assert not inside(array, arena)
+    assert (array[: 5 * MIB] == np.arange(5 * MIB)).all()
+    assert arena.live_arrays == 1
+    assert keep.all()
+    del keep
+
+
+def test_text_is_read_into_an_array_that_grows_without_the_gil(arena):
+    text = " ".join(map(str, range(100_000)))
+    with arena.numpy():
+        array = np.fromstring(text, sep=" ")
+        listed = np.fromiter(range(100_000), int)
+    assert (array == np.arange(100_000)).all()
+    assert (listed == np.arange(100_000)).all()
+    assert arena.numpy_counts.arena > 0
+    del array, listed
+
+
+def test_freed_by_its_own_length_when_other_code_has_changed_the_shape(arena):
+    """C code may write into an array's dimensions; NumPy then says another size when it frees."""
+    with arena.numpy():
+        array = np.ones(300_000)
+    # PyArrayObject: reference count, type, data, nd, dimensions.
+    dimensions = ctypes.cast(ctypes.c_void_p.from_address(id(array) + 32).value, ctypes.POINTER(ctypes.c_ssize_t))
+    assert dimensions[0] == 300_000
+    dimensions[0] = 100
+    assert array.shape == (100,)
+    del array
+    assert arena.pages.stats().allocated_pages == 0
+
+
+# ---- what people do with arrays
+
+
+class Temperatures(np.ndarray):
+    unit = "K"
+
+
+def test_copies_views_pickles_subclasses_and_mapped_files(arena, tmp_path):
+    with arena.numpy():
+        array = np.random.default_rng(5).random((500, 500))
+        expected = array.tolist()
+        copy, view, cast = np.copy(array), array[::2, 1:], array.astype("f4")
+        fortran = np.array(array, order="F")
+        loaded = pickle.loads(pickle.dumps(array))
+        out_of_band = []
+        rebuilt = pickle.loads(pickle.dumps(array, 5, buffer_callback=out_of_band.append), buffers=out_of_band)
+        temperatures = np.ones((300, 300)).view(Temperatures)
+        own = Temperatures((300, 300))
+        on_disk = np.memmap(tmp_path / "file", "f8", "w+", shape=(500, 500))
+        on_disk[:] = array
+        saved = tmp_path / "array.npy"
+        np.save(saved, array)
+        read = np.load(saved)
+        objects = np.array([["a"] * 10_000, [None] * 10_000], object)
+        ordered = np.sort(array, axis=None)
+        records = np.zeros(10_000, [("a", "f8"), ("b", "O")])
+        text = np.array(["x" * 20] * 10_000)
+    for same in (copy, fortran, loaded, rebuilt, on_disk, read):
+        assert np.array_equal(same, expected)
+    assert np.allclose(cast, expected)
+    assert (np.diff(ordered) >= 0).all()
+    assert all(inside(each, arena) for each in (array, copy, fortran, own, read, objects, ordered, text))
+    assert np.shares_memory(array, view)
+    assert not inside(on_disk, arena)
+    assert isinstance(temperatures * 2, Temperatures)
+    assert not records["a"].any()
+    assert objects[0, 0] == "a"
+    del array, copy
+    assert np.array_equal(view, np.array(expected)[::2, 1:])
+    del fortran, loaded, rebuilt, out_of_band, read, same
+
+
+def test_tracemalloc_sees_the_arrays(arena):
+    domain = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+
+    def traced():
+        return [trace.size for trace in tracemalloc.take_snapshot().filter_traces([domain]).traces if trace.size > MIB]
+
+    with arena.numpy():
+        tracemalloc.start()
+        try:
+            array = np.ones(3 * MIB, "u1")
+            zeros = np.zeros(5 * MIB, "u1")
+            assert sorted(traced()) == [3 * MIB, 5 * MIB]
+            array.resize(7 * MIB, refcheck=False)
+            del zeros
+            assert traced() == [7 * MIB]
+            del array
+            assert traced() == []
+        finally:
+            tracemalloc.stop()
+
+
+# ---- how long it lives
+
+
+def test_arrays_outlive_the_context_the_arena_and_the_thread():
+    def work():
+        arena = ph.Arena("64MiB")
+        with arena.numpy():
+            array = np.arange(MIB)
+        made.append((array, arena.address(0)))
+
+    made = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    gc.collect()
+    array, start = made.pop()
+    view = array[1:]
+    del array
+    assert mapped(start)
+    assert (view == np.arange(1, MIB)).all()
+    view[:] = 3
+    del view
+    gc.collect()
+    assert not mapped(start)
+
+
+def test_the_arena_is_freed_though_a_context_has_used_it():
+    arena = ph.Arena("64MiB")
+    start = arena.address(0)
+    with arena.numpy():
+        pass
+    assert mapped(start)
+    del arena
+    gc.collect()
+    assert not mapped(start)
+
+
+def test_closing_is_refused_while_numpy_has_arrays_there():
+    arena = ph.Arena("64MiB")
+    with arena.numpy():
+        array = np.ones(MIB, "u1")
+        with pytest.raises(ph.PageHintError, match="1 array in the arena"):
+            arena.close()
+        assert not arena.closed
+        again = np.ones(MIB, "u1")
+        assert inside(again, arena)
+        del array, again
+        arena.close()
+        array = np.ones(MIB, "u1")  # the C heap's
+    assert arena.closed
+    assert arena.numpy_counts.full == 1
+    assert array.all()
+
+
+def test_arrays_made_and_dropped_while_the_arena_closes():
+    survives("""
+        import sys, threading
+        import numpy as np
+        import pagehint as ph
+        sys.setswitchinterval(1e-6)
+        def work(arena, go):
+            with arena.numpy():
+                go.set()
+                while not arena.closed:
+                    np.ones(1 << 17, "u1")
+                np.ones(1 << 17, "u1")
+        for _ in range(40):
+            arena, go = ph.Arena("16MiB"), threading.Event()
+            worker = threading.Thread(target=work, args=(arena, go))
+            arena.hinting(delay=0.0).__enter__()
+            worker.start()
+            go.wait()
+            while not arena.closed:
+                try:
+                    arena.close()
+                except ph.PageHintError:
+                    pass
+            worker.join()
+            arena.pages.verify()
+            assert arena.pages.stats().allocated_pages == 0
+    """)
+
+
+@pytest.mark.parametrize("kept", ["array", "array, arena", "array, arena, context"])
+def test_the_interpreter_ends_cleanly_with_live_arrays(kept):
+    survives(f"""
+        import numpy as np
+        import pagehint as ph
+        def make():
+            arena = ph.Arena("64MiB")
+            context = arena.numpy()
+            context.__enter__()
+            arena.hinting(delay=0.0).__enter__()
+            array = np.ones(1 << 20)
+            return {kept},
+        kept = make()
+        class Late:
+            array = np.ones(1 << 20)
+            def __del__(self):
+                self.array[:] = 2
+                self.array = None
+        late = Late()
+    """)
