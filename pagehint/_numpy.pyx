@@ -201,7 +201,8 @@ cdef class NumpyHeap:
         h.base = <char *><size_t> mapping.address
         h.m = &self.memory.m
         h.max_order = self.memory.max_page_order
-        lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0)
         if lengths == MAP_FAILED:
             raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {h.nr_bytes} bytes")
         h.lengths = <uint32_t *> lengths
@@ -255,3 +256,75 @@ cdef class NumpyHeap:
 def set_handler(handler):
     """Make a capsule NumPy's handler in this context; returns the one before."""
     return cnp.PyDataMem_SetHandler(handler)
+
+
+# ---- the process's handler ----------------------------------------------------------------------------------
+# What NumPy's default capsule points to from the first installation on, for ever: it frees whatever is in an arena
+# still. The name is NumPy's own, for those that look at it.
+
+cdef PyDataMem_Handler everywhere
+cdef PyDataMemAllocator replaced        # what the capsule pointed to before
+
+
+cdef void *everywhere_malloc(void *ctx, size_t size) noexcept nogil:
+    return serve(load_heap(&installed, ACQUIRE), &installed, &replaced, size)
+
+
+cdef void *everywhere_calloc(void *ctx, size_t nelem, size_t elsize) noexcept nogil:
+    return serve_zeroed(load_heap(&installed, ACQUIRE), &installed, &replaced, nelem, elsize)
+
+
+cdef void *everywhere_realloc(void *ctx, void *p, size_t size) noexcept nogil:
+    cdef Heap *h = heap_of(p)
+    if h != NULL:
+        return resize(h, p, size, load_heap(&installed, ACQUIRE), &installed, &replaced)
+    return replaced.realloc(replaced.ctx, p, size)
+
+
+cdef void everywhere_free(void *ctx, void *p, size_t size) noexcept nogil:
+    cdef Heap *h = heap_of(p)
+    if h != NULL:
+        give(h, p)
+    else:
+        replaced.free(replaced.ctx, p, size)
+
+
+cdef int take_over() except -1:
+    """Put our handler in the place of NumPy's default one."""
+    global everywhere, replaced
+    everywhere = default_handler()[0]
+    replaced = everywhere.allocator
+    everywhere.allocator.malloc = everywhere_malloc
+    everywhere.allocator.calloc = everywhere_calloc
+    everywhere.allocator.realloc = everywhere_realloc
+    everywhere.allocator.free = everywhere_free
+    PyCapsule_SetPointer(<object> PyDataMem_DefaultHandler, &everywhere)
+    return 0
+
+
+def install(NumpyHeap heap not None, arena):
+    """Let the process's handler serve large requests from a heap, whose arena is kept until `uninstall`."""
+    global installed_arena
+    cdef Heap *h = heap.h
+    if installed != NULL and installed != h:
+        raise errors.PageHintError("another arena is installed for NumPy; uninstall it first")
+    if default_handler() != &everywhere:
+        take_over()
+    installed_arena = arena
+    if h.listed == NULL:
+        Py_INCREF(heap)
+        h.listed = <void *> heap
+        heap.was_listed = True
+        h.next = known
+        store_heap(&known, h, RELEASE)
+    store_heap(&installed, h, SEQ_CST)
+
+
+def uninstall():
+    """Serve no request of the process any more; what is in use lives on."""
+    global installed_arena
+    cdef Heap *h = installed
+    if h != NULL:
+        store_heap(&installed, NULL, SEQ_CST)
+        unlist(h)
+        installed_arena = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint._numpy import NumpyHeap, set_handler
+from pagehint._numpy import NumpyHeap, install, set_handler
 from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.numpy import Counts
@@ -247,6 +247,10 @@ class Arena:
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("the arena is closed")
+
+    def _install(self) -> None:
+        self._require_open()
+        install(self._require_heap(), self)
 
     def _require_heap(self) -> NumpyHeap:
         if self._heap is None:

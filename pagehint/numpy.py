@@ -1,6 +1,23 @@
-"""NumPy's arrays in an arena."""
+"""NumPy's arrays in an arena, in the whole process; in a context of one's own it is `Arena.numpy`.
 
-from typing import NamedTuple
+::
+
+    arena = ph.Arena("8GiB")
+    ph.numpy.install(arena)
+    with arena.hinting():
+        ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pagehint import _numpy
+
+if TYPE_CHECKING:
+    from pagehint.arena import Arena
+
+__all__ = ["Counts", "install", "uninstall"]
 
 
 class Counts(NamedTuple):
@@ -22,3 +39,35 @@ class Counts(NamedTuple):
     heap: int
     full: int
     cleared: int
+
+
+def install(arena: Arena) -> None:
+    """Have NumPy's new arrays made in an arena in all threads, those to come included.
+
+    Parameters
+    ----------
+    arena : Arena
+        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does.
+
+    Raises
+    ------
+    PageHintError
+        If another arena is installed, or this one is a guest's RAM. The same one again is no mistake.
+    ValueError
+        If it is closed.
+
+    Notes
+    -----
+    It stands in for NumPy's default allocator, to which it hands on what is not for the arena: see `Arena.numpy`, which
+    goes before it in its context, as does any handler that others have set in theirs. A forked child has the arena
+    installed, too, and memory of its own in it.
+    """
+    arena._install()
+
+
+def uninstall() -> None:
+    """Have NumPy's new arrays made in the C heap again. Nothing happens if no arena is installed.
+
+    Arrays in the arena live on, and the last of them frees its mapping, if nothing else refers to the arena.
+    """
+    _numpy.uninstall()

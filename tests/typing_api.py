@@ -190,6 +190,8 @@ def real_memory(advice: Literal["dontneed", "free"]) -> None:
             assert_type(np.zeros(10**5), np.ndarray[tuple[int], np.dtype[np.float64]])
         counts = assert_type(arena.numpy_counts, ph.numpy.Counts)
         assert assert_type(counts.arena, int) == 1
+        ph.numpy.install(arena)
+        ph.numpy.uninstall()
         arena.pages.flush_hinting()
 
 
