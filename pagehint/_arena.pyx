@@ -14,6 +14,8 @@ from pagehint._atomic cimport ctz64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
 from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
+from pagehint._zeroed cimport zeroed_create
+from pagehint._zone cimport PageZone
 
 import os
 
@@ -59,6 +61,7 @@ cdef class Mapping:
     cdef bint of_file
     cdef void *reservation
     cdef size_t reserved
+    cdef Memory memory              # whose zone knows which granules are zero, or None
 
     def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
         cdef size_t over, address, offset, length
@@ -82,6 +85,15 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.reservation != NULL:
             munmap(self.reservation, self.reserved)
+
+    def know_zeroes(self, PageAllocator pages not None):
+        """Keep account of which granules are zero. The mapping is anonymous and fresh, `pages` is the allocator over it."""
+        cdef PageZone *z = pages.memory.m.zones[0]
+        self.memory = pages.memory
+        z.zeroed = zeroed_create(z.nr_granules)
+        if z.zeroed == NULL:
+            raise MemoryError("no memory for what is known of an arena's granules")
+        z.break_order = z.min_order
 
     def retire(self):
         """Have no arrays from now on, unless there are some already; returns how many."""
@@ -134,6 +146,10 @@ cdef class Mapping:
         data.page_shift = ctz64(self.page_size)
         data.advice = ADVICE[advice]
         data.owner = <void *> self
+        data.zeroed = NULL
+        if self.memory is not None:
+            data.zeroed = self.memory.m.zones[0].zeroed
+            data.min_order = self.memory.min_order
         capsule = PyCapsule_New(<void *> <pagehint_hint_fn> madvise_blocks, PAGEHINT_HINT_SIGNATURE, release_advice)
         PyCapsule_SetContext(capsule, data)
         Py_INCREF(self)

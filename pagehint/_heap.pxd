@@ -3,10 +3,12 @@
 No Python object, and no need of the GIL: NumPy calls with it mostly, but grows an array that it reads from text without.
 """
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
-from pagehint._atomic cimport RELAXED, SEQ_CST, atomic_i32, atomic_u64, fetch_add64
+from libc.string cimport memset
+from pagehint._atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
 from pagehint._check cimport OK
-from pagehint._machine cimport Machine, WAIT, machine_alloc_run, machine_free_run
-from pagehint._zone cimport MT_MOVABLE
+from pagehint._machine cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run
+from pagehint._zeroed cimport was_zeroed
+from pagehint._zone cimport MT_MOVABLE, PageZone
 
 cdef extern from *:
     # Cython has no atomic pointers.
@@ -30,7 +32,8 @@ cdef struct Heap:
     uint64_t from_arena
     uint64_t from_heap
     uint64_t full
-    atomic_u64 cleared          # bytes
+    uint64_t cleared            # bytes
+    uint64_t spared             # bytes that were zero already
     # Of the heaps that the process's handler has given memory from; see `_numpy.pyx`.
     Heap *next
     void *listed                # the object that keeps its memory, or NULL
@@ -53,20 +56,42 @@ cdef inline bint heap_drop(Heap *h) noexcept nogil:
     return fetch_add64(&h.live, -1, SEQ_CST) == 1
 
 
-cdef inline void *heap_take(Heap *h, size_t size, Heap **current) noexcept nogil:
+cdef inline int alloc_pages(Heap *h, uint64_t n, bint noting, uint64_t *pfn) noexcept nogil:
+    if noting:
+        return machine_alloc_exact(h.m, h.m.default_zone, n, MT_MOVABLE, pfn)
+    return machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, pfn)
+
+
+cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) noexcept nogil:
     """Pages for a request, or NULL if there is no such run, never waiting for one. Counted as live even then.
 
-    `current`, if not NULL, must still say `h` once that is counted: whoever changes it looks at `live` afterwards.
+    `noting` what is known of its granules, for `heap_clear`. `current`, if not NULL, must still say `h` once it is counted:
+    whoever changes that looks at `live` afterwards.
     """
     cdef uint64_t n = pages_for(h, size), pfn = 0
     fetch_add64(&h.live, 1, SEQ_CST)
     if (n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h)
-            or machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, &pfn) != OK):
+            or alloc_pages(h, n, noting, &pfn) != OK):
         fetch_add64(&h.full, 1, RELAXED)
         return NULL
     fetch_add64(&h.from_arena, 1, RELAXED)
     h.lengths[pfn] = <uint32_t>n
     return h.base + (pfn << h.page_shift)
+
+
+cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
+    """Zero an allocation that was just taken, but for the granules that are so."""
+    cdef const PageZone *z = h.m.zones[h.m.default_zone]
+    cdef uint64_t at = <char *> p - h.base, end = at + size, granule, next
+    while at < end:
+        granule = at >> (h.page_shift + z.min_order)
+        next = min((granule + 1) << (h.page_shift + z.min_order), end)
+        if was_zeroed(z.zeroed, granule):
+            fetch_add64(&h.spared, next - at, RELAXED)
+        else:
+            memset(h.base + at, 0, next - at)
+            fetch_add64(&h.cleared, next - at, RELAXED)
+        at = next
 
 
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:

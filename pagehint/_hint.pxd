@@ -10,6 +10,7 @@ from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
+from pagehint._zeroed cimport zeroed_clear
 from pagehint._zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
 
 
@@ -98,9 +99,15 @@ cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil
         z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
 
 
+cdef inline void hint_on(PageZone *z) noexcept nogil:
+    """Switch the hook on. Zone lock held."""
+    z.hint_order = z.break_order = z.min_order
+
+
 cdef inline void hint_off(PageZone *z) noexcept nogil:
     """Switch the hook off, and forget every hint. Zone lock held."""
     z.hint_order = NO_HINTS
+    z.break_order = NO_HINTS if z.zeroed == NULL else z.min_order
     z.wake_at = INT64_MAX
     z.queued = False
     hint_assign(z, 0, z.nr_granules, False)
@@ -119,21 +126,25 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
 
 cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
     """A block is being taken for use from a free block of order `source`. Zone lock held."""
-    if source >= z.hint_order:
+    if source >= z.break_order:
         if likely(order <= z.min_order):
             z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
         else:
             z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+        if z.zeroed != NULL:
+            zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
 
 
 cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
     """As `hint_broken`, for what one step of a bulk allocation took. Zone lock held."""
     cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
-    if taken.source < z.hint_order:
+    cdef uint64_t n = max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1)
+    if taken.source < z.break_order:
         return
+    if z.zeroed != NULL:
+        zeroed_clear(z.zeroed, page >> z.min_order, n)
     if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
-        z.counters.hints_cleared_by_alloc += hint_assign(
-            z, page >> z.min_order, max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1), False)
+        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, n, False)
         return
     while starts:
         z.counters.hints_cleared_by_alloc += hint_assign(

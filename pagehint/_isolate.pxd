@@ -5,6 +5,7 @@ from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
 from pagehint._lock cimport assert_held
 from pagehint._testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
+from pagehint._zeroed cimport zeroed_clear, zeroed_note
 from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
 
 cdef extern from "pagehint.h":
@@ -55,6 +56,9 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             order += 1
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)
+        if z.zeroed != NULL:
+            zeroed_note(z.zeroed, granule, granules_of(z, order))
+            zeroed_clear(z.zeroed, granule, granules_of(z, order))
         test_point(AT_BIT_TAKEN)
         blocks[n].pfn = z.base_pfn + page
         blocks[n].order = order

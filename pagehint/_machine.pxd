@@ -20,6 +20,7 @@ from pagehint._testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport WMARK_MIN, may_take
 from pagehint._withhold cimport page_used, withhold_page
+from pagehint._zeroed cimport zeroed_note
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
 
 cdef enum How:
@@ -103,8 +104,13 @@ cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How 
     return zonelist_alloc(m, preferred, order, mt, how, pfn)
 
 
+cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Granules that a run overlaps."""
+    return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
+
+
 cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
-    """A run of `n` pages, not a power of two: the front of a block, or a run across blocks."""
+    """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted."""
     cdef int order = 64 - clz64(n - 1) if n > 1 else 0, rc = E_NOMEM
     lock_acquire(&z.lock, True)
     if may_take(z, n, reserve):
@@ -117,6 +123,8 @@ cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reser
             if page[0] != <uint64_t>-1:
                 rc = OK
         if rc == OK:
+            if z.zeroed != NULL:
+                zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
             range_take(z, page[0], page[0] + n)
             exact_mark(z, page[0], n)
     zone_unlock(z)

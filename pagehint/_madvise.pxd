@@ -1,14 +1,17 @@
 """Telling the operating system that pages may be dropped: the compiled reporting function of an arena."""
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
-from posix.mman cimport madvise
+from posix.mman cimport MADV_DONTNEED, madvise
 from pagehint._isolate cimport pagehint_block
+from pagehint._zeroed cimport Zeroed, zeroed_set
 
 cdef struct Advice:             # what the function is called with
     char *base
     int page_shift
     int advice
     void *owner                 # keeps the mapping alive as long as anybody may call
+    Zeroed *zeroed              # what is known of the mapping, or NULL
+    int min_order               # of its granules
 
 
 cdef inline int madvise_blocks(const pagehint_block *blocks, size_t n, uint8_t *failed, void *data) noexcept nogil:
@@ -21,6 +24,7 @@ cdef inline int madvise_blocks(const pagehint_block *blocks, size_t n, uint8_t *
     cdef uint64_t start, end
     cdef int error = 0
     cdef size_t refused = 0
+    cdef bint taken
     while first < n:
         start = blocks[first].pfn
         end = start + (<uint64_t>1 << blocks[first].order)
@@ -28,7 +32,10 @@ cdef inline int madvise_blocks(const pagehint_block *blocks, size_t n, uint8_t *
         while next < n and blocks[next].pfn == end:
             end += <uint64_t>1 << blocks[next].order
             next += 1
-        if madvise(a.base + (start << a.page_shift), (end - start) << a.page_shift, a.advice):
+        taken = madvise(a.base + (start << a.page_shift), (end - start) << a.page_shift, a.advice) == 0
+        if a.zeroed != NULL:
+            zeroed_set(a.zeroed, start >> a.min_order, (end - start) >> a.min_order, taken and a.advice == MADV_DONTNEED)
+        if not taken:
             error = errno
             refused += next - first
             for i in range(first, next):

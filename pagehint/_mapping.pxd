@@ -77,7 +77,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.max_order = max_order
     z.leaf_top = min(max_order, LEAF_SHIFT)
     z.min_order = min_order
-    z.hint_order = NO_HINTS
+    z.hint_order = z.break_order = NO_HINTS
     z.wake_at = INT64_MAX
     z.start_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
@@ -117,4 +117,5 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
 cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
     free(z.pcp)
+    free(z.zeroed)
     free(z)

@@ -13,13 +13,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strcpy
+from libc.string cimport memcpy, strcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
 from pagehint._core cimport Memory, PageAllocator
-from pagehint._heap cimport (Heap, THRESHOLD, heap_drop, heap_give, heap_has, heap_take, load_heap, page_of, pages_for,
-                             store_heap)
+from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_take, load_heap, page_of,
+                             pages_for, store_heap)
 
 from pagehint import errors
 
@@ -87,13 +87,13 @@ cdef inline void dropped(Heap *h) noexcept nogil:
             unlist(h)
 
 
-cdef inline void *take(Heap *h, Heap **current, size_t size) noexcept nogil:
+cdef inline void *take(Heap *h, Heap **current, size_t size, bint noting) noexcept nogil:
     """Memory of the arena, or NULL for what the C heap is to serve."""
     cdef void *p = NULL
     if h == NULL:
         return NULL
     if size >= THRESHOLD:
-        p = heap_take(h, size, current)
+        p = heap_take(h, size, noting, current)
         if p != NULL:
             return p
         dropped(h)
@@ -102,7 +102,7 @@ cdef inline void *take(Heap *h, Heap **current, size_t size) noexcept nogil:
 
 
 cdef inline void *serve(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t size) noexcept nogil:
-    cdef void *p = take(h, current, size)
+    cdef void *p = take(h, current, size, False)
     return p if p != NULL else rest.malloc(rest.ctx, size)
 
 
@@ -111,11 +111,10 @@ cdef inline void *serve_zeroed(Heap *h, Heap **current, PyDataMemAllocator *rest
     cdef size_t size = 0
     cdef void *p = NULL
     if not mul_overflow(nelem, elsize, &size):
-        p = take(h, current, size)
+        p = take(h, current, size, True)
     if p == NULL:
         return rest.calloc(rest.ctx, nelem, elsize)
-    memset(p, 0, size)
-    h.cleared += size
+    heap_clear(h, p, size)
     return p
 
 
@@ -177,7 +176,7 @@ cdef class NumpyHeap:
     Parameters
     ----------
     mapping : Mapping
-        The arena's, anonymous: what a forked child writes must be its own.
+        The arena's, anonymous: what a forked child writes must be its own. It knows its zeroes.
     pages : PageAllocator
         The allocator over it, without per-CPU page sets.
     """
@@ -241,9 +240,10 @@ cdef class NumpyHeap:
         self.h.open = True
 
     def counts(self):
-        """Requests served from the arena, from the C heap, of those for want of room; bytes cleared."""
+        """Requests served from the arena, from the C heap, of those for want of room; bytes cleared, and found zero."""
         cdef Heap *h = self.h
-        return (load64(&h.from_arena, RELAXED), load64(&h.from_heap, RELAXED), load64(&h.full, RELAXED), h.cleared)
+        return (load64(&h.from_arena, RELAXED), load64(&h.from_heap, RELAXED), load64(&h.full, RELAXED),
+                load64(&h.cleared, RELAXED), load64(&h.spared, RELAXED))
 
     def capsule(self):
         """The arena's handler, which keeps the arena's memory."""

@@ -11,6 +11,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32
 from pagehint._leaf cimport Leaf
 from pagehint._lock cimport Lock, assert_held
+from pagehint._zeroed cimport Zeroed
 
 cdef enum:
     LEAF_SHIFT = 6
@@ -91,6 +92,7 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
+    int break_order                 # min_order where it matters that a granule is broken into: for hints, or `zeroed`
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
@@ -108,6 +110,7 @@ cdef struct PageZone:
     # Outside the lock.
     void *pcp                       # Pcp[nr_cpus], or NULL
     void *engine                    # Engine
+    Zeroed *zeroed                  # of an arena whose memory is this process's own, or NULL
     int index
     uint64_t rounds_seen            # by whoever runs the engine: how often the lock had been taken after its last round
     void *mapping

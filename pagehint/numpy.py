@@ -33,12 +33,15 @@ class Counts(NamedTuple):
         Of these, large ones for which the arena had no free run of pages, or was closed.
     cleared : int
         Bytes that were cleared for arrays of zeros.
+    spared : int
+        Bytes of such arrays that were zero already: as the operating system has handed them over.
     """
 
     arena: int
     heap: int
     full: int
     cleared: int
+    spared: int
 
 
 def install(arena: Arena) -> None:
