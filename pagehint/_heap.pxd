@@ -6,7 +6,7 @@ from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.string cimport memset
 from pagehint._atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
 from pagehint._check cimport OK
-from pagehint._machine cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run
+from pagehint._machine cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run, machine_resize_run
 from pagehint._zeroed cimport was_zeroed
 from pagehint._zone cimport MT_MOVABLE, PageZone
 
@@ -92,6 +92,16 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
             memset(h.base + at, 0, next - at)
             fetch_add64(&h.cleared, next - at, RELAXED)
         at = next
+
+
+cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
+    """Make an allocation longer or shorter in its place; False if those after it are not free."""
+    cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn], wanted = max(pages_for(h, size), <uint64_t>1)
+    if wanted != n:
+        if wanted > UINT32_MAX or machine_resize_run(h.m, pfn, n, wanted) != OK:
+            return False
+        h.lengths[pfn] = <uint32_t>wanted
+    return True
 
 
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:

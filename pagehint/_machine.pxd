@@ -15,7 +15,7 @@ from pagehint._lock cimport Lock, lock_acquire, lock_release
 from pagehint._migratetype cimport zone_take
 from pagehint._pcp cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                             pcp_here, sets_drain, sets_hold, sets_let_go)
-from pagehint._range cimport exact_free, exact_mark, find_run, range_take
+from pagehint._range cimport can_grow, exact_free, exact_mark, find_run, range_resize, range_take
 from pagehint._testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport WMARK_MIN, may_take
@@ -228,6 +228,23 @@ cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_o
     if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
         return OK
     return machine_free_exact(m, pfn, n)
+
+
+cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Make what `machine_alloc_run` gave longer, or shorter and free its tail. Only of a zone without page sets."""
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, max(n, wanted), &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    lock_acquire(&z.lock, True)
+    if wanted > n and not (may_take(z, wanted - n, 0) and can_grow(z, page, n, wanted)):
+        rc = E_BUSY
+    else:
+        range_resize(z, page, n, wanted)
+    zone_unlock(z)
+    return rc
 
 
 cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:

@@ -11,15 +11,15 @@ from cpython.pycapsule cimport (PyCapsule_GetContext, PyCapsule_GetPointer, PyCa
                                 PyCapsule_SetPointer)
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
 from pagehint._core cimport Memory, PageAllocator
-from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_take, load_heap, page_of,
-                             pages_for, store_heap)
+from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_resize, heap_take, load_heap,
+                             page_of, store_heap)
 
 from pagehint import errors
 
@@ -125,13 +125,12 @@ cdef inline void give(Heap *h, void *p) noexcept nogil:
 
 cdef inline void *resize(Heap *h, void *p, size_t size, Heap *to, Heap **current, PyDataMemAllocator *rest) noexcept nogil:
     """Memory of `h` becomes larger or smaller; if it has to move, `to` is where."""
-    cdef uint64_t pages = h.lengths[page_of(h, p)]
     cdef void *moved
-    if pages_for(h, size) <= pages:
+    if heap_resize(h, p, size):
         return p
     moved = serve(to, current, rest, size)
     if moved != NULL:
-        memcpy(moved, p, pages << h.page_shift)
+        memcpy(moved, p, <size_t>h.lengths[page_of(h, p)] << h.page_shift)
         give(h, p)
     return moved
 

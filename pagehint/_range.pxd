@@ -7,7 +7,7 @@ from pagehint._buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, fre
 from pagehint._hint cimport hint_broken, hint_freed
 from pagehint._leaf cimport leaf_avail, low_ones
 from pagehint._zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                             PageZone, TAIL, USED, is_split, type_of)
+                             PAGEBLOCK_ORDER, PageZone, TAIL, USED, is_split, type_of)
 
 
 cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
@@ -115,15 +115,51 @@ cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
         set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
 
 
-cdef inline void exact_free(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Give a run that `exact_mark` made one allocation back to the buddy."""
+cdef inline void exact_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Make blocks again of a run that `exact_mark` made one allocation."""
     cdef uint64_t i
     if z.kinds[page >> LEAF_SHIFT] == EXACT and z.leaf_top < LEAF_SHIFT:
         for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
             change_free(z, i, <uint64_t>-1, 0)
             set_head(z, i, 0)
             set_kind(z, i, FULL)
+
+
+cdef inline void exact_free(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Give a run that `exact_mark` made one allocation back to the buddy."""
+    exact_unmark(z, page, n)
     range_free(z, page, page + n)
+
+
+cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Whether the pages after an allocation are free, and to be had. O(blocks)."""
+    cdef uint64_t end = page + wanted, block
+    if page & 63 and (page & 63) + wanted > LEAF_PAGES:
+        return False                # what is in more than one leaf begins with a leaf
+    if z.isolate_pageblocks:
+        for block in range((page + n) >> PAGEBLOCK_ORDER, ((end - 1) >> PAGEBLOCK_ORDER) + 1):
+            if z.types[block] == MT_ISOLATE:
+                return False
+    return first_not_free(z, page + n, end) == end
+
+
+cdef inline void range_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Make an allocation of `n` pages, block or run, one of another length; those it grows into are free. No page sets.
+
+    The old pages are freed for a moment, hook off, and taken again with what they have merged with; nobody sees it.
+    """
+    cdef uint64_t at = page + n
+    cdef int order
+    exact_unmark(z, page, n)
+    while at > page:
+        order = block_order_before(page, at, z.max_order)
+        at -= <uint64_t>1 << order
+        buddy_free(z, at, order)
+    range_take(z, page, page + wanted)
+    if wanted < n:
+        range_take(z, page + wanted, page + n)
+        range_free(z, page + wanted, page + n)
+    exact_mark(z, page, wanted)
 
 
 cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
