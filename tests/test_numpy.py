@@ -6,6 +6,7 @@ import contextvars
 import ctypes
 import gc
 import mmap
+import multiprocessing
 import pickle
 import random
 import shutil
@@ -15,9 +16,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import in_child, survives
+from test_threads import in_threads
 
 import pagehint as ph
 from pagehint.qemu.process import BINARY
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -845,3 +849,148 @@ def test_the_interpreter_ends_cleanly_with_an_installed_arena(last):
         threading.Thread(target=work, daemon=True).start()
         {last}
     """)
+
+
+# ---- forks and threads
+
+
+def doubled(array):
+    """What a child computes, its own arrays in the arena it has inherited."""
+    [arena] = [each for each in gc.get_objects() if type(each) is ph.Arena and not each.closed and each.live_arrays]
+    result = array * 2
+    assert inside(result, arena) == (array.nbytes >= 65536)
+    return result
+
+
+def test_a_forked_child_has_arrays_of_its_own(installed):
+    array = np.ones(MIB)
+    other = np.ones(MIB)
+
+    def child():
+        array[:] = 2
+        more = np.zeros(MIB)
+        assert inside(more, installed)
+        assert not more.any()
+        more[:] = 3
+        array.resize(2 * MIB, refcheck=False)
+        installed.pages.verify()
+        with installed.hinting(workqueue="manual", max_pages=4):
+            installed.pages.flush_hinting()
+        assert (other == 1).all()
+        ph.numpy.uninstall()
+        assert not inside(np.ones(MIB), installed)
+
+    in_child(child)
+    assert (array == 1).all()
+    other = np.zeros(MIB)  # in the place of the ones
+    assert not other.any()
+    zero = np.zeros(MIB)
+    assert not zero.any()
+    assert (array == 1).all()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_sends_arrays_both_ways(installed, method):
+    context = multiprocessing.get_context(method)
+    function = doubled if method == "fork" else np.negative
+    arrays = [np.arange(n * 10_000) for n in (1, 5, 50)]
+    with context.Pool(2) as pool:
+        results = pool.map(function, arrays)
+    for array, result in zip(arrays, results, strict=True):
+        assert (result == array * (2 if method == "fork" else -1)).all()
+    del array, result, results, arrays
+
+
+def test_a_fork_while_other_threads_are_in_the_middle_of_requests(installed):
+    """The child's zone is whole, whatever the others were doing to it."""
+
+    def work(stop, rng):
+        while not stop.is_set():
+            array = np.zeros(rng.randrange(65536, 2 * MIB), "u1")
+            array.resize(rng.randrange(65536, 2 * MIB), refcheck=False)
+
+    def forks(stop, rng):
+        for _ in range(20):
+            in_child(child)
+        stop.set()
+
+    def child():
+        installed.pages.verify()
+        array = np.zeros(4 * MIB, "u1")
+        assert not array.any()
+        del array
+        installed.pages.verify()
+
+    in_threads([forks, work, work], 100)
+
+
+@pytest.mark.parametrize("advice", ["dontneed", "free"])
+def test_threads_and_forks_with_canaries(advice):
+    """What a thread has written is there when it looks again, and zeros are zero, while all the rest is given back."""
+    arena = ph.Arena("256MiB")
+    checked = [0]
+
+    def canaries(rng, rounds):
+        mine = []
+        for _ in range(rounds):
+            if len(mine) > 8 or (mine and rng.random() < 0.4):
+                array, canary = mine.pop(rng.randrange(len(mine)))
+                assert (array == canary).all(), "somebody else has written here, or the page was given back"
+                checked[0] += 1
+            n, canary = rng.choice([100, 8192, 12_500, 125_000, 262_144, 655_360]), rng.getrandbits(62) | 1
+            if rng.random() < 0.3:
+                array = np.zeros(n, np.uint64)
+                assert not array.any(), "stale bytes"
+                array[:] = canary
+            else:
+                array = np.full(n, canary, np.uint64)
+            if rng.random() < 0.3:
+                array.resize(rng.randrange(1, 2 * n), refcheck=False)
+                array[n:] = canary
+            mine.append((array, canary))
+        for array, canary in mine:
+            assert (array == canary).all()
+
+    def work(stop, rng):
+        while not stop.is_set():
+            canaries(rng, 50)
+
+    def forks(stop, rng):
+        while not stop.wait(0.05):
+            array = np.full(100_000, rng.getrandbits(62), np.uint64)
+            canary = array[0]
+
+            def child():
+                canaries(rng, 20)
+                assert (array == canary).all()  # noqa: B023
+                array[:] = 5  # noqa: B023
+                arena.pages.verify()
+
+            in_child(child)
+            assert (array == canary).all()
+
+    def texts(stop, rng):
+        text = " ".join(map(str, range(30_000)))
+        while not stop.is_set():
+            assert np.fromstring(text, sep=" ")[-1] == 29_999  # grows without the GIL
+
+    def installs(stop, rng):
+        while not stop.wait(0.01):
+            ph.numpy.uninstall()
+            ph.numpy.install(arena)
+
+    ph.numpy.install(arena)
+    try:
+        with arena.hinting(advice, delay=0.001, max_pages=4, threshold=2):
+            in_threads([work, work, work, forks, texts, installs])
+            assert arena.pages.stats().blocks_reported > 0
+            assert arena.pages.last_error is None
+    finally:
+        ph.numpy.uninstall()
+    counts = arena.numpy_counts
+    assert checked[0] > 0
+    assert counts.arena > 0
+    assert counts.cleared > 0
+    assert (counts.spared > 0) or advice == "free"
+    nothing_left(arena)
+    arena.close()
