@@ -252,9 +252,26 @@ cdef class NumpyHeap:
         return made
 
 
-def set_handler(handler):
-    """Make a capsule NumPy's handler in this context; returns the one before."""
-    return cnp.PyDataMem_SetHandler(handler)
+@cython.final
+cdef class NumpyContext:
+    """What `Arena.numpy` returns. No Python code, in which an interrupt could leave one handler or the other behind."""
+
+    cdef NumpyHeap heap
+    cdef object arena
+    cdef object before              # the handler there was, once entered
+
+    def __cinit__(self, NumpyHeap heap not None, arena):
+        self.heap = heap
+        self.arena = arena
+
+    def __enter__(self):
+        if self.before is not None:
+            raise errors.PageHintError("this context was entered before; arena.numpy() makes another")
+        self.before = cnp.PyDataMem_SetHandler(self.heap.capsule())
+        return self.arena
+
+    def __exit__(self, *exc_info):
+        cnp.PyDataMem_SetHandler(self.before)
 
 
 # ---- the process's handler ----------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import mmap
 import operator
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint._numpy import NumpyHeap, install, set_handler
+from pagehint._numpy import NumpyContext, NumpyHeap, install
 from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.numpy import Counts
@@ -171,8 +171,7 @@ class Arena:
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
         return _Hinting(self, self.pages.hinting(callbacks, **options))
 
-    @contextmanager
-    def numpy(self) -> Iterator[Arena]:
+    def numpy(self) -> AbstractContextManager[Arena]:
         """Return a context manager in which NumPy's new arrays have their memory from the arena (NEP 49).
 
         Requests of 64 KiB or more are runs of whole pages, not rounded to powers of two; smaller ones, and those for
@@ -190,13 +189,7 @@ class Arena:
         the whole process there is `pagehint.numpy.install`. Closed in such a context, an arena serves nothing any more.
         """
         self._require_open()
-        handler = self._require_heap().capsule()
-        before = set_handler(handler)
-        del handler  # from now on for those to keep who use it
-        try:
-            yield self
-        finally:
-            set_handler(before)
+        return NumpyContext(self._require_heap(), self)
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
@@ -209,17 +202,18 @@ class Arena:
         if self.closed:
             return
         # First of all, since stopping may take a while, in which others could make arrays.
-        live = self._heap.retire() if self._heap is not None else 0
-        live = live or self._mapping.retire()
-        if live:
-            self._reopen()
-            arrays = "1 array" if live == 1 else f"{live} arrays"
-            raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
         try:
+            live = self._heap.retire() if self._heap is not None else 0
+            live += self._mapping.retire() if live == 0 else self._mapping.live_arrays
+            if live:
+                arrays = "1 array" if live == 1 else f"{live} arrays"
+                raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
             self.pages.disable_hinting()
             self._mapping.discard()
         except BaseException:
-            self._reopen()
+            self._mapping.reopen()
+            if self._heap is not None:
+                self._heap.reopen()
             raise
 
     def __enter__(self) -> Arena:
@@ -257,11 +251,6 @@ class Arena:
         if self._heap is None:
             raise PageHintError("NumPy's arrays cannot live in a guest's RAM: a forked child would share them")
         return self._heap
-
-    def _reopen(self) -> None:
-        self._mapping.reopen()
-        if self._heap is not None:
-            self._heap.reopen()
 
 
 def _lengths(shape: Any) -> tuple[int, ...]:

@@ -124,6 +124,38 @@ def test_the_handler_is_the_context_s_only(arena):
     other.close()
 
 
+def test_an_interrupt_leaves_no_handler_behind(arena):
+    """Ctrl-C again and again, wherever it comes: what was before is there again."""
+    survives("""
+        import signal
+        import numpy as np
+        import pagehint as ph
+        name = np._core.multiarray.get_handler_name
+        arena, came = ph.Arena("16MiB"), 0
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        while came < 2000:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-5)
+                while True:
+                    with arena.numpy():
+                        pass
+            except KeyboardInterrupt:
+                came += 1
+                assert name() == "default_allocator", "the arena's handler stayed"
+    """)
+
+
+def test_a_context_is_entered_once(arena):
+    context = arena.numpy()
+    with context, pytest.raises(ph.PageHintError, match="entered before"), context:
+        pass
+    with pytest.raises(ph.PageHintError, match="entered before"), context:
+        pass
+    assert np._core.multiarray.get_handler_name() == "default_allocator"
+
+
 def test_refused_arenas():
     closed = ph.Arena("2MiB")
     closed.close()
