@@ -95,6 +95,13 @@ cdef class Mapping:
             raise MemoryError("no memory for what is known of an arena's granules")
         z.break_order = z.min_order
 
+    @staticmethod
+    def place_low(PageAllocator pages not None):
+        """Have arrays begin at the lowest address they can, so that what is in use shares as few granules as can be."""
+        cdef int i
+        for i in range(pages.memory.m.nr_zones):
+            pages.memory.m.zones[i].first_fit = True
+
     def retire(self):
         """Have no arrays from now on, unless there are some already; returns how many."""
         self.open = self.open and self.live_arrays > 0

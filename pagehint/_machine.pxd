@@ -21,7 +21,10 @@ from pagehint._wake cimport zone_unlock
 from pagehint._watermark cimport WMARK_MIN, may_take
 from pagehint._withhold cimport page_used, withhold_page
 from pagehint._zeroed cimport zeroed_note
-from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+from pagehint._zone cimport LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+
+cdef enum:
+    PATIENCE = 4096             # blocks and runs that first fit looks at: some 10 us
 
 cdef enum How:
     TRY = 0                     # do not wait for a lock
@@ -110,19 +113,23 @@ cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t
 
 
 cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
-    """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted."""
+    """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted.
+
+    First fit leaves fewer granules in partial use than the smallest block does (`benchmarks.placement`), and comes back to
+    memory that was in use a moment ago; but it looks at what is in use, so not for ever.
+    """
     cdef int order = 64 - clz64(n - 1) if n > 1 else 0, rc = E_NOMEM
     lock_acquire(&z.lock, True)
     if may_take(z, n, reserve):
-        if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
-            # Only found so, not used: back it goes, hook off, and just the run is taken; the rest keeps its hints.
-            buddy_free(z, page[0], order)
+        page[0] = find_run(z, n, PATIENCE) if z.first_fit and n >= LEAF_PAGES else <uint64_t>-1
+        if page[0] == <uint64_t>-1:
+            if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
+                # Only found so, not used: back it goes, hook off, and just the run is taken; the rest keeps its hints.
+                buddy_free(z, page[0], order)
+            else:
+                page[0] = find_run(z, n, <uint64_t>-1)
+        if page[0] != <uint64_t>-1:
             rc = OK
-        else:
-            page[0] = find_run(z, n)
-            if page[0] != <uint64_t>-1:
-                rc = OK
-        if rc == OK:
             if z.zeroed != NULL:
                 zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
             range_take(z, page[0], page[0] + n)
@@ -216,9 +223,9 @@ cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcep
 
 cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
                                   uint64_t *pfn) noexcept nogil:
-    """`n` contiguous pages: a block, where that is what they are."""
+    """`n` contiguous pages: a block, where that is what they are, and where blocks are as good as runs."""
     cdef int rc = E_NOMEM
-    if n & (n - 1) == 0 and ctz64(n) <= max_order:
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and (n < LEAF_PAGES or not m.zones[preferred].first_fit):
         rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
     return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
 

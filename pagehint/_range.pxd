@@ -1,5 +1,5 @@
 """Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from pagehint._atomic cimport ACQUIRE, PH_ASSERT, ctz64, load8
 from pagehint._buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split, set_head,
@@ -110,6 +110,7 @@ cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
         set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
         return
     memset(&z.kinds[i], TAIL, last - i)
+    z.links[i].prev = <uint32_t>(last - i)      # on no list: how far `find_run` may jump
     set_kind(z, i, EXACT)
     if (page + n) & 63:
         set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
@@ -162,11 +163,15 @@ cdef inline void range_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t w
     exact_mark(z, page, wanted)
 
 
-cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
-    """First page of a free run of `n` pages that begins at a leaf, across buddies; -1 if there is none. O(leaves)."""
+cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
+    """First page of a free run of `n` pages that begins at a leaf, across buddies, the lowest; -1 if there is none.
+
+    O(blocks and runs before it, and leaves in parts); -1 as well when that would be more than `patience`.
+    """
     cdef uint64_t i = 0, start = 0, run = 0, avail, pages
     cdef int kind
-    while i < z.nr_leaves:
+    while i < z.nr_leaves and patience:
+        patience -= 1
         kind = load8(&z.kinds[i], ACQUIRE)
         pages = 0
         if run == 0:
@@ -185,7 +190,10 @@ cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
             i += 1
         else:
             run = 0
-            i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
+            if kind == EXACT:
+                i += z.links[i].prev
+            else:
+                i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
         if run >= n:
             return start << LEAF_SHIFT
     return <uint64_t>-1

@@ -92,6 +92,7 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
+    bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
     int break_order                 # min_order where it matters that a granule is broken into: for hints, or `zeroed`
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
