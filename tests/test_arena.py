@@ -409,7 +409,7 @@ def test_runs_of_a_leaf_and_more_go_to_the_lowest_place_that_begins_with_a_leaf(
 
 @pytest.mark.parametrize(("before", "found"), [(1000, True), (4100, False)])
 def test_first_fit_does_not_look_for_ever(before, found):
-    pages = ph.Arena("2GiB").pages
+    pages = ph.Arena("4GiB").pages
     runs = [pages.alloc_pages_exact(65) for _ in range(before)]
     hole = pages.alloc_pages_exact(640)
     pages.alloc_pages_exact(65)
