@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
                          MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
@@ -19,6 +19,8 @@ from pagehint._zone cimport PageZone
 
 import os
 
+import numpy as np
+
 from pagehint import errors
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -26,7 +28,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *address, size_t length, unsigned char *present)
 
 cdef enum:
-    RESIDENT_CHUNK = 4096       # pages asked about in one call
+    GRANULE = 2 << 20           # bytes
 
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
@@ -128,21 +130,23 @@ cdef class Mapping:
         return <size_t>self.base
 
     def resident_pages(self):
-        """Pages that are in memory, as the kernel says (mincore). O(pages)."""
-        cdef unsigned char[RESIDENT_CHUNK] present
-        cdef size_t pages = self.nr_bytes // self.page_size, at = 0, n, i
-        cdef uint64_t count = 0
+        """Pages that are in memory, as the kernel says (mincore), by granules of 2 MiB. O(pages)."""
+        cdef size_t pages = self.nr_bytes // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
+        counts = np.zeros((pages + granule - 1) // granule, np.uint32)
+        present = bytearray(granule)
+        cdef uint32_t[::1] count = counts
+        cdef unsigned char[::1] is_in = present
         cdef int failed = 0
         with nogil:
             while at < pages and not failed:
-                n = min(pages - at, <size_t>RESIDENT_CHUNK)
-                failed = mincore(self.base + at * self.page_size, n * self.page_size, present)
+                n = min(pages - at, granule)
+                failed = mincore(self.base + at * self.page_size, n * self.page_size, &is_in[0])
                 for i in range(n):
-                    count += present[i] & 1
+                    count[at // granule] += is_in[i] & 1
                 at += n
         if failed:
             raise OSError(errno, os.strerror(errno))
-        return count
+        return counts
 
     def advise_capsule(self, str advice):
         """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps it mapped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import operator
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -15,6 +16,7 @@ import numpy as np
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
 from pagehint._numpy import NumpyContext, NumpyHeap, install
+from pagehint._status import ArenaStatus, free_by_granule
 from pagehint.errors import OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.numpy import Counts
@@ -31,8 +33,9 @@ class Arena:
 
     Parameters
     ----------
-    size : str or int
-        Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used.
+    size : str or int, optional
+        Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used. Default: as much as this
+        machine has memory.
     hugepages : bool, default True
         Back it with transparent huge pages where the kernel has them: touching memory and giving it back is about
         twenty times faster, in units of 2 MiB.
@@ -55,9 +58,11 @@ class Arena:
 
     _heap: NumpyHeap | None = None  # of memory that is this process's own only
 
-    def __init__(self, size: str | SupportsIndex, hugepages: bool = True) -> None:
-        nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
+    def __init__(self, size: str | SupportsIndex | None = None, hugepages: bool = True) -> None:
         page_size = mmap.PAGESIZE
+        if size is None:
+            size = os.sysconf("SC_PHYS_PAGES") * page_size
+        nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
         most = page_size << 32
         if nr_bytes > most:
             raise ValueError(f"an arena has at most {format_size(most)}, not {shown(nr_bytes)} bytes")
@@ -101,7 +106,7 @@ class Arena:
     def resident_bytes(self) -> int:
         """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
         self._require_open()
-        return self._mapping.resident_pages() * self._mapping.page_size
+        return int(self._mapping.resident_pages().sum()) * self._mapping.page_size
 
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address of a page's first byte."""
@@ -191,6 +196,28 @@ class Arena:
         """
         self._require_open()
         return NumpyContext(self._require_heap(), self)
+
+    def status(self) -> ArenaStatus:
+        """Return what the arena holds, as figures and as a picture: used, free and warm, given back. O(size)."""
+        self._require_open()
+        granule = HUGE_PAGE // self._mapping.page_size
+        resident = self._mapping.resident_pages()
+        stats = self.pages.stats()
+        parts = []
+        for zone in self.pages.zones:
+            first = zone.start_pfn // granule
+            free = free_by_granule(zone.free_blocks(), zone.start_pfn, zone.spanned_pages, granule)
+            parts.append((free, resident[first : first + len(free)]))
+        free, resident = map(np.concatenate, zip(*parts, strict=True))
+        return ArenaStatus(
+            size=self.size,
+            arrays=self.live_arrays,
+            hinting=self.pages.hinting_enabled,
+            given_back=stats.pages_reported * stats.page_size,
+            page_size=stats.page_size,
+            used=granule - free,
+            resident=resident,
+        )
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
