@@ -94,7 +94,7 @@ class Arena:
     @property
     def numpy_counts(self) -> Counts:
         """What NumPy has asked this arena for, in contexts of `numpy` and while it was installed."""
-        return Counts(*self._require_heap().counts())
+        return Counts(*self._heap.counts()) if self._heap is not None else Counts()
 
     @property
     def resident_bytes(self) -> int:
