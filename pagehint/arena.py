@@ -212,7 +212,7 @@ class Arena:
             self._mapping.discard()
         except BaseException:
             self._mapping.reopen()
-            if self._heap is not None:
+            if self._heap is not None and not self.closed:  # as it is when the memory has gone back already
                 self._heap.reopen()
             raise
 
