@@ -14,6 +14,8 @@ cdef extern from *:
     # Cython has no atomic pointers.
     Heap *load_heap "__atomic_load_n" (Heap **p, int order) noexcept nogil
     void store_heap "__atomic_store_n" (Heap **p, Heap *value, int order) noexcept nogil
+    void *load_pointer "__atomic_load_n" (void **p, int order) noexcept nogil
+    void store_pointer "__atomic_store_n" (void **p, void *value, int order) noexcept nogil
 
 cdef enum:
     THRESHOLD = 65536           # bytes; what is smaller would waste much of a page, and the C heap is quick with it
@@ -24,8 +26,8 @@ cdef struct Heap:
     Machine *m
     int page_shift
     int max_order
-    # Pages of the allocation that begins at a page. NumPy says a size when it frees, but of an array that it failed to
-    # read from text it says the first one; and other libraries write into the shapes of arrays.
+    # Pages of the allocation that begins at a page. NumPy says a size when it frees, but by the array's shape, into which
+    # other libraries write, and which is that of the first try where an array cannot grow while it is read from text.
     uint32_t *lengths
     atomic_i32 open
     uint64_t live               # allocations; the next ones since the beginning

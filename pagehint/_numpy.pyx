@@ -19,7 +19,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, P
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
 from pagehint._core cimport Memory, PageAllocator
 from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_resize, heap_take, load_heap,
-                             page_of, store_heap)
+                             load_pointer, page_of, store_heap, store_pointer)
 
 from pagehint import errors
 
@@ -76,13 +76,13 @@ cdef void unlist(Heap *h) noexcept:
         at = &at[0].next
     store_heap(at, h.next, RELEASE)
     owner = <object> h.listed
-    h.listed = NULL
+    store_pointer(&h.listed, NULL, RELAXED)
     Py_DECREF(owner)
 
 
 cdef inline void dropped(Heap *h) noexcept nogil:
     """One allocation less. No lock is held: the last one of a heap that is no longer installed needs the GIL."""
-    if heap_drop(h) and h.listed != NULL and load_heap(&installed, SEQ_CST) != h:
+    if heap_drop(h) and load_pointer(&h.listed, RELAXED) != NULL and load_heap(&installed, SEQ_CST) != h:
         with gil:
             unlist(h)
 
@@ -217,7 +217,7 @@ cdef class NumpyHeap:
         return (self.h.nr_bytes >> self.h.page_shift) * sizeof(uint32_t)
 
     def __dealloc__(self):
-        if self.h.lengths != NULL:
+        if self.h != NULL and self.h.lengths != NULL:
             munmap(self.h.lengths, self.lengths_bytes())
         if not self.was_listed:
             free(self.h)
@@ -329,9 +329,9 @@ def install(NumpyHeap heap not None, arena):
     installed_arena = arena
     if h.listed == NULL:
         Py_INCREF(heap)
-        h.listed = <void *> heap
+        store_pointer(&h.listed, <void *> heap, RELAXED)
         heap.was_listed = True
-        h.next = known
+        store_heap(&h.next, known, RELAXED)
         store_heap(&known, h, RELEASE)
     store_heap(&installed, h, SEQ_CST)
 

@@ -100,7 +100,7 @@ class Arena:
     @property
     def numpy_counts(self) -> Counts:
         """What NumPy has asked this arena for, in contexts of `numpy` and while it was installed."""
-        return Counts(*self._require_heap().counts())
+        return Counts(*self._heap.counts()) if self._heap is not None else Counts()
 
     @property
     def resident_bytes(self) -> int:
@@ -240,7 +240,7 @@ class Arena:
             self._mapping.discard()
         except BaseException:
             self._mapping.reopen()
-            if self._heap is not None:
+            if self._heap is not None and not self.closed:  # as it is when the memory has gone back already
                 self._heap.reopen()
             raise
 

@@ -37,11 +37,11 @@ class Counts(NamedTuple):
         Bytes of such arrays that were zero already: as the operating system has handed them over.
     """
 
-    arena: int
-    heap: int
-    full: int
-    cleared: int
-    spared: int
+    arena: int = 0
+    heap: int = 0
+    full: int = 0
+    cleared: int = 0
+    spared: int = 0
 
 
 def install(arena: Arena) -> None:

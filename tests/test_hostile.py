@@ -118,6 +118,7 @@ CALLS = {
     "Arena.address": (lambda w: w.arena.address, lambda w: {"pfn": 1}),
     "Arena.empty": (lambda w: w.arena.empty, lambda w: {"shape": (3, 4)}),
     "Arena.hinting": (lambda w: entered(w.arena.hinting), lambda w: {}),
+    "Arena.numpy": (lambda w: entered(w.arena.numpy), lambda w: {}),
     "Arena.close": (lambda w: ph.Arena("2MiB").close, lambda w: {}),
 }
 

@@ -173,6 +173,7 @@ def test_a_guest_s_ram_is_refused():
         with pytest.raises(ph.PageHintError, match="share"):
             ph.numpy.install(host.arena())
         assert host.arena().live_arrays == 0
+        assert host.arena().numpy_counts == (0, 0, 0, 0, 0)
 
 
 # ---- the whole process
@@ -805,6 +806,35 @@ def test_closing_is_refused_while_numpy_has_arrays_there():
     assert arena.closed
     assert arena.numpy_counts.full == 1
     assert array.all()
+
+
+def test_an_interrupted_close_leaves_the_arena_open_or_closed_and_not_half():
+    """Once its memory has gone back, no interrupt may have NumPy's requests served from it again."""
+    survives("""
+        import signal
+        import numpy as np
+        import pagehint as ph
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        for n in range(3000):
+            arena = ph.Arena("2MiB")
+            try:
+                with arena.numpy():
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + n % 100))
+                        arena.close()
+                        while True:
+                            pass
+                    except KeyboardInterrupt:
+                        pass
+                    array = np.ones(1 << 16)
+                    served = 0 <= array.__array_interface__["data"][0] - arena._mapping.address < arena.size
+                    assert served == (not arena.closed)
+                    assert array.all()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    """)
 
 
 def test_arrays_made_and_dropped_while_the_arena_closes():
