@@ -16,6 +16,7 @@ from benchmarks.build import build_module
 ONES = (1 << 64) - 1
 START = 0x4400  # of the zone that is broken: where a block of the largest order may begin, and not at 0
 PAGES = 1 << 14  # in it: 256 leaves
+MAPPED = os.sysconf("SC_PAGESIZE")  # so many leaves have a kind that can be written
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,13 @@ def block():
     """As `plain`, with a block of order 10 in use: leaves 16 to 31."""
     pages = plain()
     pages.alloc_pages_at(START + 1024, 10)
+    return pages
+
+
+def full_end():
+    """As `plain`, with the zone's last block of order 10 in use: leaves 240 to 255."""
+    pages = plain()
+    pages.alloc_pages_at(START + PAGES - 1024, 10)
     return pages
 
 
@@ -72,9 +80,16 @@ def with_holes():
 
 
 def ragged():
-    """A zone that begins and ends inside a leaf, and whose last block is not of the largest order."""
+    """A zone that begins and ends inside a leaf."""
     pages = ph.PageAllocator([ph.ZoneSpec("Normal", START + 48, PAGES + 512 + 10 - 48)], pcp=False)
     pages.alloc_pages_at(START + 48)
+    return pages
+
+
+def short():
+    """A zone whose last block is half of the largest one."""
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", START, PAGES + 512)], pcp=False)
+    pages.alloc_pages_at(START)
     return pages
 
 
@@ -142,7 +157,7 @@ BROKEN = [
     ("a block's order is out of range", 1024, plain, kind(16, "FREE", 11)),
     ("a block's order is out of range", 1024, plain, kind(16, "FREE", 5)),
     ("a block is not aligned or crosses the zone's end", 64, plain, kind(1, "FREE", 7)),
-    ("a block is not aligned or crosses the zone's end", PAGES, ragged, kind(256, "FREE", 10)),
+    ("a block is not aligned or crosses the zone's end", PAGES, short, kind(256, "FREE", 10)),
     ("a block begins inside another", 17 * 64, plain, kind(17, "FREE", 6)),
     ("a block begins inside another", 31 * 64, plain, kind(31, "FREE", 6)),
     ("a block begins inside another", 17 * 64, plain, all_of(kind(17, "FREE", 6), put("bulk_blocks", 0, 1))),
@@ -183,7 +198,12 @@ BROKEN = [
     ("a free block is on no list", 48, ragged, lambda c: [("nonempty", c.MOVABLE, 0)]),
     ("a hint for a granule that is not free", 0, hinted, put("hints", 0, ONES >> 32)),  # in use in part
     ("a hint for a granule that is not free", 1024, hinted, put("hints", 0, on(2))),  # in use as a whole
-    ("a hint for a granule that is not free", PAGES, hinted, put("hints", 0, on(32))),  # behind the zone
+    (
+        "a hint for a granule that is not free",
+        PAGES,
+        hinted,  # behind the zone, whatever stands there
+        all_of(put("hints", 0, on(32)), kind(256, "FREE", 9)),
+    ),
     ("a hint for a granule that is not free", 7 * 64, hinted_leaves, put("hints", 0, on(7))),
     ("a hint for a granule that is not free", 0, hinted_parts, put("hints", 0, on(0))),
     ("a hint for a granule that is not free", 24, hinted_parts, put("hints", 0, on(3))),
@@ -243,9 +263,10 @@ ALLOWED = {
     "a run of pages": (run, put("free", 1, ONES)),  # of a leaf that is not split, the words say nothing
     "no block larger than order 3": (small_blocks, put("free", 1, off())),
     "a free buddy that is isolated": (isolated, put("free", 1, ONES)),
-    "what stands behind the zone's last leaf": (
-        ragged,
-        all_of(kind(265, "FREE", 6), kind(272, "FREE", 9), put("type", 33, 1)),
+    "what stands behind the zone, beside a free block": (short, kind(264, "FREE", 9)),
+    "what stands behind the zone, after a run of pages, as far as there is memory": (
+        full_end,
+        lambda c: [("kind", 240, c.KINDS["EXACT"])] + [("kind", i, c.KINDS["TAIL"]) for i in range(256, MAPPED)],
     ),
     "a page withheld in a bulk call": (plain, all_of(put("free", 0, ONES), put("bulk_blocks", 0, 1))),
     "a block held in a bulk call": (block, all_of(kind(16, "HELD", 10), put("bulk_pages", 0, 1024))),
