@@ -46,13 +46,15 @@ total = reached = 0
 for name, lines in sorted(counts.items()):
     source = next((HERE.parent / "pagehint").rglob(name)).read_text().splitlines()
     code = [number for number in sorted(lines) if not NO_CODE.match(source[number - 1].lstrip())]
+    if not code:
+        continue
     for number in code:
         where = ": ".join(filter(None, (name, scope(source, number), source[number - 1].strip())))
         present.add(where)
         if not lines[number]:
             missed.append((where, number))
     hit = sum(lines[number] > 0 for number in code)
-    print(f"{name:20} {hit:5} of {len(code):5} lines {hit / max(len(code), 1):7.1%}")
+    print(f"{name:20} {hit:5} of {len(code):5} lines {hit / len(code):7.1%}")
     total += len(code)
     reached += hit
 print(f"{'all':20} {reached:5} of {total:5} lines {reached / total:7.1%}")
