@@ -67,7 +67,7 @@ for entry in (HERE / "unreached").read_text().splitlines():
         where, least, most, why = ENTRY.fullmatch(entry).groups()
         reasons[where] = why
         if where not in present:
-            wrong.append(f"there is no such line: {entry}")
+            wrong.append(f"no such line with code of its own: {entry}")
         elif not int(least or most or 1) <= times[where] <= int(most or 1):
             wrong.append(f"{times[where]} lines are not reached: {entry}")
 
