@@ -356,7 +356,10 @@ def test_verify_finds_a_block_in_a_page_set_that_is_not_withheld(corrupt, sets, 
         "of a large block": START + 50000,
         "outside the zone": START + (1 << 31),
     }[which]
-    finds(corrupt, pages, [("stacked", 0, where - START)], where, "a block in a per-CPU page set is not withheld")
+    changes = [("stacked", 0, where - START)]
+    if which == "of a large block":  # whose leaf's words say nothing
+        changes += [(word, (where - START) >> 6, ONES) for word in ("free", "head")]
+    finds(corrupt, pages, changes, where, "a block in a per-CPU page set is not withheld")
 
 
 def test_verify_finds_a_block_in_a_page_set_that_is_in_a_leaf_that_another_owns(corrupt, sets):
