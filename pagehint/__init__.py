@@ -6,6 +6,7 @@ blocks to a host, in small batches that nobody else can touch meanwhile.
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pagehint import numpy, qemu, virtio
 from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
@@ -22,6 +23,9 @@ from pagehint.errors import (
 from pagehint.explain import Explanation
 from pagehint.layout import Watermarks, ZoneSpec
 from pagehint.stats import LockStats, Stats
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __version__ = version("pagehint")
 
@@ -47,10 +51,18 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
+    "load_ipython_extension",
     "numpy",
     "qemu",
     "virtio",
 ]
+
+
+def load_ipython_extension(ipython: InteractiveShell) -> None:
+    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
+    from pagehint._ipython import load
+
+    load(ipython)
 
 
 def get_include() -> str:

@@ -336,6 +336,11 @@ def install(NumpyHeap heap not None, arena):
     store_heap(&installed, h, SEQ_CST)
 
 
+def installed_in():
+    """The arena that is installed, or None."""
+    return installed_arena
+
+
 def uninstall():
     """Serve no request of the process any more; what is in use lives on."""
     global installed_arena

@@ -2,22 +2,24 @@
 
 ::
 
-    arena = ph.Arena("8GiB")
-    ph.numpy.install(arena)
-    with arena.hinting():
-        ...
+    ph.numpy.install()
+
+That is an arena as large as this machine's memory, whose granules go back to the operating system when they have been
+free for a second: what a loop frees and uses again stays.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagehint import _numpy
 
 if TYPE_CHECKING:
     from pagehint.arena import Arena
 
-__all__ = ["Counts", "install", "uninstall"]
+__all__ = ["Counts", "install", "installed", "uninstall"]
+
+MIN_AGE: Final = 1.0  # seconds
 
 
 class Counts(NamedTuple):
@@ -44,13 +46,20 @@ class Counts(NamedTuple):
     spared: int = 0
 
 
-def install(arena: Arena) -> None:
+def install(arena: Arena | None = None) -> Arena:
     """Have NumPy's new arrays made in an arena in all threads, those to come included.
 
     Parameters
     ----------
-    arena : Arena
-        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does.
+    arena : Arena, optional
+        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does. Whether it gives
+        back what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one of this
+        machine's memory, with hinting on.
+
+    Returns
+    -------
+    Arena
+        The arena.
 
     Raises
     ------
@@ -65,7 +74,23 @@ def install(arena: Arena) -> None:
     goes before it in its context, as does any handler that others have set in theirs. A forked child has the arena
     installed, too, and memory of its own in it.
     """
+    if arena is None:
+        arena = installed() or _new()
     arena._install()
+    return arena
+
+
+def _new() -> Arena:
+    from pagehint.arena import Arena
+
+    arena = Arena()
+    arena.hinting(min_age=MIN_AGE).__enter__()  # until it is collected
+    return arena
+
+
+def installed() -> Arena | None:
+    """Return the arena that is installed, or None."""
+    return _numpy.installed_in()
 
 
 def uninstall() -> None:
