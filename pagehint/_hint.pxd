@@ -5,8 +5,9 @@ looks for the next bit without the lock, hence the relaxed atomic accesses. A se
 the first that is not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint._age cimport age_begin
 from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
-                               store64)
+                               store64, unlikely)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
@@ -79,13 +80,12 @@ cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
 
     If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at the count again.
     """
-    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.wake_at != INT64_MAX:
+    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.queued or z.wake_at != INT64_MAX:
         return
     if z.hint_count >= z.threshold:
-        if not z.queued:
-            z.queued = True
-            z.counters.work_queued += 1
-            z.wake_at = 0
+        z.queued = True
+        z.counters.work_queued += 1
+        z.wake_at = 0
     elif not load_i32(z.delay_armed, RELAXED):
         z.wake_at = 0
 
@@ -98,11 +98,19 @@ cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil
         z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
 
 
+cdef inline void hint_mark_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `hint_mark`, of what has become free at this moment. Zone lock held."""
+    if unlikely(z.min_age != 0):
+        age_begin(z, page >> z.min_order, granules_of(z, order))
+    hint_mark(z, page, order)
+
+
 cdef inline void hint_off(PageZone *z) noexcept nogil:
     """Switch the hook off, and forget every hint. Zone lock held."""
     z.hint_order = NO_HINTS
     z.wake_at = INT64_MAX
     z.queued = False
+    z.min_age = z.look_at = 0
     hint_assign(z, 0, z.nr_granules, False)
 
 
@@ -113,7 +121,7 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
     its bits, so that one freed page does not report four mebibytes again.
     """
     if merged >= z.hint_order:
-        hint_mark(z, page, order)
+        hint_mark_freed(z, page, order)
         hint_evaluate(z)
 
 

@@ -85,7 +85,8 @@ cdef struct PageZone:
     int leaf_top                    # largest order inside a leaf's word: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
     bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
-    uint64_t spare                  # up to a cache line: what follows is written all the time
+    uint64_t *freed_at              # when each granule was, in nanoseconds, if its bit is set; NULL before it is needed
+    # Up to a cache line: what follows is written all the time.
     # Everything below is protected by the lock.
     Lock lock
     uint64_t free_pages
@@ -95,6 +96,8 @@ cdef struct PageZone:
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
+    int64_t min_age                 # nanoseconds a granule is free before it may be reported, 0: none
+    int64_t look_at                 # when to look for ripe granules; none is before
     uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting
