@@ -14,7 +14,7 @@ import numpy as np
 
 from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint.errors import OutOfMemoryError, PageHintError
+from pagehint.errors import HintingActiveError, HintingInactiveError, OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size, shown
 
@@ -150,7 +150,8 @@ class Arena:
             Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
             times 2 MiB is free. Default: 16; in an arena under 512 MiB, a sixteenth of it.
         **options
-            Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
+            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
+            clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
         """
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
@@ -159,6 +160,54 @@ class Arena:
             max_pages = min(max(self.size // HUGE_PAGE // 16, 1), 16)
         callbacks = PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
         return _Hinting(self, self.pages.hinting(callbacks, **options))
+
+    def trim(self) -> int:
+        """Give everything that is free back to the operating system, now, whether hinting is on or off.
+
+        Returns
+        -------
+        int
+            Bytes by which `resident_bytes` has fallen.
+
+        Raises
+        ------
+        PageHintError
+            If the system refuses some of it, as it does with locked memory. That stays as it is, and the rest has gone.
+        HintingActiveError
+            From inside a callback.
+
+        Notes
+        -----
+        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this is
+        `PageAllocator.flush_hinting`, with its advice, and nothing goes while less than a batch is free; with it off, a
+        session of a moment, in which nobody else can enable it. O(size), most of it for counting resident pages.
+        """
+        self._require_open()
+        before, stats = self.resident_bytes, self.pages.stats()
+        while not (self._flush() or self._flush_once()):
+            pass  # somebody has just switched hinting on, or off
+        after = self.pages.stats()
+        if (after.report_errors, after.prepare_errors) != (stats.report_errors, stats.prepare_errors):
+            raise PageHintError(f"not everything was given back: {self.pages.last_error}") from self.pages.last_error
+        return max(before - self.resident_bytes, 0)
+
+    def _flush(self) -> bool:
+        """Flush, if hinting is on; returns whether it was."""
+        try:
+            self.pages.flush_hinting()
+        except HintingInactiveError:
+            return False
+        return True
+
+    def _flush_once(self) -> bool:
+        """Flush in a session of its own, if hinting is off; returns whether it was."""
+        try:
+            # Block by block: so nearly everything goes, as no more is out at once, and what is refused is alone.
+            with self.hinting(max_pages=1, workqueue="manual", delay=None) as pages:
+                pages.flush_hinting()
+        except (HintingActiveError, HintingInactiveError):
+            return False
+        return True
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.
