@@ -18,15 +18,16 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from pagehint._age cimport Ripe, is_ripe, ripe_at
 from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
 from pagehint._atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
-from pagehint._engine cimport Engine, NEVER, SECOND, engine_resume
+from pagehint._engine cimport Engine, NEVER, SECOND, engine_now, engine_resume
 from pagehint._hint cimport hint_find
 from pagehint._hinting cimport HintingEngine
 from pagehint._lock cimport lock_acquire, lock_release
@@ -222,11 +223,12 @@ cdef class Zone:
         """Everything countable about the zone, as of one moment: what the tables and texts are made of."""
         cdef PageZone copy
         cdef Machine *m = &self.memory.m
-        cdef uint64_t held_back
+        cdef uint64_t held_back, young
         cdef int mt, o, cpu
         with nogil:
             snapshot(self.z, &copy)
             held_back = min(hints_in_isolation(self.z), copy.hint_count) if copy.isolate_pageblocks else 0
+            young = min(hints_too_young(self.z, copy.min_age), copy.hint_count - held_back) if copy.min_age else 0
         counters = copy.counters
         sets = []
         if copy.pcp != NULL:
@@ -254,6 +256,7 @@ cdef class Zone:
             "page_sets": sets,
             "hints_pending": copy.hint_count,
             "hints_in_isolation": held_back,
+            "hints_too_young": young,
             "threshold": copy.threshold,
             "gate": report_gate(&copy, m.engine.max_pages),
             "hinting": copy.hint_order != NO_HINTS,
@@ -302,6 +305,17 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(z, 0, end)
     while granule < end:
         count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
+        granule = hint_find(z, granule + 1, end)
+    return count
+
+
+cdef uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
+    """Bits whose granules have been free for less than `min_age`, but for isolated ones. Without the lock, as above."""
+    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(z, 0, end)
+    cdef Ripe ripe = ripe_at(engine_now(<Engine *> z.engine), min_age, False)
+    while granule < end:
+        count += (load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) != MT_ISOLATE
+                  and not is_ripe(z, granule, &ripe))
         granule = hint_find(z, granule + 1, end)
     return count
 

@@ -1,5 +1,5 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from pagehint._age cimport Ripe, all_ripe, is_ripe
 from pagehint._atomic cimport PH_ASSERT
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
@@ -47,6 +47,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
     cdef int order, source
+    cdef bint choose = ripe.until != INT64_MAX
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
     if cursor[0] >= end:
@@ -57,7 +58,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         cursor[0] = min(granule + 1, end)
         if granule == end:
             break
-        if not is_ripe(z, granule, ripe):
+        if choose and not is_ripe(z, granule, ripe):
             continue                        # its bit stays, and its stamp, for another look
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
@@ -67,7 +68,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         order = z.min_order
         while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
                and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))
-               and all_ripe(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order), ripe)):
+               and not (choose and not all_ripe(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order), ripe))):
             order += 1
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)

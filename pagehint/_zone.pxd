@@ -4,8 +4,8 @@ All indices are relative to `base_pfn`, the zone's start rounded down to a block
 pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
 
 Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
-of 2 MiB): 0.393 in all. The seven arrays stand in one reserved mapping whose pages the kernel provides on first
-touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
+of 2 MiB): 0.393 in all; with `min_age`, 8 a granule. The seven arrays stand in one reserved mapping whose pages the
+kernel provides on first touch, stamps in another; a zone that grows by hotplug opens more of them, and no pointer moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32

@@ -16,9 +16,7 @@ LOOKS = 8  # in each min_age, at most
 
 def test_a_loops_temporaries_are_not_reported(make, few_host, clock):
     pages = make("64MiB")
-    with pages.hinting(
-        few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock
-    ):
+    with pages.hinting(few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock):
         for _ in range(1000):
             block = pages.alloc_pages_at(1024, 10)
             clock.sleep(0.125)
@@ -77,7 +75,13 @@ def test_below_the_threshold_the_delay_and_the_age_are_waited_for(make, few_host
     pages = make("64MiB")
     for delay, min_age in ((1.0, 3.0), (3.0, 1.0)):
         with pages.hinting(
-            few_host.callbacks, workqueue="manual", mark_free=False, threshold=9, delay=delay, min_age=min_age, clock=clock
+            few_host.callbacks,
+            workqueue="manual",
+            mark_free=False,
+            threshold=9,
+            delay=delay,
+            min_age=min_age,
+            clock=clock,
         ):
             pages.free_pages(pages.alloc_pages_at(1024, 9), 9)
             clock.sleep(2.875)
@@ -90,9 +94,7 @@ def test_below_the_threshold_the_delay_and_the_age_are_waited_for(make, few_host
 
 def test_a_granule_used_again_has_a_new_age(make, few_host, clock):
     pages = make("64MiB")
-    with pages.hinting(
-        few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock
-    ):
+    with pages.hinting(few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock):
         block = pages.alloc_pages_at(1024, 9)
         pages.free_pages(block, 9)
         clock.sleep(0.75)
@@ -110,9 +112,7 @@ def test_a_granule_made_older_by_its_neighbour_or_the_neighbour_younger(make, fe
     """Merging makes one block of two granules, each of which keeps its own age."""
     pages = make("64MiB")
     old, new = pages.alloc_pages_at(1024, 9), pages.alloc_pages_at(1536, 9)
-    with pages.hinting(
-        few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock
-    ):
+    with pages.hinting(few_host.callbacks, workqueue="manual", mark_free=False, threshold=1, min_age=1.0, clock=clock):
         pages.free_pages(old, 9)
         clock.sleep(0.75)
         pages.free_pages(new, 9)
@@ -261,6 +261,24 @@ def test_without_an_age_everything_is_ripe(make, few_host, clock, none):
         assert len(few_host.blocks) == 4
     with pages.hinting(few_host.callbacks, workqueue="manual", min_age=1.5, clock=clock):
         assert pages.min_age == 1.5
+
+
+def test_explain_says_what_is_too_young(few_host, clock):
+    pages = real("64MiB")
+    pages.alloc_pages_at(0, 9)
+    with pages.hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1, min_age=1.0, clock=clock):
+        clock.sleep(1)
+        pages.free_pages(0, 9)
+        pages.set_migratetype(0, 512, "isolate")
+        pages.free_pages(pages.alloc_pages_at(1024, 10), 10)
+        explanation = pages.explain()
+        assert explanation["warm"].pages == 1024
+        assert explanation["isolate"].pages == 512
+        assert explanation["pending"].pages == 16384 - 1024 - 512
+        assert "min_age" in explanation["warm"].why
+        pages.flush_hinting()
+        assert pages.explain()["warm"].pages == 0
+        assert "warm" not in repr(pages.explain())
 
 
 def test_stamps_cost_nothing_unless_wanted(few_host):

@@ -117,7 +117,7 @@ def test_a_trim_that_the_system_refuses_taken_for_done(arena, on):
         arena.pages.enable_hinting(
             ph.PageHintingCallbacks(arena._mapping.advise_capsule("dontneed"), 1), workqueue="manual", delay=None
         )
-    with pytest.raises(ph.PageHintError, match="not everything was given back.*Invalid argument"):
+    with pytest.raises(ph.PageHintError, match=r"not everything was given back.*Invalid argument"):
         arena.trim()
     assert arena.pages.hinting_enabled == on
     # The rest has gone, and nothing is lost.
