@@ -7,7 +7,7 @@ the first that is not empty, so that an empty terabyte is passed over in a hundr
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint._age cimport age_begin
 from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
-                               store64, unlikely)
+                               store64)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
@@ -100,7 +100,7 @@ cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil
 
 cdef inline void hint_mark_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
     """As `hint_mark`, of what has become free at this moment. Zone lock held."""
-    if unlikely(z.min_age != 0):
+    if z.min_age:
         age_begin(z, page >> z.min_order, granules_of(z, order))
     hint_mark(z, page, order)
 
@@ -114,6 +114,12 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     hint_assign(z, 0, z.nr_granules, False)
 
 
+cdef inline void hint_hook(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """What `PageZone.hook` is. Zone lock held."""
+    hint_mark_freed(z, page, order)
+    hint_evaluate(z)
+
+
 cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
     """The hook: a block was freed and has become part of a free block of order `merged`. Zone lock held.
 
@@ -121,8 +127,7 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
     its bits, so that one freed page does not report four mebibytes again.
     """
     if merged >= z.hint_order:
-        hint_mark_freed(z, page, order)
-        hint_evaluate(z)
+        z.hook(z, page, order)
 
 
 cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:

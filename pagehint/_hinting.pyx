@@ -26,7 +26,7 @@ from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backo
                                engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
                                engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock,
                                engine_wait, pthread_cond_broadcast, pthread_cond_signal)
-from pagehint._hint cimport hint_evaluate, hint_off
+from pagehint._hint cimport hint_evaluate, hint_hook, hint_off
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, next_ripe, pagehint_block, put_back
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
@@ -162,6 +162,7 @@ cdef class HintingEngine:
         z.queued = False
         z.wake_at = INT64_MAX
         z.min_age = max(e.min_age, <int64_t>0)
+        z.hook = hint_hook
         z.hint_order = z.min_order
         while mark_free and more:
             more = mark_free_blocks(z, &page, 4096)

@@ -67,6 +67,9 @@ cdef struct ZoneCounters:           # written under the zone lock only
     uint64_t pages_reported
     uint64_t blocks_failed
 
+cdef struct PageZone
+ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
+
 cdef struct PageZone:
     # First lines: read on every operation, written only when the zone is built or grows.
     Leaf *leaves
@@ -92,6 +95,7 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
+    hook_fn hook                    # what is called then; out of line, so that it keeps nothing else from being inline
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
