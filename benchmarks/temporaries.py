@@ -1,8 +1,8 @@
 """A loop's temporaries in an arena: ``python -m benchmarks.temporaries``.
 
 Each iteration makes an array, writes to all of it, drops it, and does something else for two milliseconds. With hinting
-on, what was dropped may be sent away meanwhile and faulted in again by the next iteration; `min_age` is there so that it
-is not. One process, the settings in turn, several rounds; medians, of the writing only.
+on, what was dropped may be sent away meanwhile and faulted in again by the next iteration; `min_age` is there so that
+it is not. One process, the settings in turn, several rounds; medians, of the writing only.
 """
 
 from __future__ import annotations

@@ -15,12 +15,14 @@ cdef enum:
 cdef struct Ripe:               # a look at a zone's hints
     int64_t until               # what was freed then or before is ripe; INT64_MAX: everything is
     int64_t oldest              # stamp among those that were not; INT64_MAX: there was none
+    uint64_t excess             # pages that go back even so (see `_limit.pxd`)
 
 
 cdef inline Ripe ripe_at(int64_t now, int64_t min_age, bint everything) noexcept nogil:
     cdef Ripe ripe
     ripe.until = INT64_MAX if everything or min_age == 0 else now - min_age
     ripe.oldest = INT64_MAX
+    ripe.excess = 0
     return ripe
 
 
@@ -38,7 +40,7 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
 cdef inline bint is_ripe(const PageZone *z, uint64_t granule, Ripe *ripe) noexcept nogil:
     """Whether a granule whose bit is set may be reported. Exact under the zone lock."""
     cdef int64_t freed_at
-    if ripe.until == INT64_MAX:
+    if ripe.until == INT64_MAX or ripe.excess:
         return True
     freed_at = <int64_t>load64(&z.freed_at[granule], RELAXED)
     if freed_at <= ripe.until:

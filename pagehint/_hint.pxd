@@ -10,6 +10,7 @@ from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i
                                store64)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
+from pagehint._limit cimport limit_enforce
 from pagehint._lock cimport assert_held
 from pagehint._zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
 
@@ -114,10 +115,20 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     hint_assign(z, 0, z.nr_granules, False)
 
 
-cdef inline void hint_hook(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """What `PageZone.hook` is. Zone lock held."""
+cdef inline void hook_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """What `PageZone.freed` is. Zone lock held."""
     hint_mark_freed(z, page, order)
     hint_evaluate(z)
+    limit_enforce(z)
+
+
+cdef inline void hook_broken(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """What `PageZone.broken` is. Zone lock held."""
+    if likely(order <= z.min_order):
+        z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
+    else:
+        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+    limit_enforce(z)
 
 
 cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
@@ -127,16 +138,13 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
     its bits, so that one freed page does not report four mebibytes again.
     """
     if merged >= z.hint_order:
-        z.hook(z, page, order)
+        z.freed(z, page, order)
 
 
 cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
     """A block is being taken for use from a free block of order `source`. Zone lock held."""
     if source >= z.hint_order:
-        if likely(order <= z.min_order):
-            z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
-        else:
-            z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+        z.broken(z, page, order)
 
 
 cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
@@ -145,12 +153,10 @@ cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) no
     if taken.source < z.hint_order:
         return
     if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
-        z.counters.hints_cleared_by_alloc += hint_assign(
-            z, page >> z.min_order, max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1), False)
+        z.broken(z, page, LEAF_SHIFT + ctz64(taken.nr_leaves))
         return
     while starts:
-        z.counters.hints_cleared_by_alloc += hint_assign(
-            z, (page | ctz64(starts)) >> z.min_order, granules_of(z, order), False)
+        z.broken(z, page | ctz64(starts), order)
         starts &= starts - 1
 
 

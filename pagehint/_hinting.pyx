@@ -26,9 +26,10 @@ from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backo
                                engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
                                engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock,
                                engine_wait, pthread_cond_broadcast, pthread_cond_signal)
-from pagehint._hint cimport hint_evaluate, hint_hook, hint_off
+from pagehint._hint cimport hint_evaluate, hint_off, hook_broken, hook_freed
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, next_ripe, pagehint_block, put_back
+from pagehint._limit cimport limit_enforce, zone_excess
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
@@ -162,11 +163,13 @@ cdef class HintingEngine:
         z.queued = False
         z.wake_at = INT64_MAX
         z.min_age = max(e.min_age, <int64_t>0)
-        z.hook = hint_hook
+        z.freed = hook_freed
+        z.broken = hook_broken
         z.hint_order = z.min_order
         while mark_free and more:
             more = mark_free_blocks(z, &page, 4096)
             hint_evaluate(z)
+            limit_enforce(z)
             zone_unlock(z)
             lock_acquire(&z.lock, True)
         zone_unlock(z)
@@ -419,6 +422,7 @@ cdef class HintingEngine:
         z.counters.scans += open
         if min_age and open:
             z.look_at = now + min_age       # until this look is over: what is freed meanwhile is not ripe before
+            ripe.excess = zone_excess(z)
         z.rounds_seen = z.lock.acquired
         zone_unlock(z)
         if not open:

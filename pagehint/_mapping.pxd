@@ -6,6 +6,7 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint._atomic cimport RELAXED, RELEASE, store64
 from pagehint._leaf cimport Leaf
+from pagehint._limit cimport NO_LIMIT
 from pagehint._lock cimport lock_init
 from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
                              PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
@@ -99,6 +100,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.leaf_top = min(max_order, LEAF_SHIFT)
     z.min_order = min_order
     z.hint_order = NO_HINTS
+    z.limit = <uint64_t>NO_LIMIT
     z.wake_at = INT64_MAX
     z.start_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)

@@ -24,6 +24,7 @@ from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init,
                                engine_unlock, engine_wait_batch)
 from pagehint._hint cimport hint_evaluate, hint_off
 from pagehint._isolate cimport put_back
+from pagehint._limit cimport NO_LIMIT, limit_enforce
 from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_keep_ages, zone_open
@@ -349,6 +350,18 @@ cdef class Memory:
             if not done:
                 PyErr_CheckSignals()
         return 0
+
+    # -- how much stays in memory
+
+    def set_limit(self, int index, limit):
+        """Pages in use or warm that a zone keeps at most, while hinting is on; None for no limit."""
+        cdef PageZone *z = self.m.zones[index]
+        cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
+        with nogil:
+            lock_acquire(&z.lock, True)
+            z.limit = pages
+            limit_enforce(z)
+            zone_unlock(z)
 
     # -- how long granules have been free
 

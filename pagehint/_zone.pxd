@@ -95,13 +95,15 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
-    hook_fn hook                    # what is called then; out of line, so that it keeps nothing else from being inline
+    hook_fn freed                   # what is called then; out of line, so that it keeps nothing else from being inline
+    hook_fn broken
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
     int64_t min_age                 # nanoseconds a granule is free before it may be reported, 0: none
     int64_t look_at                 # when to look for ripe granules; none is before
+    uint64_t limit                  # pages in use or warm at most, or NO_LIMIT
     uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting

@@ -58,6 +58,7 @@ class Arena:
         if nr_bytes > most:
             raise ValueError(f"an arena has at most {format_size(most)}, not {shown(nr_bytes)} bytes")
         self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
+        self._limit: int | None = None
         self.hugepages = self._mapping.hugepages
         granule = (HUGE_PAGE // page_size).bit_length() - 1
         # High enough that one array can fill the arena.
@@ -90,6 +91,25 @@ class Arena:
         """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
         self._require_open()
         return self._mapping.resident_pages() * self._mapping.page_size
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes at most in use or free and warm, that is, not given back; None, the default, for no limit.
+
+        May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB) that
+        are not all free and those that are warm come to more than this, warm ones go back at once, whatever their age, and
+        however few they are; the lowest addresses first, no more than need be. What is in use cannot be sent away, and an
+        allocation is not refused: the limit is on free memory. Enforced by the worker just after the allocation or the free
+        that goes over it, as soon as a batch is free; with ``workqueue="manual"`` in `PageAllocator.run_pending`.
+        """
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: str | SupportsIndex | None) -> None:
+        self._require_open()
+        nr_bytes = None if limit is None else parse_size(limit)
+        self.pages.memory.set_limit(0, None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size)
+        self._limit = nr_bytes
 
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address of a page's first byte."""

@@ -195,6 +195,9 @@ def real_memory(advice: Literal["dontneed", "free"]) -> None:
         del a
         arena.pages.flush_hinting()
         assert_type(arena.trim(), int)
+        arena.limit = "32MiB"
+        assert_type(arena.limit, int | None)
+        arena.limit = None
 
 
 def fail(pages: ph.PageAllocator) -> None:
