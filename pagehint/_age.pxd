@@ -49,12 +49,17 @@ cdef inline bint is_ripe(const PageZone *z, uint64_t granule, Ripe *ripe) noexce
     return False
 
 
-cdef inline bint all_ripe(const PageZone *z, uint64_t granule, uint64_t n, Ripe *ripe) noexcept nogil:
-    """As `is_ripe`, for `n`: a block is as old as the youngest in it. O(n)."""
-    cdef uint64_t i
-    if ripe.until == INT64_MAX:
-        return True
-    for i in range(granule, granule + n):
-        if not is_ripe(z, i, ripe):
-            return False
-    return True
+cdef inline int ripe_order(const PageZone *z, uint64_t granule, int order, Ripe *ripe) noexcept nogil:
+    """Largest order up to `order` of a block from this ripe granule on that is ripe: it is as old as its youngest granule.
+
+    Zone lock held. O(granules).
+    """
+    cdef int o = z.min_order
+    cdef uint64_t n = 1, i
+    while o < order:
+        for i in range(n, 2 * n):
+            if not is_ripe(z, granule + i, ripe):
+                return o
+        n *= 2
+        o += 1
+    return o

@@ -1,5 +1,6 @@
 """The hinting engine of a memory: its callbacks, its worker, and the batch that is out."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from pagehint._age cimport Ripe
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._isolate cimport Batch
 from pagehint._machine cimport Machine
@@ -34,6 +35,7 @@ cdef class HintingEngine:
     cdef bint run(self, bint everything, bint flush) noexcept nogil
     cdef bint goes_on(self, uint64_t session) noexcept nogil
     cdef bint run_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil
+    cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil
     cdef void looked(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil
     cdef void look_later(self, PageZone *z) noexcept nogil
     cdef void rest(self, PageZone *z) noexcept nogil

@@ -448,9 +448,7 @@ cdef class HintingEngine:
                 lock_acquire_last(&z.lock)
             began = monotonic_ns()
             open = self.gate(z, most)
-            n = isolate_batch(z, &cursor, most, e.max_report_order, &ripe, self.batch.blocks) if open else 0
-            self.batch.n = n
-            self.batch.zone = z
+            n = self.isolate(z, &cursor, most, &ripe) if open else 0
             hold_note(z, began)
             z.rounds_seen = z.lock.acquired
             zone_unlock(z)
@@ -471,6 +469,14 @@ cdef class HintingEngine:
         if min_age and e.session == session:
             self.looked(z, now, ripe.oldest, whole and not failed)
         return failed
+
+    cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil:
+        """Take a batch out, and note it. Zone lock held. A method, so that it has the registers to itself."""
+        if z.min_age:
+            ripe.excess = zone_excess(z)
+        self.batch.n = isolate_batch(z, cursor, most, self.m.engine.max_report_order, ripe, self.batch.blocks)
+        self.batch.zone = z
+        return self.batch.n
 
     cdef void looked(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
         """A look from `now` on is over. What was too young for it is looked at when it is ripe, but not too often."""

@@ -1,10 +1,9 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
-from pagehint._age cimport Ripe, all_ripe, is_ripe
+from pagehint._age cimport Ripe, is_ripe, ripe_order
 from pagehint._atomic cimport PH_ASSERT
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
-from pagehint._limit cimport zone_excess
 from pagehint._lock cimport assert_held
 from pagehint._testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
 from pagehint._zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
@@ -45,13 +44,12 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     Each is as large as the set bits, the free block around them and `max_order` allow, and all of it is ripe. What is left
     of the free block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
     """
-    cdef uint64_t n = 0, granule, page, head = 0, end, buddy
+    cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
     cdef int order, source
     cdef bint choose = ripe.until != INT64_MAX
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
-    ripe.excess = zone_excess(z) if choose else 0
     if cursor[0] >= end:
         return 0
     scan_begin(z, &scan, cursor[0])
@@ -68,14 +66,12 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
             continue                        # its bit stays for the day the pageblock is given back
         order = z.min_order
-        while order < source and order < max_order and page & (<uint64_t>1 << order) == 0:
-            buddy = granule + granules_of(z, order)
-            if not hints_all_set(z, buddy, granules_of(z, order)):
-                break
-            if choose and not all_ripe(z, buddy, granules_of(z, order), ripe):
-                break
+        while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
+               and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
             order += 1
-        ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
+        if choose:
+            order = ripe_order(z, granule, order, ripe)
+            ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)
         test_point(AT_BIT_TAKEN)

@@ -66,7 +66,7 @@ METHODS = {
         "zoneinfo": "(self)",
         "verify": "(self)",
         "enable_hinting": "(self, callbacks, *, workqueue='thread', threshold=None, delay=2.0, max_report_order=None,"
-        " mark_free=True, clock=None)",
+        " mark_free=True, min_age=None, clock=None)",
         "flush_hinting": "(self)",
         "disable_hinting": "(self)",
         "hinting": "(self, callbacks, **options)",
@@ -81,6 +81,7 @@ METHODS = {
         "address": "(self, pfn)",
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
         "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
+        "trim": "(self)",
         "close": "(self)",
     },
 }
@@ -101,6 +102,7 @@ PROPERTIES = {
         "max_pages",
         "threshold",
         "delay",
+        "min_age",
         "page_size",
         "max_page_order",
         "min_order",
@@ -121,7 +123,7 @@ PROPERTIES = {
         "hint_bitmap",
     },
     ph.PageHintingCallbacks: {"max_pages"},
-    ph.Arena: {"size", "closed", "live_arrays", "resident_bytes"},
+    ph.Arena: {"size", "closed", "live_arrays", "resident_bytes", "limit"},
     ph.ZoneSpec: {"end_pfn"},
 }
 
