@@ -96,11 +96,11 @@ class Arena:
     def limit(self) -> int | None:
         """Bytes at most in use or free and warm, that is, not given back; None, the default, for no limit.
 
-        May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB) that
-        are not all free and those that are warm come to more than this, warm ones go back at once, whatever their age and
-        however few they are: those at the lowest addresses, no more than need be, by a block. Enforced by the worker,
-        just after the allocation or the free that goes over it (with ``workqueue="manual"`` in `run_pending`), if a batch
-        is free. What is in use cannot be sent away, and no allocation is refused: the limit is on free memory.
+        May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB)
+        that are not all free and those that are warm come to more than this, warm ones go back at once, whatever their
+        age and however few they are: those at the lowest addresses, no more than need be, by a block. Enforced by the
+        worker, just after the allocation or the free that goes over it (with ``workqueue="manual"`` in `run_pending`),
+        if a batch is free. What is in use cannot be sent away, and no allocation is refused: the limit is on free memory.
         """
         return self._limit
 
