@@ -154,8 +154,8 @@ class ReferenceAllocator:
         self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
         self.hinting_enabled = self.inside = False
         self.last_error: BaseException | None = None
-        self.deadline: float | None = None
-        self.work_at, self.not_before, self.failures = math.inf, 0.0, 0
+        self.deadline: int | None = None
+        self.work_at, self.not_before, self.failures = math.inf, 0, 0
         self._age: int | None = None
 
     def _set_watermarks(self) -> None:
@@ -404,13 +404,14 @@ class ReferenceAllocator:
             self.count.work_queued += 1
             self._queue(zone)
         elif self._delay is not None and self.deadline is None:
-            self.deadline = self.clock() + self._delay
+            self.deadline = self._now() + int(self._delay * 10**9)
 
     def _queue(self, zone: ReferenceZone) -> None:
         zone.queued = True
         self.work_at = min(self.work_at, zone.look_at)
 
     def _now(self) -> int:
+        """In nanoseconds, as the real one: seconds with a fraction add up to other numbers."""
         return int(self.clock() * 10**9)
 
     def _ripe(self, zone: ReferenceZone, until: float) -> set[int]:
@@ -448,7 +449,7 @@ class ReferenceAllocator:
         top = min(10, self.max_page_order) if max_report_order is None else max_report_order
         self.report_order = max(top, self.min_order)
         self._age = None if min_age is None else int(min_age * 10**9)
-        self.work_at, self.deadline, self.not_before, self.failures = math.inf, None, 0.0, 0
+        self.work_at, self.deadline, self.not_before, self.failures = math.inf, None, 0, 0
         self.last_error = None
         self.hinting_enabled = True
         for zone in self.zones:
@@ -486,16 +487,13 @@ class ReferenceAllocator:
     def run_pending(self) -> int:
         self._require()
         runs = 0
-        while self.clock() >= self.not_before and (self._due() or self._late()):
+        while self._now() >= self.not_before and (self._now() >= self.work_at or self._late()):
             self._run(everything=self._late() or self.failures > 0)
             runs += 1
         return runs
 
-    def _due(self) -> bool:
-        return self._now() >= self.work_at
-
     def _late(self) -> bool:
-        return self.deadline is not None and self.clock() >= self.deadline
+        return self.deadline is not None and self._now() >= self.deadline
 
     def _run(self, everything: bool, flush: bool = False) -> None:
         self.work_at = math.inf
@@ -534,7 +532,7 @@ class ReferenceAllocator:
         if prepared and self.callbacks.cleanup:
             self._call(self.callbacks.cleanup)
         self.failures = self.failures + 1 if failed else 0
-        self.not_before = self.clock() + min(0.1 * 2 ** (self.failures - 1), 30.0) if failed else 0.0
+        self.not_before = self._now() + min(10**8 << min(self.failures - 1, 20), 30 * 10**9) if failed else 0
         if failed:
             self.work_at = 0
 

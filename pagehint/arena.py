@@ -100,7 +100,8 @@ class Arena:
         that are not all free and those that are warm come to more than this, warm ones go back at once, whatever their
         age and however few they are: those at the lowest addresses, no more than need be, by a block. Enforced by the
         worker, just after the allocation or the free that goes over it (with ``workqueue="manual"`` in `run_pending`),
-        if a batch is free. What is in use cannot be sent away, and no allocation is refused: the limit is on free memory.
+        if a batch is free. What is in use cannot be sent away, and no allocation is refused: the limit is on what is
+        free.
         """
         return self._limit
 
