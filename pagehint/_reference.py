@@ -23,7 +23,7 @@ from pagehint import layout
 from pagehint.sizes import parse_size
 
 PAGEBLOCK = 512
-BULK_CHUNK = 128
+BULK_CHUNK = 48  # blocks in a lock round, where each has an order of its own: BULK_STEPS
 LOOKS = 8
 
 Bools = NDArray[np.bool_]
