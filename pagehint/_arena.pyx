@@ -12,6 +12,7 @@ from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED
 
 from pagehint._atomic cimport ctz64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
+from pagehint._hint cimport hook_breaks
 from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
 from pagehint._zeroed cimport zeroed_create
@@ -95,7 +96,7 @@ cdef class Mapping:
         z.zeroed = zeroed_create(z.nr_granules)
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
-        z.break_order = z.min_order
+        hook_breaks(z)
 
     @staticmethod
     def place_low(PageAllocator pages not None):

@@ -88,14 +88,14 @@ cdef inline int as_type(object migratetype, int most) except -1:
     raise ValueError(f"migratetype must be one of {', '.join(names[:most + 1])}, not {migratetype!r}")
 
 
-cdef inline int64_t as_delay(object delay) except -2:
+cdef inline int64_t as_duration(object duration, str what) except -2:
     """Nanoseconds, or NEVER for None."""
     cdef double seconds
-    if delay is None:
+    if duration is None:
         return NEVER
-    seconds = delay             # no text, which `float` would read
+    seconds = duration          # no text, which `float` would read
     if not 0 <= seconds <= 1e9:
-        raise ValueError(f"delay must be None or from 0 to 1e9 seconds, not {delay!r}")
+        raise ValueError(f"{what} must be None or from 0 to 1e9 seconds, not {duration!r}")
     return <int64_t>(seconds * SECOND)
 
 

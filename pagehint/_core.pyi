@@ -33,6 +33,7 @@ class _HintingOptions(TypedDict, total=False):
     delay: float | None
     max_report_order: _Order | None
     mark_free: bool
+    min_age: float | None
     clock: Callable[[], float] | None
 
 @type_check_only
@@ -133,6 +134,7 @@ class PageAllocator:
         delay: float | None = 2.0,
         max_report_order: _Order | None = None,
         mark_free: bool = True,
+        min_age: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None: ...
     def disable_hinting(self) -> None: ...
@@ -157,6 +159,8 @@ class PageAllocator:
     def delay(self) -> float | None: ...
     @delay.setter
     def delay(self, value: float | None) -> None: ...
+    @property
+    def min_age(self) -> float | None: ...
     @property
     def memory(self) -> Memory: ...
     @property

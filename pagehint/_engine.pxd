@@ -3,7 +3,7 @@
 The engine's mutex is a leaf: nothing else is ever taken while it is held. A zone tells the engine of work just
 after it has released its own lock.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
 from pagehint._clock cimport monotonic_ns
@@ -50,10 +50,11 @@ cdef struct Engine:             # what is atomic is read without the mutex, too
     atomic_i32 stopping         # ends a run at the next batch
     atomic_i32 manual           # work runs on callers, in run_pending and flush
     bint worker                 # the session's worker is in its loop, or about to be
-    bint injected_clock         # deadlines are stamped by Python code, which can call the clock
-    atomic_i32 needs_stamp      # the delay began, but nobody has asked the injected clock yet
-    bint work                   # a zone has reached its threshold
+    atomic_i32 injected_clock   # time is what Python code, which can call the clock, has read last
+    atomic_i64 clock_read
+    int64_t work_at             # when to look at the zones that are queued; 0: now, INT64_MAX: there is none
     atomic_i64 delay            # nanoseconds, or NEVER
+    atomic_i64 min_age          # nanoseconds, or NEVER
     int64_t deadline            # when what is left is reported, or NEVER
     int64_t not_before          # back-off: no run before, unless it is a flush; 0 when the host answers
     int failures                # runs in a row that had one
@@ -102,10 +103,14 @@ cdef inline void engine_wait(Engine *e, pthread_cond_t *cond, int64_t until) noe
         pthread_cond_timedwait(cond, &e.mutex, &ts)
 
 
+cdef inline int64_t engine_now(const Engine *e) noexcept nogil:
+    """By the clock of the session."""
+    return e.clock_read if e.injected_clock else monotonic_ns()
+
+
 cdef inline void engine_disarm(Engine *e) noexcept nogil:
     """The delay does not run. Engine mutex held."""
     e.deadline = NEVER
-    e.needs_stamp = False
     store_i32(&e.delay_armed, e.delay == NEVER, RELAXED)
 
 
@@ -114,28 +119,18 @@ cdef inline void engine_arm(Engine *e) noexcept nogil:
     if e.delay == NEVER or e.delay_armed:
         return
     store_i32(&e.delay_armed, True, RELAXED)
-    if e.injected_clock:
-        e.needs_stamp = True
-    else:
-        e.deadline = monotonic_ns() + e.delay
+    e.deadline = engine_now(e) + e.delay
 
 
-cdef inline void engine_notify(Engine *e, bint queued) noexcept nogil:
-    """A zone has hints: at its threshold (`queued`) or fewer. No zone lock held."""
+cdef inline void engine_notify(Engine *e, bint queued, int64_t look_at) noexcept nogil:
+    """A zone has hints: it is `queued`, to be looked at then, or they are too few for that. No zone lock held."""
     engine_lock(e)
     if queued:
-        e.work = True
+        e.work_at = min(e.work_at, look_at)
     else:
         engine_arm(e)
     pthread_cond_signal(&e.wake)
     engine_unlock(e)
-
-
-cdef inline void engine_stamp(Engine *e, int64_t now) noexcept nogil:
-    """Begin the delay by the injected clock, if the hook has asked for it. Engine mutex held."""
-    if e.needs_stamp:
-        e.needs_stamp = False
-        e.deadline = now + e.delay
 
 
 cdef inline void engine_claim(Engine *e) noexcept nogil:
@@ -155,16 +150,13 @@ cdef inline void engine_release(Engine *e) noexcept nogil:
 
 cdef inline bint engine_due(const Engine *e, int64_t now) noexcept nogil:
     """Whether a run should begin now. Engine mutex held."""
-    return now >= e.not_before and (e.work or (e.deadline != NEVER and now >= e.deadline))
+    return now >= e.not_before and (now >= e.work_at or (e.deadline != NEVER and now >= e.deadline))
 
 
 cdef inline int64_t engine_next(const Engine *e) noexcept nogil:
     """When to look again if nobody signals. Engine mutex held."""
-    if e.work:
-        return e.not_before
-    if e.deadline != NEVER:
-        return max(e.deadline, e.not_before)
-    return NEVER
+    cdef int64_t next = e.work_at if e.deadline == NEVER else min(e.work_at, e.deadline)
+    return NEVER if next == INT64_MAX else max(next, e.not_before)
 
 
 cdef inline void engine_stop(Engine *e) noexcept nogil:
@@ -177,7 +169,8 @@ cdef inline void engine_stop(Engine *e) noexcept nogil:
 cdef inline void engine_over(Engine *e) noexcept nogil:
     """Hinting is off, and no run is on. Engine mutex held."""
     e.session += 1
-    e.enabled = e.enabling = e.worker = e.work = False
+    e.enabled = e.enabling = e.worker = e.injected_clock = False
+    e.work_at = INT64_MAX
     e.flush_done = e.flush_wanted
     engine_release(e)
     engine_disarm(e)
@@ -264,4 +257,4 @@ cdef inline void engine_backoff(Engine *e, bint failed, int64_t now) noexcept no
     e.not_before = now + min(<int64_t>BACKOFF_FIRST_MS << min(e.failures, 20), <int64_t>BACKOFF_LAST_MS) * 1000000
     e.failures += 1
     # What failed is hinted again, and no free need follow: the run asks for its own successor.
-    e.work = True
+    e.work_at = 0

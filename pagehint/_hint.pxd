@@ -5,10 +5,12 @@ looks for the next bit without the lock, hence the relaxed atomic accesses. A se
 the first that is not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint._age cimport age_begin
 from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
                                store64)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
+from pagehint._limit cimport limit_enforce
 from pagehint._lock cimport assert_held
 from pagehint._zeroed cimport zeroed_clear
 from pagehint._zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
@@ -80,13 +82,12 @@ cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
 
     If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at the count again.
     """
-    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.wake_at != INT64_MAX:
+    if z.hint_order == NO_HINTS or z.hint_count == 0 or z.queued or z.wake_at != INT64_MAX:
         return
     if z.hint_count >= z.threshold:
-        if not z.queued:
-            z.queued = True
-            z.counters.work_queued += 1
-            z.wake_at = 0
+        z.queued = True
+        z.counters.work_queued += 1
+        z.wake_at = 0
     elif not load_i32(z.delay_armed, RELAXED):
         z.wake_at = 0
 
@@ -99,9 +100,24 @@ cdef inline void hint_mark(PageZone *z, uint64_t page, int order) noexcept nogil
         z.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
 
 
+cdef inline void hint_mark_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `hint_mark`, of what has become free at this moment. Zone lock held."""
+    if z.min_age:
+        age_begin(z, page >> z.min_order, granules_of(z, order))
+    hint_mark(z, page, order)
+
+
+cdef inline void hook_breaks(PageZone *z) noexcept nogil:
+    """Have `hook_broken` called. Zone lock held, or nobody else knows of the zone."""
+    z.broken = hook_broken
+    z.break_order = z.min_order
+
+
 cdef inline void hint_on(PageZone *z) noexcept nogil:
     """Switch the hook on. Zone lock held."""
-    z.hint_order = z.break_order = z.min_order
+    z.freed = hook_freed
+    hook_breaks(z)
+    z.hint_order = z.min_order
 
 
 cdef inline void hint_off(PageZone *z) noexcept nogil:
@@ -110,7 +126,26 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     z.break_order = NO_HINTS if z.zeroed == NULL else z.min_order
     z.wake_at = INT64_MAX
     z.queued = False
+    z.min_age = z.look_at = 0
     hint_assign(z, 0, z.nr_granules, False)
+
+
+cdef inline void hook_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """What `PageZone.freed` is. Zone lock held."""
+    hint_mark_freed(z, page, order)
+    hint_evaluate(z)
+    limit_enforce(z)
+
+
+cdef inline void hook_broken(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """What `PageZone.broken` is. Zone lock held."""
+    if likely(order <= z.min_order):
+        z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
+    else:
+        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+    if z.zeroed != NULL:
+        zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
+    limit_enforce(z)
 
 
 cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
@@ -120,35 +155,25 @@ cdef inline void hint_freed(PageZone *z, uint64_t page, int order, int merged) n
     its bits, so that one freed page does not report four mebibytes again.
     """
     if merged >= z.hint_order:
-        hint_mark(z, page, order)
-        hint_evaluate(z)
+        z.freed(z, page, order)
 
 
 cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
     """A block is being taken for use from a free block of order `source`. Zone lock held."""
     if source >= z.break_order:
-        if likely(order <= z.min_order):
-            z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
-        else:
-            z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
-        if z.zeroed != NULL:
-            zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
+        z.broken(z, page, order)
 
 
 cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
     """As `hint_broken`, for what one step of a bulk allocation took. Zone lock held."""
     cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
-    cdef uint64_t n = max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1)
     if taken.source < z.break_order:
         return
-    if z.zeroed != NULL:
-        zeroed_clear(z.zeroed, page >> z.min_order, n)
     if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
-        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, n, False)
+        z.broken(z, page, LEAF_SHIFT + ctz64(taken.nr_leaves))
         return
     while starts:
-        z.counters.hints_cleared_by_alloc += hint_assign(
-            z, (page | ctz64(starts)) >> z.min_order, granules_of(z, order), False)
+        z.broken(z, page | ctz64(starts), order)
         starts &= starts - 1
 
 

@@ -1,5 +1,6 @@
 """The hinting engine of a memory: its callbacks, its worker, and the batch that is out."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from pagehint._age cimport Ripe
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._isolate cimport Batch
 from pagehint._machine cimport Machine
@@ -11,7 +12,6 @@ cdef class HintingEngine:
     cdef Machine *m                     # the memory's
     cdef PageHintingCallbacks callbacks
     cdef object clock
-    cdef int64_t clock_read
     cdef object thread
     cdef readonly object last_error
     cdef dict interrupts                # by thread, what a callback has raised on a caller's, to be raised again there
@@ -24,17 +24,20 @@ cdef class HintingEngine:
     cdef object __weakref__
 
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
-    cdef int stamp(self) except -1
+    cdef int tick(self) except -1
     cdef int64_t now(self) except? -1
     cdef int64_t now_in_run(self) noexcept nogil
     cdef void work(self, uint64_t session) noexcept nogil
     cdef bint overdue(self, int64_t now) noexcept nogil
     cdef bint reporting(self) noexcept nogil
     cdef int refuse_callback(self, str what) except -1
-    cdef int run_manually(self, bint everything) except -1
-    cdef bint run(self, bint everything) noexcept nogil
+    cdef int run_manually(self, bint flush) except -1
+    cdef bint run(self, bint everything, bint flush) noexcept nogil
     cdef bint goes_on(self, uint64_t session) noexcept nogil
-    cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil
+    cdef bint run_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil
+    cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil
+    cdef void looked(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil
+    cdef void look_later(self, PageZone *z) noexcept nogil
     cdef void rest(self, PageZone *z) noexcept nogil
     cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil

@@ -27,6 +27,7 @@ class HintingEngine:
         delay: float | None,
         max_report_order: _Order | None,
         mark_free: bool,
+        min_age: float | None,
         clock: Callable[[], float] | None,
     ) -> None: ...
     def disable(self) -> None: ...

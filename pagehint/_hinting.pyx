@@ -17,18 +17,19 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from pagehint._atomic cimport RELAXED, load64
-from pagehint._arguments cimport as_delay, as_order, as_positive
+from pagehint._age cimport LOOKS, Ripe, ripe_at
+from pagehint._arguments cimport as_duration, as_order, as_positive
 from pagehint._atomic cimport RELAXED, load64
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
 from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
                                engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
-                               engine_next, engine_over, engine_release, engine_stamp, engine_stop, engine_unlock,
+                               engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock,
                                engine_wait, pthread_cond_broadcast, pthread_cond_signal)
-from pagehint._hint cimport hint_evaluate, hint_find, hint_off, hint_on
+from pagehint._hint cimport hint_evaluate, hint_off, hint_on
 from pagehint._hold cimport hold_note
-from pagehint._isolate cimport isolate_batch, pagehint_block, put_back
+from pagehint._isolate cimport isolate_batch, next_ripe, pagehint_block, put_back
+from pagehint._limit cimport limit_enforce, zone_excess
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
@@ -66,13 +67,12 @@ cdef class HintingEngine:
     # -- on, and its settings
 
     def enable(self, PageHintingCallbacks callbacks not None, workqueue, threshold, delay, max_report_order, bint mark_free,
-               clock):
+               min_age, clock):
         cdef Engine *e = &self.m.engine
-        cdef int64_t nanoseconds = as_delay(delay)
+        cdef int64_t nanoseconds = as_duration(delay, "delay"), age = as_duration(min_age, "min_age")
         cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
         cdef int report_order = max(self.memory.min_order, min(10, self.memory.max_page_order))
         cdef uint64_t session = 0
-        cdef int64_t now
         cdef bint mine, threaded = workqueue == "thread", injected = clock is not None
         cdef int i
         if max_report_order is not None:
@@ -103,11 +103,13 @@ cdef class HintingEngine:
         try:
             if self.grow_batch(callbacks.most) < callbacks.most:
                 raise MemoryError("no memory for a batch")
+            if age > 0:
+                self.memory.keep_ages()
             self.thread = self.callbacks = None     # a parent's leavings, if this is a forked child
             self.last_error = None
             self.burst_logged = False
             self.clock = clock
-            now = self.now()
+            self.now()
             if threaded:
                 # It waits until the engine is enabled, or goes if the session is over.
                 thread = threading.Thread(target=_work, args=(self, session), name="pagehint", daemon=True)
@@ -134,7 +136,8 @@ cdef class HintingEngine:
             e.threshold = limit
             e.max_report_order = report_order
             e.delay = nanoseconds
-            e.work = False
+            e.min_age = age
+            e.work_at = INT64_MAX
             e.failures = 0
             e.not_before = 0
             engine_disarm(e)
@@ -145,7 +148,6 @@ cdef class HintingEngine:
                 self.hook_zone(self.m.zones[i], mark_free)
             test_point(AT_HOOK_ON_ENGINE_OFF)
             engine_lock(e)
-            engine_stamp(e, now)
             e.enabled = True
             e.enabling = False
             pthread_cond_signal(&e.wake)
@@ -160,10 +162,12 @@ cdef class HintingEngine:
         z.threshold = e.threshold or e.max_pages
         z.queued = False
         z.wake_at = INT64_MAX
+        z.min_age = max(e.min_age, <int64_t>0)
         hint_on(z)
         while mark_free and more:
             more = mark_free_blocks(z, &page, 4096)
             hint_evaluate(z)
+            limit_enforce(z)
             zone_unlock(z)
             lock_acquire(&z.lock, True)
         zone_unlock(z)
@@ -173,10 +177,11 @@ cdef class HintingEngine:
         cdef Engine *e = &self.m.engine
         cdef uint64_t most = 0 if max_pages is None else as_positive(max_pages, "max_pages")
         cdef uint64_t limit = 0 if threshold is None else as_positive(threshold, "threshold")
-        cdef int64_t nanoseconds = as_delay(delay)
+        cdef int64_t nanoseconds = as_duration(delay, "delay")
         cdef PageZone *z
         cdef int i
         self.require_hinting("settings")
+        self.tick()
         with nogil:
             engine_lock(e)
             if most:
@@ -195,20 +200,13 @@ cdef class HintingEngine:
                 z.wake_at = INT64_MAX       # the gate may be elsewhere now
                 hint_evaluate(z)
                 zone_unlock(z)
-        self.stamp()
 
     # -- when it runs: on the worker, or on callers
 
-    cdef int stamp(self) except -1:
-        """Begin the delay by the injected clock, if the hook has asked for it."""
-        cdef Engine *e = &self.m.engine
-        cdef int64_t now
-        if e.needs_stamp:
-            now = self.now()
-            with nogil:
-                engine_lock(e)
-                engine_stamp(e, now)
-                engine_unlock(e)
+    cdef int tick(self) except -1:
+        """Before anything that may hint, whose time is what was read last: read the injected clock, if there is one."""
+        if self.m.engine.injected_clock:
+            self.now()
         return 0
 
     cdef int64_t now(self) except? -1:
@@ -220,10 +218,10 @@ cdef class HintingEngine:
             seconds = float(clock())
             if not abs(seconds) < MOST_SECONDS:
                 raise ValueError(f"the clock says {seconds}")
-            self.clock_read = <int64_t>(seconds * SECOND)
+            self.m.engine.clock_read = <int64_t>(seconds * SECOND)
         except Exception as error:
             self.failure(error)
-        return self.clock_read
+        return self.m.engine.clock_read
 
     cdef int64_t now_in_run(self) noexcept nogil:
         """As `now`; what ends the program does so when the run has come to its end."""
@@ -234,21 +232,22 @@ cdef class HintingEngine:
                 return self.now()
             except BaseException as error:
                 self.failure(error)
-                return self.clock_read
+                return self.m.engine.clock_read
 
     cdef void work(self, uint64_t session) noexcept nogil:
         """The worker of a session: waits, without the GIL, for work, a deadline, a flush, or the end."""
         cdef Engine *e = &self.m.engine
-        cdef bint everything
+        cdef bint flush, everything
         cdef int64_t now
         engine_lock(e)
         while e.session == session and not e.stopping:
             now = monotonic_ns()
-            everything = e.flush_wanted > e.flush_done or self.overdue(now)
+            flush = e.flush_wanted > e.flush_done
+            everything = flush or self.overdue(now)
             if e.enabled and (everything or engine_due(e, now)):
                 engine_claim(e)
                 engine_unlock(e)
-                self.run(everything)
+                self.run(everything, flush)
                 engine_lock(e)
             else:
                 engine_wait(e, &e.wake, engine_next(e) if e.enabled else NEVER)
@@ -260,7 +259,7 @@ cdef class HintingEngine:
     cdef bint overdue(self, int64_t now) noexcept nogil:
         """Whether a run should look into every zone: the delay is over, or the last run failed. Engine mutex held."""
         cdef Engine *e = &self.m.engine
-        return now >= e.not_before and ((e.deadline != NEVER and now >= e.deadline) or (e.work and e.failures > 0))
+        return now >= e.not_before and ((e.deadline != NEVER and now >= e.deadline) or (now >= e.work_at and e.failures > 0))
 
     cdef bint reporting(self) noexcept nogil:
         """Whether the calling thread is inside one of the callbacks."""
@@ -275,11 +274,11 @@ cdef class HintingEngine:
         if not self.m.engine.enabled:
             raise errors.HintingInactiveError(f"{what}: hinting is off; enable_hinting comes first")
 
-    cdef int run_manually(self, bint everything) except -1:
+    cdef int run_manually(self, bint flush) except -1:
         """Run on this thread; 0 if nothing is due, or hinting has ended before or meanwhile."""
         cdef Engine *e = &self.m.engine
         cdef int64_t now = self.now()
-        cdef bint busy = True, due = False, whole = False
+        cdef bint busy = True, due = False, whole = False, everything = flush
         self.interrupts.pop(pthread_self(), None)       # of a parent's thread with our number, if this is a forked child
         while busy:
             with nogil:
@@ -288,13 +287,13 @@ cdef class HintingEngine:
                 if busy:
                     engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
                 else:
-                    due = e.enabled and e.manual and not e.stopping and (everything or engine_due(e, now))
+                    due = e.enabled and e.manual and not e.stopping and (flush or engine_due(e, now))
                 if due:
-                    everything = everything or self.overdue(now)
+                    everything = flush or self.overdue(now)
                     engine_claim(e)
                 engine_unlock(e)
                 if due:
-                    whole = self.run(everything)
+                    whole = self.run(everything, flush)
             if busy:
                 PyErr_CheckSignals()
         if due:
@@ -310,11 +309,9 @@ cdef class HintingEngine:
         if not e.manual:
             raise errors.PageHintError("run_pending is for workqueue='manual'; here the worker's thread runs the work")
         runs = 0
-        while True:
-            self.stamp()
-            if not self.run_manually(False):
-                return runs
+        while self.run_manually(False):
             runs += 1
+        return runs
 
     def flush(self):
         cdef Engine *e = &self.m.engine
@@ -322,6 +319,7 @@ cdef class HintingEngine:
         cdef bint done = False, on, manual
         self.refuse_callback("flush_hinting")
         self.require_hinting("flush_hinting")
+        self.tick()
         with nogil:
             machine_drain(self.m)
             engine_lock(e)
@@ -351,8 +349,8 @@ cdef class HintingEngine:
 
     # -- a run: isolate, report, put back
 
-    cdef bint run(self, bint everything) noexcept nogil:
-        """Report what is hinted: in all zones, or in those that have reached the threshold. `running` is claimed.
+    cdef bint run(self, bint everything, bint flush) noexcept nogil:
+        """Report what is hinted: in all zones, or in those that are queued; for a flush, of any age. `running` is claimed.
 
         Returns whether it came to its end. A callback may fork: the child's session is another, it comes out of the
         callback into a run that is none of its own, and touches nothing.
@@ -364,18 +362,19 @@ cdef class HintingEngine:
         cdef int i
         engine_lock(e)
         session = e.session
-        e.work = False
+        e.work_at = INT64_MAX
         e.work_runs += 1
         self.interrupted = False
         ticket = e.flush_wanted
         # A flush that came after this run was decided on is served by it, too.
-        everything = everything or e.flush_wanted > e.flush_done
+        flush = flush or e.flush_wanted > e.flush_done
+        everything = everything or flush
         if everything:
             engine_disarm(e)
         engine_unlock(e)
         for i in range(self.m.nr_zones):
             if everything or self.m.zones[i].queued:
-                if self.run_zone(self.m.zones[i], session, &prepared):
+                if self.run_zone(self.m.zones[i], session, flush, &prepared):
                     failed = True
                     if not prepared:
                         break
@@ -403,30 +402,40 @@ cdef class HintingEngine:
     cdef bint goes_on(self, uint64_t session) noexcept nogil:
         return self.m.engine.session == session and not self.m.engine.stopping and not self.interrupted
 
-    cdef bint run_zone(self, PageZone *z, uint64_t session, bint *prepared) noexcept nogil:
-        """One pass over a zone's hints. Returns whether anything failed."""
+    cdef bint run_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil:
+        """One look at all of a zone's hints. Returns whether anything failed."""
         cdef Engine *e = &self.m.engine
         cdef uint64_t cursor = 0, end, most, n
-        cdef int64_t began
-        cdef bint failed = False, open, hurry = True
+        cdef int64_t began, now = engine_now(e), min_age = max(e.min_age, <int64_t>0)
+        cdef Ripe ripe = ripe_at(now, min_age, flush)
+        cdef bint failed = False, whole = False, open, hurry = True
         self.rest(z)
         lock_acquire(&z.lock, True)
         z.queued = False
-        open = z.hint_count > 0 and self.gate(z, e.max_pages)
+        open = z.hint_count > 0
+        if open and not flush and now < z.look_at:
+            self.look_later(z)
+            open = False
+        open = open and self.gate(z, e.max_pages)
         z.counters.scans += open
+        if min_age and open:
+            z.look_at = now + min_age       # until this look is over: what is freed meanwhile is not ripe before
+            ripe.excess = zone_excess(z)
         z.rounds_seen = z.lock.acquired
         zone_unlock(z)
         if not open:
             return False
-        if not prepared[0]:
-            if not self.call_prepare():
-                return True
-            prepared[0] = True
         while open and self.goes_on(session):
             end = load64(&z.nr_granules, RELAXED)
-            cursor = hint_find(z, cursor, end)
-            if cursor == end:
+            cursor = next_ripe(z, cursor, end, &ripe)
+            whole = cursor == end
+            if whole:
                 break
+            if not prepared[0]:
+                prepared[0] = self.call_prepare()
+                if not prepared[0]:
+                    failed = True
+                    break
             self.rest(z)
             most = self.grow_batch(engine_batch_begin(e, &hurry))
             if most == 0:
@@ -437,9 +446,7 @@ cdef class HintingEngine:
                 lock_acquire_last(&z.lock)
             began = monotonic_ns()
             open = self.gate(z, most)
-            n = isolate_batch(z, &cursor, most, e.max_report_order, self.batch.blocks) if open else 0
-            self.batch.n = n
-            self.batch.zone = z
+            n = self.isolate(z, &cursor, most, &ripe) if open else 0
             hold_note(z, began)
             z.rounds_seen = z.lock.acquired
             zone_unlock(z)
@@ -457,7 +464,33 @@ cdef class HintingEngine:
                 z.rounds_seen = z.lock.acquired
                 zone_unlock(z)
             engine_batch_end(e)
+        if min_age and e.session == session:
+            self.looked(z, now, ripe.oldest, whole and not failed)
         return failed
+
+    cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil:
+        """Take a batch out, and note it. Zone lock held. A method, so that it has the registers to itself."""
+        if z.min_age:
+            ripe.excess = zone_excess(z)
+        self.batch.n = isolate_batch(z, cursor, most, self.m.engine.max_report_order, ripe, self.batch.blocks)
+        self.batch.zone = z
+        return self.batch.n
+
+    cdef void looked(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
+        """A look from `now` on is over. What was too young for it is looked at when it is ripe, but not too often."""
+        lock_acquire(&z.lock, True)
+        if not whole:
+            z.look_at = 0                   # what was ripe may be there still
+        elif oldest != INT64_MAX and z.hint_count:
+            z.look_at = min(z.look_at, max(oldest + z.min_age, now + z.min_age // LOOKS))
+            self.look_later(z)
+        z.rounds_seen = z.lock.acquired
+        zone_unlock(z)
+
+    cdef void look_later(self, PageZone *z) noexcept nogil:
+        """Have a zone queued that has hints, though they may be under the threshold by now. Zone lock held."""
+        z.queued = True
+        z.wake_at = 0
 
     cdef void rest(self, PageZone *z) noexcept nogil:
         """Before a round that nobody waits for, leave a zone alone for a while that others are busy with.

@@ -1,5 +1,6 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
+from pagehint._age cimport Ripe, is_ripe, ripe_order
 from pagehint._atomic cimport PH_ASSERT
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
@@ -25,16 +26,29 @@ cdef enum:
     SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
 
 
-cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order,
+cdef inline uint64_t next_ripe(const PageZone *z, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:
+    """First ripe granule at or after `granule` whose bit is set, or `end`. Needs no lock. O(bits that are not ripe)."""
+    cdef HintScan scan
+    if granule >= end:
+        return end
+    scan_begin(z, &scan, granule)
+    granule = scan_next(z, &scan, end)
+    while granule < end and not is_ripe(z, granule, ripe):
+        granule = scan_next(z, &scan, end)
+    return granule
+
+
+cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order, Ripe *ripe,
                                    pagehint_block *blocks) noexcept nogil:
     """Isolate up to `max_blocks` blocks from granule `cursor` on, and move it past them; return how many.
 
-    Each is as large as the set bits, the free block around them and `max_order` allow. What is left of the free
-    block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
+    Each is as large as the set bits, the free block around them and `max_order` allow, and all of it is ripe. What is left
+    of the free block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
     """
     cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
     cdef int order, source
+    cdef bint choose = ripe.until != INT64_MAX
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
     if cursor[0] >= end:
@@ -45,6 +59,8 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         cursor[0] = min(granule + 1, end)
         if granule == end:
             break
+        if choose and not is_ripe(z, granule, ripe):
+            continue                        # its bit stays, and its stamp, for another look
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
         PH_ASSERT(source != NOT_FREE)       # the bit is exact
@@ -54,6 +70,9 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
                and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
             order += 1
+        if choose:
+            order = ripe_order(z, granule, order, ripe)
+            ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)
         if z.zeroed != NULL:

@@ -178,6 +178,7 @@ class ManualJudge(Judge):
 
     operations: ClassVar = {**OPERATIONS, "run_pending": {"seconds": (0.0, 0.05, 1.0, 2.0, 100.0)}}
     delays = (None, 0.0, 2.0)
+    ages = (None, 0.05, 2.0)
 
     def __init__(
         self, layout: ZoneLayout, callbacks: Callable[[], ph.PageHintingCallbacks], *, pcp: bool = False
@@ -363,6 +364,8 @@ class OwningHost(Host):
             expect(not judge.taken[pages].any(), "a page is reported that is not free")
             expect(not judge.closed[pages].any(), "a page is reported that is isolated")
             expect(judge.untold[pages >> order].all(), "a granule is reported twice")
+            free_for = time.monotonic() - judge.freed_at[pages >> order].max()
+            expect(judge.flushing or free_for >= judge.min_age, "a granule is reported too early")
             time.sleep(judge.pause)
             answer = super().hint_pages(blocks)
             expect(not judge.taken[pages].any(), "a page is handed out while it is reported")
@@ -387,6 +390,7 @@ class ThreadedJudge(Judge):
 
     operations: ClassVar = {**OPERATIONS, "change_pause": {"pause": (0.0, 0.001, 0.005)}}
     delays = (None, 0.0, 0.001)
+    ages = (None, 0.001, 0.01)
 
     def __init__(
         self, layout: ZoneLayout, callbacks: Callable[[], ph.PageHintingCallbacks], *, pcp: bool = False
@@ -400,6 +404,9 @@ class ThreadedJudge(Judge):
         # By granule: what may be reported, as it has been touched since; and what must be by the end of a flush.
         self.untold = np.ones(self.room >> self.pages.min_order, bool)
         self.due = np.ones(self.room >> self.pages.min_order, bool)
+        # And since when a granule may be free, at the earliest; too early for what page sets have held.
+        self.freed_at = np.zeros(self.room >> self.pages.min_order)
+        self.min_age, self.flushing = 0.0, False
 
     # -- who has what
 
@@ -413,6 +420,7 @@ class ThreadedJudge(Judge):
         free = self.of_zones("free")
         self.closed &= self.of_zones("isolate")
         self.touch(free & self.taken)
+        self.freed_at[np.flatnonzero(free & self.taken) >> self.pages.min_order] = time.monotonic()
         self.taken &= ~free
 
     def claim(self) -> None:
@@ -481,7 +489,7 @@ class ThreadedJudge(Judge):
             host.live = False
             assert refusal(self.pages, "enable_hinting", callbacks) is ph.HintingActiveError
             return
-        self._host, self.most = host, most
+        self._host, self.most, self.min_age = host, most, options["min_age"] or 0.0
         # Nothing is out now. What is free already is reported if it is marked, or touched once more.
         self.untold[:] = options["mark_free"]
         self.untold |= self.not_in_buddy()
@@ -506,7 +514,9 @@ class ThreadedJudge(Judge):
         if not self.on:
             assert refusal(self.pages, "flush_hinting") is ph.HintingInactiveError
             return
+        self.flushing = True  # whatever its age
         self.pages.flush_hinting()
+        self.flushing = False
         self.closed = self.of_zones("isolate")
 
     def everything_reportable_is_reported(self) -> None:

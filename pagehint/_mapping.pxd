@@ -6,6 +6,7 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint._atomic cimport RELAXED, RELEASE, store64
 from pagehint._leaf cimport Leaf
+from pagehint._limit cimport NO_LIMIT
 from pagehint._lock cimport lock_init
 from pagehint._zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
                              PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
@@ -44,8 +45,27 @@ cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
             or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
             or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)
             or open_array(z.hints, hint_words_for(z, nr_leaves) * 8)
-            or open_array(z.hint_words, (hint_words_for(z, nr_leaves) // 64 + 1) * 8)):
+            or open_array(z.hint_words, (hint_words_for(z, nr_leaves) // 64 + 1) * 8)
+            or (z.freed_at != NULL and open_array(z.freed_at, granules_for(z, nr_leaves) * 8))):
         return -1
+    return 0
+
+
+cdef inline int zone_keep_ages(PageZone *z) noexcept nogil:
+    """Have stamps for the granules from now on; -1 and errno where the kernel refuses. Nobody lets the zone grow meanwhile.
+
+    A reservation of its own, which few zones need: at 8 bytes a granule it may be larger than the other one.
+    """
+    cdef void *stamps
+    if z.freed_at != NULL:
+        return 0
+    stamps = mmap(NULL, granules_for(z, LIMIT_LEAVES) * 8, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if stamps == MAP_FAILED:
+        return -1
+    if open_array(stamps, granules_for(z, z.nr_leaves) * 8):
+        munmap(stamps, granules_for(z, LIMIT_LEAVES) * 8)
+        return -1
+    z.freed_at = <uint64_t *> stamps
     return 0
 
 
@@ -61,8 +81,10 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
     cdef uint64_t words = hint_words_for(z, z.nr_leaves)
+    cdef uint64_t stamps = granules_for(z, z.nr_leaves) if z.freed_at != NULL else 0
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + z.nr_leaves // LINE_LEAVES + 1 + (words + words // 64 + 1) * 8 + NR_LISTS * sizeof(Links) + sizeof(PageZone))
+            + z.nr_leaves // LINE_LEAVES + 1 + (words + words // 64 + 1 + stamps) * 8
+            + NR_LISTS * sizeof(Links) + sizeof(PageZone))
 
 
 cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
@@ -78,6 +100,7 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
     z.leaf_top = min(max_order, LEAF_SHIFT)
     z.min_order = min_order
     z.hint_order = z.break_order = NO_HINTS
+    z.limit = <uint64_t>NO_LIMIT
     z.wake_at = INT64_MAX
     z.start_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
@@ -116,6 +139,8 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
 
 cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
+    if z.freed_at != NULL:
+        munmap(z.freed_at, granules_for(z, LIMIT_LEAVES) * 8)
     free(z.pcp)
     free(z.zeroed)
     free(z)

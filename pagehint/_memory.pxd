@@ -36,6 +36,7 @@ cdef class Memory:
     cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=*)
     cdef object order_refusal(self, object order, object pfn)
     cdef int settle(self) except -1
+    cdef int keep_ages(self) except -1
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1

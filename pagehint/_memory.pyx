@@ -24,9 +24,10 @@ from pagehint._engine cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init,
                                engine_unlock, engine_wait_batch)
 from pagehint._hint cimport hint_evaluate, hint_off
 from pagehint._isolate cimport put_back
+from pagehint._limit cimport NO_LIMIT, limit_enforce
 from pagehint._lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint._machine cimport Machine, ZoneTry, find_zone, machine_drain
-from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_open
+from pagehint._mapping cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_keep_ages, zone_open
 from pagehint._migratetype cimport granule_pageblocks, retype
 from pagehint._pcp cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport first_not_free, range_appear, range_vanish
@@ -113,6 +114,7 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
             retype(z, block, mt)
             block += 1
         # What waited in isolation may be reported now.
+        z.look_at = 0
         hint_evaluate(z)
         zone_unlock(z)
 
@@ -347,6 +349,29 @@ cdef class Memory:
                     machine_drain(&self.m)
             if not done:
                 PyErr_CheckSignals()
+        return 0
+
+    # -- how much stays in memory
+
+    def set_limit(self, int index, limit):
+        """Pages in use or warm that a zone keeps at most, while hinting is on; None for no limit."""
+        cdef PageZone *z = self.m.zones[index]
+        cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
+        with nogil:
+            lock_acquire(&z.lock, True)
+            z.limit = pages
+            limit_enforce(z)
+            zone_unlock(z)
+
+    # -- how long granules have been free
+
+    cdef int keep_ages(self) except -1:
+        """Have room for their stamps from now on."""
+        cdef int i
+        with self.hotplug():
+            for i in range(self.m.nr_zones):
+                if zone_keep_ages(self.m.zones[i]):
+                    raise errors.no_mapping(errno, f"no stamps for the granules of zone {self.specs[i].name}")
         return 0
 
     # -- hotplug

@@ -30,6 +30,7 @@ _SWITCHED: Arguments = {
     "delay": range(3),
     "least_order": (False, True),
     "mark_free": (True, False),
+    "min_age": range(3),
     "at_once": _AT_ONCE,
 }
 
@@ -109,6 +110,7 @@ class Operations:
 
     operations: ClassVar[Mapping[str, Arguments]] = OPERATIONS
     delays: tuple[float | None, ...]  # of which the operations take one
+    ages: tuple[float | None, ...]
 
     def __init__(self, layout: ZoneLayout, *, pcp: bool) -> None:
         self.pages = ph.PageAllocator(layout.zones, pcp=pcp, **layout.options)
@@ -316,13 +318,21 @@ class Operations:
         raise NotImplementedError
 
     def enable(
-        self, batch: int, threshold: int | None, delay: int, least_order: bool, mark_free: bool, at_once: bool
+        self,
+        batch: int,
+        threshold: int | None,
+        delay: int,
+        least_order: bool,
+        mark_free: bool,
+        at_once: bool,
+        min_age: int = 0,
     ) -> None:
         self.switch_on(
             batch,
             threshold=threshold,
             delay=self.delays[delay],
             mark_free=mark_free,
+            min_age=self.ages[min_age],
             max_report_order=self.pages.min_order if least_order else None,
         )
         self.on = True

@@ -7,6 +7,7 @@ judge tells this one where the real one has put a block (`alloc_run_at`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from pagehint import layout
 from pagehint.sizes import parse_size
 
 PAGEBLOCK = 512
-BULK_CHUNK = 128
+BULK_CHUNK = 48  # blocks in a lock round, where each has an order of its own: BULK_STEPS
+LOOKS = 8
 
 Bools = NDArray[np.bool_]
 
@@ -40,6 +42,8 @@ class ReferenceZone:
         self.isolate = np.zeros(self._room(), bool)
         self.used: dict[int, int] = {}  # first page -> pages
         self.hints: set[int] = set()  # granule numbers, from base
+        self.freed_at: dict[int, int] = {}  # granule -> nanoseconds
+        self.look_at = 0  # no hint is ripe before
         self.queued = self.gated = False
         self.out = self.gate = 0
         for start, end in self.runs(spec.start_pfn, spec.end_pfn, spec.holes):
@@ -150,8 +154,9 @@ class ReferenceAllocator:
         self.count = SimpleNamespace(**dict.fromkeys(COUNTS, 0))
         self.hinting_enabled = self.inside = False
         self.last_error: BaseException | None = None
-        self.deadline: float | None = None
-        self.work, self.not_before, self.failures = False, 0.0, 0
+        self.deadline: int | None = None
+        self.work_at, self.not_before, self.failures = math.inf, 0, 0
+        self._age: int | None = None
 
     def _set_watermarks(self) -> None:
         """Linux's, where they are wanted, by the memory there is now."""
@@ -270,6 +275,11 @@ class ReferenceAllocator:
 
     def _hint(self, zone: ReferenceZone, granules: list[int], evaluate: bool = True) -> bool:
         if self.hinting_enabled and granules:
+            if self._age:
+                now = self._now()
+                if not zone.hints or now + self._age < zone.look_at:
+                    zone.look_at = now + self._age
+                zone.freed_at.update(dict.fromkeys(granules, now))
             self.count.hints_set += len(set(granules) - zone.hints)
             zone.hints.update(granules)
             if evaluate:
@@ -380,6 +390,7 @@ class ReferenceAllocator:
             raise ph.BadPageError("not whole pageblocks of one zone")
         first, last = (pfn - zone.base) // PAGEBLOCK * PAGEBLOCK, -(-(end - zone.base) // PAGEBLOCK) * PAGEBLOCK
         zone.isolate[first:last] = migratetype == "isolate"
+        zone.look_at = 0
         self._evaluate(zone)
         self._settle()
 
@@ -387,14 +398,24 @@ class ReferenceAllocator:
 
     def _evaluate(self, zone: ReferenceZone) -> None:
         """Ask for a run if the count calls for one; under the gate nothing is asked for until it opens."""
-        if not self.hinting_enabled or not zone.hints or zone.gated:
+        if not self.hinting_enabled or not zone.hints or zone.gated or zone.queued:
             return
         if len(zone.hints) >= self._threshold():
-            if not zone.queued:
-                zone.queued = self.work = True
-                self.count.work_queued += 1
-        elif self._delay is not None and self.deadline is None and not zone.queued:
-            self.deadline = self.clock() + self._delay
+            self.count.work_queued += 1
+            self._queue(zone)
+        elif self._delay is not None and self.deadline is None:
+            self.deadline = self._now() + int(self._delay * 10**9)
+
+    def _queue(self, zone: ReferenceZone) -> None:
+        zone.queued = True
+        self.work_at = min(self.work_at, zone.look_at)
+
+    def _now(self) -> int:
+        """In nanoseconds, as the real one: seconds with a fraction add up to other numbers."""
+        return int(self.clock() * 10**9)
+
+    def _ripe(self, zone: ReferenceZone, until: float) -> set[int]:
+        return {granule for granule in zone.hints if not self._age or zone.freed_at[granule] <= until}
 
     def _threshold(self) -> int:
         return self._limit or self._most
@@ -418,6 +439,7 @@ class ReferenceAllocator:
         delay: float | None = 2.0,
         max_report_order: int | None = None,
         mark_free: bool = True,
+        min_age: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         if self.hinting_enabled:
@@ -426,11 +448,13 @@ class ReferenceAllocator:
         self._most, self._limit, self._delay = callbacks.max_pages, threshold, delay
         top = min(10, self.max_page_order) if max_report_order is None else max_report_order
         self.report_order = max(top, self.min_order)
-        self.work, self.deadline, self.not_before, self.failures = False, None, 0.0, 0
+        self._age = None if min_age is None else int(min_age * 10**9)
+        self.work_at, self.deadline, self.not_before, self.failures = math.inf, None, 0, 0
         self.last_error = None
         self.hinting_enabled = True
         for zone in self.zones:
             zone.queued = zone.gated = False
+            zone.look_at = 0
             if mark_free:
                 self._hint(zone, [g for g in range(len(zone.free) >> self.min_order) if zone.granule_is_free(g)])
 
@@ -458,21 +482,23 @@ class ReferenceAllocator:
 
     def flush_hinting(self) -> None:
         self._require()
-        self._run(everything=True)
+        self._run(everything=True, flush=True)
 
     def run_pending(self) -> int:
         self._require()
         runs = 0
-        while self.clock() >= self.not_before and (self.work or self._late()):
+        while self._now() >= self.not_before and (self._now() >= self.work_at or self._late()):
             self._run(everything=self._late() or self.failures > 0)
             runs += 1
         return runs
 
     def _late(self) -> bool:
-        return self.deadline is not None and self.clock() >= self.deadline
+        return self.deadline is not None and self._now() >= self.deadline
 
-    def _run(self, everything: bool) -> None:
-        self.work = False
+    def _run(self, everything: bool, flush: bool = False) -> None:
+        self.work_at = math.inf
+        now = self._now()
+        until = math.inf if flush else now - (self._age or 0)
         self.count.work_runs += 1
         if everything:
             self.deadline = None
@@ -481,20 +507,34 @@ class ReferenceAllocator:
             if not (everything or zone.queued):
                 continue
             zone.queued = False
+            if zone.hints and not flush and now < zone.look_at:
+                zone.gated = False
+                self._queue(zone)
+                continue
             if not zone.hints or not self._passes_gate(zone):
                 continue
             self.count.scans += 1
-            if not prepared:
-                prepared = self._prepare()
-                if not prepared:
-                    failed = True
-                    break
-            failed |= self._scan(zone)
+            if self._age:
+                zone.look_at = now + self._age
+            young = [zone.freed_at[granule] for granule in zone.hints - self._ripe(zone, until)]
+            whole, zone_failed = True, False
+            if self._ripe(zone, until):
+                prepared = prepared or self._prepare()
+                whole, zone_failed = self._scan(zone, until) if prepared else (False, True)
+            failed |= zone_failed
+            if self._age and (not whole or zone_failed):
+                zone.look_at = 0
+            elif self._age and young and zone.hints:
+                zone.look_at = min(zone.look_at, max(min(young) + self._age, now + self._age // LOOKS))
+                self._queue(zone)
+            if zone_failed and not prepared:
+                break
         if prepared and self.callbacks.cleanup:
             self._call(self.callbacks.cleanup)
         self.failures = self.failures + 1 if failed else 0
-        self.not_before = self.clock() + min(0.1 * 2 ** (self.failures - 1), 30.0) if failed else 0.0
-        self.work |= failed
+        self.not_before = self._now() + min(10**8 << min(self.failures - 1, 20), 30 * 10**9) if failed else 0
+        if failed:
+            self.work_at = 0
 
     def _passes_gate(self, zone: ReferenceZone) -> bool:
         if zone.usable_free >= self._gate(zone):
@@ -522,16 +562,20 @@ class ReferenceAllocator:
             return False
         return True
 
-    def _scan(self, zone: ReferenceZone) -> bool:
+    def _scan(self, zone: ReferenceZone, until: float) -> tuple[bool, bool]:
+        """Whether all ripe hints have been looked at, and whether anything failed."""
         cursor, failed = 0, False
-        while any(granule >= cursor for granule in zone.hints) and self._passes_gate(zone):
+        while any(granule >= cursor for granule in self._ripe(zone, until)):
+            if not self._passes_gate(zone):
+                return False, failed
             batch: list[tuple[int, int]] = []
             while len(batch) < self._most:
-                ahead = [g for g in sorted(zone.hints) if g >= cursor and not zone.isolate[g << self.min_order]]
+                ripe = sorted(self._ripe(zone, until))
+                ahead = [g for g in ripe if g >= cursor and not zone.isolate[g << self.min_order]]
                 if not ahead:
                     cursor = len(zone.free)
                     break
-                page, order = self._largest(zone, ahead[0])
+                page, order = self._largest(zone, ahead[0], set(ripe))
                 zone.hints -= set(zone.granules(page, 1 << order))
                 zone.free[page : page + (1 << order)] = False
                 zone.out += 1 << order
@@ -539,14 +583,14 @@ class ReferenceAllocator:
                 cursor = (page + (1 << order)) >> self.min_order
             if batch:
                 failed |= self._report(zone, batch)
-        return failed
+        return True, failed
 
-    def _largest(self, zone: ReferenceZone, granule: int) -> tuple[int, int]:
-        """The largest block from this granule on that is all hinted and part of one free block."""
+    def _largest(self, zone: ReferenceZone, granule: int, ripe: set[int]) -> tuple[int, int]:
+        """The largest block from this granule on that is all ripe and part of one free block."""
         page = granule << self.min_order
         source = next(o for p, o in zone.blocks() if p <= page < p + (1 << o))
         for order in range(min(source, self.report_order), self.min_order, -1):
-            if page % (1 << order) == 0 and set(zone.granules(page, 1 << order)) <= zone.hints:
+            if page % (1 << order) == 0 and set(zone.granules(page, 1 << order)) <= ripe:
                 return page, order
         return page, self.min_order
 
@@ -606,6 +650,10 @@ class ReferenceAllocator:
     def delay(self, value: float | None) -> None:
         self._delay, self.deadline = value, None
         self._change()
+
+    @property
+    def min_age(self) -> float | None:
+        return None if self._age is None else self._age / 10**9
 
     # -- counts
 

@@ -16,9 +16,7 @@ _COLOURS = {"used": "#2b6cb0", "warm": "#ed8936", "given back": "#e2e8f0"}
 _SIGNS = {"used": "█", "warm": "▒", "given back": "·"}
 
 
-def free_by_granule(
-    blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int
-) -> NDArray[np.int64]:
+def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int) -> NDArray[np.int64]:
     """Return how many pages of each granule are free, where ``blocks`` are all that are."""
     ends = np.zeros(nr_pages + 1, np.int32)  # what begins and ends at a page
     at = (blocks["pfn"] - np.uint64(start_pfn)).astype(np.int64)
@@ -114,6 +112,4 @@ class ArenaStatus:
         )
         height = -(-len(cells) // _COLUMNS) * 10
         legend = " ".join(f"<span style='color:{colour}'>&#9632;</span> {state}" for state, colour in _COLOURS.items())
-        return (
-            f"<table>{rows}</table><svg width='{_COLUMNS * 10}' height='{height}'>{squares}</svg><div>{legend}</div>"
-        )
+        return f"<table>{rows}</table><svg width='{_COLUMNS * 10}' height='{height}'>{squares}</svg><div>{legend}</div>"

@@ -1,5 +1,5 @@
 """Releasing a zone's lock, and telling the engine what happened under it. Lock order: set, zone; engine alone."""
-from libc.stdint cimport INT64_MAX
+from libc.stdint cimport INT64_MAX, int64_t
 from pagehint._engine cimport Engine, engine_notify
 from pagehint._hint cimport hint_ready
 from pagehint._lock cimport lock_release
@@ -10,6 +10,7 @@ from pagehint._zone cimport PageZone
 cdef inline void zone_unlock(PageZone *z) noexcept nogil:
     """Release the zone lock; if the hook asked for it, or free memory has reached the gate, wake the engine."""
     cdef bint queued
+    cdef int64_t look_at
     if not hint_ready(z):
         lock_release(&z.lock)
         return
@@ -18,6 +19,7 @@ cdef inline void zone_unlock(PageZone *z) noexcept nogil:
         z.queued = True
         z.counters.work_queued += 1
     queued = z.queued
+    look_at = z.look_at
     lock_release(&z.lock)
     test_point(AT_BEFORE_THE_ENGINE_IS_TOLD)
-    engine_notify(<Engine *> z.engine, queued)
+    engine_notify(<Engine *> z.engine, queued, look_at)

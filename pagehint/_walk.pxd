@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint._atomic cimport ACQUIRE, ctz64, load8
 from pagehint._buddy cimport NOT_FREE, free_block_around, leaf_top
-from pagehint._hint cimport hint_mark
+from pagehint._hint cimport hint_mark_freed
 from pagehint._leaf cimport leaf_avail, low_ones, maximal_order
 from pagehint._zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZone, is_split
 
@@ -64,7 +64,7 @@ cdef inline bint mark_free_blocks(PageZone *z, uint64_t *page, uint64_t most) no
         if order == NOT_FREE:
             return False
         if order >= z.min_order:
-            hint_mark(z, page[0], order)
+            hint_mark_freed(z, page[0], order)
         page[0] += <uint64_t>1 << order
         n += 1
     return True

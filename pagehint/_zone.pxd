@@ -4,8 +4,8 @@ All indices are relative to `base_pfn`, the zone's start rounded down to a block
 pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
 
 Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
-of 2 MiB): 0.393 in all. The seven arrays stand in one reserved mapping whose pages the kernel provides on first
-touch; a zone that grows by hotplug opens more of the reservation, and no pointer ever moves.
+of 2 MiB): 0.393 in all; with `min_age`, 8 a granule. The seven arrays stand in one reserved mapping whose pages the
+kernel provides on first touch, stamps in another; a zone that grows by hotplug opens more of them, and no pointer moves.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pagehint._atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32
@@ -68,6 +68,9 @@ cdef struct ZoneCounters:           # written under the zone lock only
     uint64_t pages_reported
     uint64_t blocks_failed
 
+cdef struct PageZone
+ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
+
 cdef struct PageZone:
     # First lines: read on every operation, written only when the zone is built or grows.
     Leaf *leaves
@@ -86,7 +89,8 @@ cdef struct PageZone:
     int leaf_top                    # largest order inside a leaf's word: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
     bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
-    uint64_t spare                  # up to a cache line: what follows is written all the time
+    uint64_t *freed_at              # when each granule was, in nanoseconds, if its bit is set; NULL before it is needed
+    # Up to a cache line: what follows is written all the time.
     # Everything below is protected by the lock.
     Lock lock
     uint64_t free_pages
@@ -94,10 +98,16 @@ cdef struct PageZone:
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
     bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
     int break_order                 # min_order where it matters that a granule is broken into: for hints, or `zeroed`
+    # What is called from these orders on; out of line, so that it keeps nothing else from being inline.
+    hook_fn freed
+    hook_fn broken
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
     const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
+    int64_t min_age                 # nanoseconds a granule is free before it may be reported, 0: none
+    int64_t look_at                 # when to look for ripe granules; none is before
+    uint64_t limit                  # pages in use or warm at most, or NO_LIMIT
     uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
     FreeArea areas[NR_TYPES]
     uint64_t isolated_pages         # out for reporting

@@ -17,7 +17,7 @@ from pagehint._arena import ADVICE, Block, Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
 from pagehint._numpy import NumpyContext, NumpyHeap, install
 from pagehint._status import ArenaStatus, free_by_granule
-from pagehint.errors import OutOfMemoryError, PageHintError
+from pagehint.errors import HintingActiveError, HintingInactiveError, OutOfMemoryError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.numpy import Counts
 from pagehint.sizes import format_size, parse_size, shown
@@ -67,6 +67,7 @@ class Arena:
         if nr_bytes > most:
             raise ValueError(f"an arena has at most {format_size(most)}, not {shown(nr_bytes)} bytes")
         self._mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
+        self._limit: int | None = None
         self.hugepages = self._mapping.hugepages
         granule = (HUGE_PAGE // page_size).bit_length() - 1
         # High enough that one array can fill the arena.
@@ -107,6 +108,28 @@ class Arena:
         """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
         self._require_open()
         return int(self._mapping.resident_pages().sum()) * self._mapping.page_size
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes at most in use or free and warm, that is, not given back; None, the default, for no limit.
+
+        May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB)
+        that are not all free and those that are warm come to more than this, warm ones go back at once, whatever their
+        age and however few they are: those at the lowest addresses, no more than need be, by a block. Enforced by the
+        worker, just after the allocation or the free that goes over it (with ``workqueue="manual"`` in `run_pending`),
+        if a batch is free. What is in use cannot be sent away, and no allocation is refused: the limit is on what is
+        free.
+        """
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: str | SupportsIndex | None) -> None:
+        self._require_open()
+        nr_bytes = None if limit is None else parse_size(limit)
+        self.pages.memory.set_limit(
+            0, None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size
+        )
+        self._limit = nr_bytes
 
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address of a page's first byte."""
@@ -167,7 +190,8 @@ class Arena:
             Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
             times 2 MiB is free. Default: 16; in an arena under 512 MiB, a sixteenth of it.
         **options
-            Those of `PageAllocator.enable_hinting`: threshold, delay, max_report_order, mark_free, workqueue, clock.
+            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
+            clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
         """
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
@@ -218,6 +242,54 @@ class Arena:
             used=granule - free,
             resident=resident,
         )
+
+    def trim(self) -> int:
+        """Give everything that is free back to the operating system, now, whether hinting is on or off.
+
+        Returns
+        -------
+        int
+            Bytes by which `resident_bytes` has fallen.
+
+        Raises
+        ------
+        PageHintError
+            If the system refuses some of it, as it does with locked memory. That stays as it is, and the rest has gone.
+        HintingActiveError
+            From inside a callback.
+
+        Notes
+        -----
+        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this is
+        `PageAllocator.flush_hinting`, with its advice, and nothing goes while less than a batch is free; with it off, a
+        session of a moment, in which nobody else can enable it. O(size), most of it for counting resident pages.
+        """
+        self._require_open()
+        before, stats = self.resident_bytes, self.pages.stats()
+        while not (self._flush() or self._flush_once()):
+            pass  # somebody has just switched hinting on, or off
+        after = self.pages.stats()
+        if (after.report_errors, after.prepare_errors) != (stats.report_errors, stats.prepare_errors):
+            raise PageHintError(f"not everything was given back: {self.pages.last_error}") from self.pages.last_error
+        return max(before - self.resident_bytes, 0)
+
+    def _flush(self) -> bool:
+        """Flush, if hinting is on; returns whether it was."""
+        try:
+            self.pages.flush_hinting()
+        except HintingInactiveError:
+            return False
+        return True
+
+    def _flush_once(self) -> bool:
+        """Flush in a session of its own, if hinting is off; returns whether it was."""
+        try:
+            # Block by block: so nearly everything goes, as no more is out at once, and what is refused is alone.
+            with self.hinting(max_pages=1, workqueue="manual", delay=None) as pages:
+                pages.flush_hinting()
+        except (HintingActiveError, HintingInactiveError):
+            return False
+        return True
 
     def close(self) -> None:
         """Stop hinting and give the whole mapping back. Nothing happens the second time.

@@ -18,6 +18,7 @@ _REASONS = {
     "reporting": "out for reporting at this moment",
     "pending": "hinted, its zone has reached the threshold; goes out with the next run",
     "below threshold": "hinted, too few for the threshold; goes out after the delay, or on flush_hinting()",
+    "warm": "hinted, and free for less than min_age; goes out when it is old enough, or on flush_hinting()",
     "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",
     "fragmented": "free pages in granules that are partly used",
     "in pcp": "free, in per-CPU page sets; drain_pcp() or flush_hinting() gives it back",
@@ -106,5 +107,7 @@ def explain_zones(
         if free < zone["gate"]:
             add("under the watermark gate", hinted)
         else:
-            add("pending" if hints >= zone["threshold"] else "below threshold", hinted)
+            young = zone["hints_too_young"] << min_order
+            add("warm", young)
+            add("pending" if hints >= zone["threshold"] else "below threshold", hinted - young)
     return Explanation(pages, page_size)

@@ -67,7 +67,7 @@ METHODS = {
         "zoneinfo": "(self)",
         "verify": "(self)",
         "enable_hinting": "(self, callbacks, *, workqueue='thread', threshold=None, delay=2.0, max_report_order=None,"
-        " mark_free=True, clock=None)",
+        " mark_free=True, min_age=None, clock=None)",
         "flush_hinting": "(self)",
         "disable_hinting": "(self)",
         "hinting": "(self, callbacks, **options)",
@@ -83,6 +83,8 @@ METHODS = {
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
         "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
         "numpy": "(self)",
+        "status": "(self)",
+        "trim": "(self)",
         "close": "(self)",
     },
 }
@@ -103,6 +105,7 @@ PROPERTIES = {
         "max_pages",
         "threshold",
         "delay",
+        "min_age",
         "page_size",
         "max_page_order",
         "min_order",
@@ -123,7 +126,7 @@ PROPERTIES = {
         "hint_bitmap",
     },
     ph.PageHintingCallbacks: {"max_pages"},
-    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "resident_bytes"},
+    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "resident_bytes", "limit"},
     ph.ZoneSpec: {"end_pfn"},
 }
 

@@ -57,7 +57,14 @@ class World:
             found += [(zone.free_blocks().tolist(), zone.hint_bitmap.tolist()) for zone in pages.zones]
             if pages.hinting_enabled:
                 found += [pages.max_pages, pages.threshold, pages.delay]
-        return [*found, self.arena.live_arrays, self.arena.closed, self.table.tolist(), self.ops.tolist()]
+        return [
+            *found,
+            self.arena.limit,
+            self.arena.live_arrays,
+            self.arena.closed,
+            self.table.tolist(),
+            self.ops.tolist(),
+        ]
 
 
 def entered(method):
@@ -119,6 +126,8 @@ CALLS = {
     "Arena.empty": (lambda w: w.arena.empty, lambda w: {"shape": (3, 4)}),
     "Arena.hinting": (lambda w: entered(w.arena.hinting), lambda w: {}),
     "Arena.numpy": (lambda w: entered(w.arena.numpy), lambda w: {}),
+    "Arena.trim": (lambda w: w.arena.trim, lambda w: {}),
+    "Arena.limit=": (lambda w: lambda value: setattr(w.arena, "limit", value), lambda w: {"value": "1MiB"}),
     "Arena.close": (lambda w: ph.Arena("2MiB").close, lambda w: {}),
 }
 
@@ -312,7 +321,11 @@ SPECIAL = {
     ("Arena.empty", "order"): ([1, "X", b"X", "CF", object(), Angry(), [], NAN], ["F", None]),
 }  # fmt: skip
 SPECIAL["PageAllocator.threshold=", "value"] = HOSTILE["threshold"]
-SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["delay"]
+SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]
+SPECIAL["Arena.limit=", "value"] = (
+    [0, -1, "", "0", "much", "-1GiB", b"1MiB", 1.5, NAN, [], object(), Angry()],
+    [None, *ONES, "1KiB", 2**64, 2**200],
+)
 
 # What is meant by a clear error. `AngryError` is the argument's own.
 CLEAR = (ph.PageHintError, TypeError, ValueError, MemoryError, Angry.AngryError)

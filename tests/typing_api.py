@@ -153,9 +153,17 @@ def hint(pages: ph.PageAllocator) -> None:
     callbacks = ph.PageHintingCallbacks(host.takes, max_pages=16, prepare=host.prepare, cleanup=host.cleanup)
     assert_type(callbacks.max_pages, int)
     pages.enable_hinting(
-        callbacks, workqueue="thread", threshold=None, delay=2.0, max_report_order=None, mark_free=True
+        callbacks,
+        workqueue="thread",
+        threshold=None,
+        delay=2.0,
+        max_report_order=None,
+        mark_free=True,
+        min_age=None,
+        clock=None,
     )
     pages.flush_hinting()
+    assert assert_type(pages.min_age, float | None) is None
     assert assert_type(pages.hinting_enabled, bool)
     assert assert_type(pages.last_error, BaseException | None) is None
     pages.max_pages, pages.threshold, pages.delay = 8, 4, None
@@ -166,7 +174,7 @@ def hint(pages: ph.PageAllocator) -> None:
     assert host.calls[0] == "prepare"
     for answer in (host.answers_for_all, host.answers_for_each):
         manual = ph.PageHintingCallbacks(answer, 4)
-        with pages.hinting(manual, workqueue="manual", delay=None, threshold=1, clock=lambda: 0.0) as same:
+        with pages.hinting(manual, workqueue="manual", delay=None, threshold=1, min_age=0, clock=lambda: 0.0) as same:
             assert assert_type(same, ph.PageAllocator) is pages
             assert_type(pages.run_pending(), int)
     assert not pages.hinting_enabled
@@ -193,6 +201,10 @@ def real_memory(advice: Literal["dontneed", "free"]) -> None:
         ph.numpy.install(arena)
         ph.numpy.uninstall()
         arena.pages.flush_hinting()
+        assert_type(arena.trim(), int)
+        arena.limit = "32MiB"
+        assert_type(arena.limit, int | None)
+        arena.limit = None
 
 
 def fail(pages: ph.PageAllocator) -> None:

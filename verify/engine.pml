@@ -8,7 +8,10 @@ byte wake_sleepers, settled_sleepers;
 
 bit delay_armed = 1;
 byte session;
-bit enabling, is_enabled, stopping, manual, worker, work;
+bit enabling, is_enabled, stopping, manual, worker;
+#define WORK_NOW 1
+#define WORK_LATER 2
+byte work;                      /* `work_at`: it has come, or it will; 0: there is none */
 bit delay;                      /* there is one */
 bit deadline;                   /* it runs, */
 bit late;                       /* and is over */
@@ -82,13 +85,14 @@ inline engine_notify(tell) {
     if
     :: tell ->
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
-        d_step { work = (work || tell == TELL_WORK); if :: tell == TELL_DELAY -> engine_arm() :: else fi };
+        d_step { work = (tell == TELL_WORK -> WORK_NOW : work); if :: tell == TELL_DELAY -> engine_arm() :: else fi };
         d_step { signal_wake(); tell = 0 }
 #else
         d_step {
             MUTEX;
             if
-            :: tell == TELL_WORK -> work = 1
+            :: tell == TELL_WORK -> work = WORK_NOW
+            :: tell == TELL_LATER -> work = (work -> work : WORK_LATER)
             :: else -> engine_arm()
             fi;
             signal_wake();

@@ -35,7 +35,7 @@
 #define MAY_FAIL 0
 #endif
 /* And, to be defined or not: CALLBACK_USES_MEMORY, ENABLE_MAY_FAIL, FORK, MANUAL_WORKQUEUE, SETTINGS, CHURN (the
- * threads allocate and free for ever), TIMEOUTS. */
+ * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`). */
 
 #include "zone.pml"
 #include "engine.pml"
@@ -191,7 +191,7 @@ inline take_block(me, order) {                 /* PageAllocator.alloc_pages */
 
 inline hint_freed(z, first, order) {            /* hint_freed */
     if
-    :: HOOK(z) && merged >= MIN_ORDER -> hint_assign(z, MASK(first, order), 1)
+    :: HOOK(z) && merged >= MIN_ORDER -> hint_mark_freed(z, MASK(first, order))
     :: else
     fi;
     find_whole(z);
@@ -264,19 +264,37 @@ inline gate(z, most) {                          /* gate */
     zone[z].due = (open -> zone[z].due : 0)
 }
 
+#ifdef AGES
+#define RIPE(z) (flush -> zone[z].hints : zone[z].hints & ~zone[z].young)       /* is_ripe, of all that are hinted */
+#define SEEN(z, i) seen_young = seen_young || (zone[z].hints & ~RIPE(z) & (1 << (i)))   /* Ripe.oldest */
+#ifdef FAULT_RIPE_WITHOUT_LOCK
+#define TAKEN(z) (zone[z].hints & (RIPE(z) | (1 << cursor)))
+#else
+#define TAKEN(z) RIPE(z)
+#endif
+#else
+#define RIPE(z) zone[z].hints
+#define SEEN(z, i) skip
+#define TAKEN(z) zone[z].hints
+#endif
+
 inline isolate_batch(z) {                       /* isolate_batch */
     i = cursor;
     do
-    :: i < (PAGES >> MIN_ORDER) && batch_n < most && (zone[z].hints & (1 << i)) ->
+    :: i < (PAGES >> MIN_ORDER) && batch_n < most && (TAKEN(z) & (1 << i)) ->
         free_block_around(z, (i << MIN_ORDER));
         assert(source != NOT_FREE);             /* the bit is exact */
         merged = MIN_ORDER;
         do
         :: merged < source && !((i << MIN_ORDER) & (1 << merged)) &&
-           (zone[z].hints & MASK((i << MIN_ORDER) + (1 << merged), merged)) ==
+           (TAKEN(z) & MASK((i << MIN_ORDER) + (1 << merged), merged)) ==
            MASK((i << MIN_ORDER) + (1 << merged), merged) -> merged++
         :: else -> break
         od;
+#ifdef AGES
+        /* NOTHING IS REPORTED TOO YOUNG, but by a flush. */
+        assert(flush || !(zone[z].young & MASK(i << MIN_ORDER, merged)));
+#endif
 #ifdef FAULT_SPLIT_LOSES_OTHER_HALF
         hint_assign(z, MASK(head, source), 0);
 #else
@@ -293,7 +311,7 @@ inline isolate_batch(z) {                       /* isolate_batch */
         n_free = i;
         hand_over(z, batch_pages[batch_n - 1], merged, NOBODY, HOST);
         i = n_free + NR_GRANULES(merged)
-    :: i < (PAGES >> MIN_ORDER) && batch_n < most && !(zone[z].hints & (1 << i)) -> i++
+    :: i < (PAGES >> MIN_ORDER) && batch_n < most && !(TAKEN(z) & (1 << i)) -> SEEN(z, i); i++
     :: else -> break
     od;
     cursor = i;
@@ -493,42 +511,56 @@ inline run_zone(me) {                           /* run_zone */
         zone[wz].queued = 0;
 #endif
         open = zone[wz].hint_count > 0;
+#ifdef AGES
+        seen_young = 0;
+        if
+        :: open && !flush && zone[wz].later -> open = 0; zone[wz].queued = 1; zone[wz].wake_at = 0      /* look_later */
+        :: open && (flush || !zone[wz].later) -> gate(wz, most)
+        :: else
+        fi;
+        zone[wz].later = zone[wz].later || open;
+        looking = open;
+#else
         if
         :: open -> gate(wz, most)
         :: else
         fi;
+#endif
         zone_unlock(wz, tell)
     };
     engine_notify(tell);
-    if
-    :: open && !prepared ->                     /* call_prepare */
-        callback_begins();
-        atomic {
-            if
-            :: prepared = 1
-            :: may_fail > 0 ->
-                may_fail--;
-                zfail = 1;
-                open = 0;
-                zone[0].due = 0;
-                zone[ZONES - 1].due = 0
-            fi;
-            calls--
-        }
-    :: else
-    fi;
     do
     :: open && GOES_ON ->
-        d_step {                                /* hint_find: needs no lock */
+        d_step {                                /* next_ripe: needs no lock */
             i = cursor;
             do
-            :: i < (PAGES >> MIN_ORDER) && !(zone[wz].hints & (1 << i)) -> i++
+            :: i < (PAGES >> MIN_ORDER) && !(RIPE(wz) & (1 << i)) -> SEEN(wz, i); i++
             :: else -> break
             od;
             cursor = i
         };
         if
         :: cursor == (PAGES >> MIN_ORDER) -> break
+        :: else
+        fi;
+        if
+        :: !prepared ->                         /* call_prepare */
+            callback_begins();
+            atomic {
+                if
+                :: prepared = 1
+                :: may_fail > 0 ->
+                    may_fail--;
+                    zfail = 1;
+                    zone[0].due = 0;
+                    zone[ZONES - 1].due = 0
+                fi;
+                calls--
+            }
+        :: else
+        fi;
+        if
+        :: !prepared -> break
         :: else
         fi;
         batch_begin(me);
@@ -579,6 +611,29 @@ inline run_zone(me) {                           /* run_zone */
 #endif
     :: else -> break
     od;
+#ifdef AGES
+    if
+    :: looking && session == own ->             /* looked */
+        d_step {
+            UNLOCKED(wz);
+            if
+            :: cursor < (PAGES >> MIN_ORDER) || zfail -> zone[wz].later = 0
+            :: cursor == (PAGES >> MIN_ORDER) && !zfail && seen_young && zone[wz].hint_count ->
+                zone[wz].later = 1;
+#ifndef FAULT_YOUNG_ARE_FORGOTTEN
+                zone[wz].queued = 1;
+                zone[wz].wake_at = 0
+#endif
+            :: else
+            fi;
+            zone_unlock(wz, tell)
+        };
+        engine_notify(tell)
+    :: else
+    fi;
+    looking = 0;
+    seen_young = 0;
+#endif
 #ifdef FAULT_QUEUED_UNTIL_THE_END
     atomic { UNLOCKED(wz); zone[wz].queued = 0 };
 #endif
@@ -597,6 +652,9 @@ inline one_run(me) {                                /* run */
         interrupted = 0;
 #endif
         ticket = flush_wanted;
+#ifdef AGES
+        flush = flush || flush_wanted > flush_done;
+#endif
 #ifndef FAULT_FLUSH_SERVED_BY_ANY_RUN
         everything = everything || flush_wanted > flush_done;
 #endif
@@ -639,7 +697,7 @@ inline one_run(me) {                                /* run */
 #ifdef FAULT_WORK_UNTIL_THE_END
             work = failed;
 #else
-            work = work || failed;
+            work = (failed -> WORK_NOW : work);
 #endif
 #ifdef FAULT_DELAY_STOPPED_AT_THE_END
             if
@@ -659,7 +717,53 @@ inline one_run(me) {                                /* run */
     zfail = 0;
     ticket = 0;
     everything = 0
+#ifdef AGES
+    ;
+    flush = 0
+#endif
 }
+
+#ifdef AGES
+hidden byte aged;
+inline ages_over() {
+    aged = 0;
+    do
+    :: aged < ZONES -> zone[aged].young = 0; zone[aged].later = 0; aged++
+    :: else -> break
+    od;
+    work = (work -> WORK_NOW : 0)
+}
+#ifdef LIVENESS
+inline ages_pass() {                            /* what is waited for comes */
+    if
+    :: work == WORK_LATER -> ages_over()
+    :: skip
+    fi
+}
+#else
+inline ages_pass() {                            /* one may have come of age, or all; it may be time to look, even too early */
+    aged = 0;
+    do
+    :: aged < ZONES ->
+        if
+        :: zone[aged].young = 0
+        :: zone[aged].young -> zone[aged].young = zone[aged].young & (zone[aged].young - 1)
+        :: skip
+        fi;
+        if
+        :: zone[aged].later = 0
+        :: skip
+        fi;
+        aged++
+    :: else -> break
+    od;
+    if
+    :: work == WORK_LATER -> work = WORK_NOW
+    :: skip
+    fi
+}
+#endif
+#endif
 
 inline time_passes() {                          /* a delay or a back-off may be over, or not */
     if
@@ -670,9 +774,13 @@ inline time_passes() {                          /* a delay or a back-off may be 
     :: not_before = 0
     :: skip
     fi
+#ifdef AGES
+    ;
+    ages_pass()
+#endif
 }
-#define DUE (!not_before && (work || late))                             /* engine_due */
-#define OVERDUE (!not_before && (late || (work && failures)))           /* overdue */
+#define DUE (!not_before && (work == WORK_NOW || late))                 /* engine_due */
+#define OVERDUE (!not_before && (late || (work == WORK_NOW && failures)))       /* overdue */
 
 /* _work, HintingEngine.work. */
 proctype Worker(byte me; byte own) PROVIDED
@@ -682,6 +790,9 @@ proctype Worker(byte me; byte own) PROVIDED
     byte noted;
 #endif
     bit everything, prepared, failed, zfail, whole, open, asleep, timed, idle;
+#ifdef AGES
+    bit flush, looking, seen_young;
+#endif
 #ifdef CALLBACK_USES_MEMORY
     byte z, page, order, seen, prefer;
     bit got;
@@ -693,6 +804,9 @@ proctype Worker(byte me; byte own) PROVIDED
     :: atomic {
             MUTEX;                              /* engine_lock, or back from engine_wait */
             time_passes();
+#ifdef AGES
+            flush = flush_wanted > flush_done;
+#endif
             everything = flush_wanted > flush_done || OVERDUE;
             if
             :: session != own || stopping ->
@@ -708,6 +822,9 @@ proctype Worker(byte me; byte own) PROVIDED
                 idle = 1;
                 timed = is_enabled && (work || deadline);       /* engine_next */
                 everything = 0;
+#ifdef AGES
+                flush = 0;
+#endif
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
                 mutex = 1
 #else
@@ -723,7 +840,11 @@ proctype Worker(byte me; byte own) PROVIDED
 #endif
 end_asleep: if
             :: !(wake_sleepers & BIT(me))
+#ifdef AGES
+            :: atomic { timed -> wake_sleepers = wake_sleepers & ~BIT(me); late = deadline; not_before = 0; ages_over() }
+#else
             :: atomic { timed -> wake_sleepers = wake_sleepers & ~BIT(me); late = deadline; not_before = 0 }
+#endif
             fi
         fi
     od;
@@ -747,7 +868,7 @@ inline mark_free_blocks(z) {                    /* mark_free_blocks; here one bl
         :: else ->
             if
             :: source >= MIN_ORDER ->
-                hint_assign(z, MASK(mark, source), 1);
+                hint_mark_freed(z, MASK(mark, source));
                 zone[z].owed = zone[z].owed | MASK(mark, source)
             :: else
             fi;

@@ -41,6 +41,10 @@ typedef PageZone {              /* _zone.pxd: PageZone */
     byte hints;                 /* a bit a granule */
     byte free_pages;
     byte kinds[PAGES];
+#ifdef AGES
+    byte young;                 /* granules whose bits are set, and whose stamps say that they are not ripe */
+    bit later;                  /* `look_at` has not come */
+#endif
     /* For the proof only. */
     byte owner[PAGES];
     byte owed;                  /* granules that have become free since hinting is on, and have not been reported since */
@@ -157,15 +161,28 @@ inline hint_assign(z, mask, value) {            /* hint_assign: how many bits ch
     changed = zone[z].hints;
     zone[z].hints = (value -> zone[z].hints | (mask) : zone[z].hints & ~(mask));
     changed = ONES(changed ^ zone[z].hints);
+#ifdef AGES
+    zone[z].young = zone[z].young & zone[z].hints;
+#endif
     zone[z].hint_count = (value -> zone[z].hint_count + changed : zone[z].hint_count - changed)
+}
+
+inline hint_mark_freed(z, mask) {               /* hint_mark_freed, age_begin */
+#ifdef AGES
+    zone[z].later = zone[z].later || zone[z].hint_count == 0;
+    zone[z].young = zone[z].young | (mask);
+    hint_assign(z, mask, 1)
+#else
+    hint_assign(z, mask, 1)
+#endif
 }
 
 inline hint_evaluate(z) {                       /* hint_evaluate; reads the engine's `delay_armed` without its mutex */
     if
-    :: !zone[z].hook || zone[z].hint_count == 0 || zone[z].wake_at != NEVER
+    :: !zone[z].hook || zone[z].hint_count == 0 || zone[z].queued || zone[z].wake_at != NEVER
     :: else ->
         if
-        :: zone[z].hint_count >= zone[z].threshold && !zone[z].queued -> zone[z].queued = 1; zone[z].wake_at = 0
+        :: zone[z].hint_count >= zone[z].threshold -> zone[z].queued = 1; zone[z].wake_at = 0
         :: zone[z].hint_count < zone[z].threshold && !delay_armed -> zone[z].wake_at = 0
         :: else
         fi
@@ -176,6 +193,9 @@ inline hint_off(z) {                            /* hint_off */
     zone[z].hook = 0;
     zone[z].wake_at = NEVER;
     zone[z].queued = 0;
+#ifdef AGES
+    zone[z].later = 0;
+#endif
     hint_assign(z, 255, 0);
     zone[z].owed = 0
 }
@@ -184,13 +204,19 @@ inline hint_off(z) {                            /* hint_off */
 
 #define TELL_DELAY 1
 #define TELL_WORK 2
+#define TELL_LATER 3            /* when `look_at` has come */
+#ifdef AGES
+#define LATER(z) zone[z].later
+#else
+#define LATER(z) 0
+#endif
 
 inline zone_unlock(z, tell) {                   /* zone_unlock; `engine_notify` follows if `tell` is set */
     if
     :: zone[z].wake_at != NEVER && zone[z].free_pages >= zone[z].wake_at ->
         zone[z].wake_at = NEVER;
         zone[z].queued = zone[z].queued || zone[z].hint_count >= zone[z].threshold;
-        tell = (zone[z].queued -> TELL_WORK : TELL_DELAY)
+        tell = (zone[z].queued -> (LATER(z) -> TELL_LATER : TELL_WORK) : TELL_DELAY)
     :: else -> tell = 0
     fi;
     zone[z].locked = 0;
