@@ -4,6 +4,8 @@
 blocks to a host, in small batches that nobody else can touch meanwhile.
 """
 
+from __future__ import annotations
+
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING

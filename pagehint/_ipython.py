@@ -51,7 +51,8 @@ class Chart:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         if self._samples:
-            axes.fill_between(*zip(*self._samples, strict=True), alpha=0.4)
+            seconds, mebibytes = zip(*self._samples, strict=True)
+            axes.fill_between(seconds, mebibytes, alpha=0.4)
         axes.set_xlabel("seconds")
         axes.set_ylabel("resident memory, MiB")
         axes.set_ylim(bottom=0)
@@ -85,7 +86,7 @@ class PagehintMagics(Magics):
         if command == "chart" and cell is not None:
             chart = Chart()
             try:
-                self.shell.run_cell(cell).raise_error()
+                self.shell.run_cell(cell).raise_error()  # type: ignore[union-attr]
             finally:
                 chart.end()
             return None

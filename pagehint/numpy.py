@@ -52,9 +52,9 @@ def install(arena: Arena | None = None) -> Arena:
     Parameters
     ----------
     arena : Arena, optional
-        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does. Whether it gives
-        back what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one of this
-        machine's memory, with hinting on.
+        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does. Whether it
+        gives back what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one of
+        this machine's memory, with hinting on.
 
     Returns
     -------
