@@ -16,13 +16,17 @@ _COLOURS = {"used": "#2b6cb0", "warm": "#ed8936", "given back": "#e2e8f0"}
 _SIGNS = {"used": "█", "warm": "▒", "given back": "·"}
 
 
-def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int) -> NDArray[np.int64]:
-    """Return how many pages of each granule are free, where ``blocks`` are all that are."""
-    ends = np.zeros(nr_pages + 1, np.int32)  # what begins and ends at a page
-    at = (blocks["pfn"] - np.uint64(start_pfn)).astype(np.int64)
-    np.add.at(ends, at, 1)
-    np.add.at(ends, at + (1 << blocks["order"].astype(np.int64)), -1)
-    return np.add.reduceat(np.cumsum(ends[:-1], dtype=np.int64), np.arange(0, nr_pages, granule))
+def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int) -> NDArray[np.int32]:
+    """Return how many pages of each granule are free, where ``blocks`` are all that are. O(blocks + granules)."""
+    pages = 1 << blocks["order"].astype(np.int64)
+    first = (blocks["pfn"].astype(np.int64) - start_pfn) // granule
+    large = pages >= granule
+    begin_and_end = np.zeros(-(-nr_pages // granule) + 1, np.int32)
+    np.add.at(begin_and_end, first[large], granule)
+    np.add.at(begin_and_end, first[large] + pages[large] // granule, -granule)
+    free = np.cumsum(begin_and_end[:-1], dtype=np.int32)
+    np.add.at(free, first[~large], pages[~large])
+    return free
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,7 +54,7 @@ class ArenaStatus:
     hinting: bool
     given_back: int
     page_size: int
-    used: NDArray[np.int64]
+    used: NDArray[np.int32]
     resident: NDArray[np.uint32]
 
     @property

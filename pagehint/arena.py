@@ -224,6 +224,7 @@ class Arena:
     def status(self) -> ArenaStatus:
         """Return what the arena holds, as figures and as a picture: used, free and warm, given back. O(size)."""
         self._require_open()
+        arrays = self.live_arrays  # before there are some that this makes
         granule = HUGE_PAGE // self._mapping.page_size
         resident = self._mapping.resident_pages()
         stats = self.pages.stats()
@@ -235,7 +236,7 @@ class Arena:
         free, resident = map(np.concatenate, zip(*parts, strict=True))
         return ArenaStatus(
             size=self.size,
-            arrays=self.live_arrays,
+            arrays=arrays,
             hinting=self.pages.hinting_enabled,
             given_back=stats.pages_reported * stats.page_size,
             page_size=stats.page_size,

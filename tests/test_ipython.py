@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def shell():
-    made = InteractiveShell()
+    made = InteractiveShell.instance()
     made.run_line_magic("load_ext", "pagehint")
     yield made
     ph.numpy.uninstall()
