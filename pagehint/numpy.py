@@ -84,7 +84,8 @@ def _new() -> Arena:
     from pagehint.arena import Arena
 
     arena = Arena()
-    arena.hinting(min_age=MIN_AGE).__enter__()  # until it is collected
+    # Until it is collected. What is free now has never been in memory.
+    arena.hinting(min_age=MIN_AGE, mark_free=False).__enter__()
     return arena
 
 

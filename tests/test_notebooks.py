@@ -37,7 +37,7 @@ def pictures(notebook) -> int:
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb", "qemu.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb", "numpy.ipynb", "qemu.ipynb"]
 
 
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.name)
