@@ -53,7 +53,6 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
-    "load_ipython_extension",
     "numpy",
     "qemu",
     "virtio",

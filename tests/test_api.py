@@ -94,7 +94,7 @@ CONSTRUCTORS = {
     ph.PageHintingCallbacks: "(hint_pages, max_pages=16, prepare=None, cleanup=None)",
     ph.ZoneSpec: "(name, start_pfn, spanned_pages, node=0, holes=())",
     ph.Watermarks: "(min, low, high)",
-    ph.Arena: "(size, hugepages=True)",
+    ph.Arena: "(size=None, hugepages=True)",
 }
 
 PROPERTIES = {

@@ -128,6 +128,7 @@ CALLS = {
     "Arena.numpy": (lambda w: entered(w.arena.numpy), lambda w: {}),
     "Arena.trim": (lambda w: w.arena.trim, lambda w: {}),
     "Arena.limit=": (lambda w: lambda value: setattr(w.arena, "limit", value), lambda w: {"value": "1MiB"}),
+    "Arena.status": (lambda w: w.arena.status, lambda w: {}),
     "Arena.close": (lambda w: ph.Arena("2MiB").close, lambda w: {}),
 }
 
@@ -322,6 +323,7 @@ SPECIAL = {
 }  # fmt: skip
 SPECIAL["PageAllocator.threshold=", "value"] = HOSTILE["threshold"]
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]
+SPECIAL["Arena", "size"] = ([value for value in HOSTILE["size"][0] if value is not None], [None, *HOSTILE["size"][1]])
 SPECIAL["Arena.limit=", "value"] = (
     [0, -1, "", "0", "much", "-1GiB", b"1MiB", 1.5, NAN, [], object(), Angry()],
     [None, *ONES, "1KiB", 2**64, 2**200],
