@@ -6,7 +6,7 @@ the first that is not empty, so that an empty terabyte is passed over in a hundr
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
-                               store64)
+                               store64, unlikely)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._lock cimport assert_held
@@ -131,20 +131,20 @@ cdef inline void hint_broken(PageZone *z, uint64_t page, int order, int source) 
             z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
         else:
             z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
-        if z.zeroed != NULL:
+        if unlikely(z.zeroed != NULL):
             zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
 
 
 cdef inline void hint_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
     """As `hint_broken`, for what one step of a bulk allocation took. Zone lock held."""
     cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
-    cdef uint64_t n = max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1)
     if taken.source < z.break_order:
         return
-    if z.zeroed != NULL:
-        zeroed_clear(z.zeroed, page >> z.min_order, n)
+    if unlikely(z.zeroed != NULL):
+        zeroed_clear(z.zeroed, page >> z.min_order, max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1))
     if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
-        z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, n, False)
+        z.counters.hints_cleared_by_alloc += hint_assign(
+            z, page >> z.min_order, max((taken.nr_leaves << LEAF_SHIFT) >> z.min_order, <uint64_t>1), False)
         return
     while starts:
         z.counters.hints_cleared_by_alloc += hint_assign(
