@@ -3,14 +3,15 @@
 
 Compiled, since what waits here must have no instructions in between.
 """
+import sys
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
 
 _here = threading.local()
 
 
-def undisturbed(work, *arguments):
-    """undisturbed(work, *arguments)
+def undisturbed(work, *arguments, obtain=None):
+    """undisturbed(work, *arguments, obtain=None)
 --
 
     Call ``work(*arguments)`` where no KeyboardInterrupt comes, nor what else signal handlers raise.
@@ -19,6 +20,9 @@ def undisturbed(work, *arguments):
     ----------
     work : callable
         It must end in a time that is known. It may ask `interrupted` whether it had better do so soon.
+    obtain : callable, optional
+        Called before, on this thread, and may be interrupted: what it returns is one more argument, the last. Compiled,
+        so that it either returns that or raises.
 
     Returns
     -------
@@ -29,6 +33,8 @@ def undisturbed(work, *arguments):
     ------
     BaseException
         Whatever it raises; but what interrupted the wait for it comes first, when it has ended.
+    RuntimeError
+        If there can be no other thread; nothing has been done then.
 
     Notes
     -----
@@ -48,13 +54,19 @@ def undisturbed(work, *arguments):
         finally:
             done.release()
 
-    if get_ident() != threading.main_thread().ident:
+    # What is written in Python comes before anything is obtained: an interrupt may end it.
+    here = get_ident() != threading.main_thread().ident or sys.is_finalizing()
+    if obtain is not None:
+        arguments = (*arguments, obtain())
+    if here:
         return work(*arguments)
     done.acquire()
     try:
         start_new_thread(run, ())
-    except RuntimeError:        # there are no more threads: the interpreter is ending
-        return work(*arguments)
+    except RuntimeError as error:
+        if "shutdown" in str(error):    # from Python 3.12 on: the interpreter is ending, and has no more threads
+            return work(*arguments)
+        raise
     while True:
         try:
             done.acquire()

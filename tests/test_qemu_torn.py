@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import queue
 import random
 import signal
 import socket
@@ -49,15 +50,30 @@ class Storm:
         self.left = 0
         self.felt = 0
         self.first = (1e-6, 0.0005)  # seconds until the first
+        self.wanted = queue.SimpleQueue()
+        self.done = threading.Semaphore(0)
+        self.thread = threading.Thread(target=self.strike, daemon=True)
 
     def __enter__(self):
-        self.before = signal.signal(signal.SIGALRM, self.strike)
+        self.before = signal.signal(signal.SIGUSR1, self.struck)
+        self.thread.start()
         return self
 
     def __exit__(self, *exc_info):
-        signal.signal(signal.SIGALRM, self.before)
+        self.wanted.put(None)
+        self.thread.join()
+        signal.signal(signal.SIGUSR1, self.before)
 
-    def strike(self, signum, frame):
+    def strike(self):
+        while (order := self.wanted.get()) is not None:
+            delay, times = order
+            time.sleep(delay)
+            for _ in range(times):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                time.sleep(2e-5)
+            self.done.release()
+
+    def struck(self, signum, frame):
         if self.left:
             self.left -= 1
             raise KeyboardInterrupt
@@ -65,19 +81,18 @@ class Storm:
     def over(self, work):
         """Call it in the storm; what it raises of its own goes on."""
         self.left = self.rng.randrange(1, 4)
+        self.wanted.put((self.rng.uniform(*self.first), self.left))
         try:
             try:
-                signal.setitimer(signal.ITIMER_REAL, self.rng.uniform(*self.first), 2e-5)
                 work()
             except KeyboardInterrupt:
                 self.felt += 1
                 raise
             finally:
                 self.left = 0
-                signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             self.left = 0
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.done.acquire()
 
 
 def test_interrupts_tear_nothing(host):
@@ -156,7 +171,7 @@ def test_work_that_is_waited_for_ends_before_its_interrupt_is_raised():
 
     def work():
         steps.append("begun")
-        os.kill(os.getpid(), signal.SIGALRM)
+        os.kill(os.getpid(), signal.SIGUSR1)
         wait_for(interrupted, "the interrupt")
         steps.append("ended")
 
@@ -477,3 +492,158 @@ def test_hosts_at_exit_do_not_keep_each_other_from_it():
     )
     assert (done.stderr, done.returncode) == ("", 0)
     wait_for(lambda: all(ended(int(pid)) for pid in done.stdout.split()), "their end")
+
+
+# ---- what a second review found
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_qemu(host):
+    assert os.getsid(host.process.pid) != os.getsid(0)
+    assert os.getpgid(host.process.pid) == host.process.pid
+
+
+def test_qemu_behind_a_wrapper_ends_with_it(tmp_path):
+    wrapper = tmp_path / "qemu"
+    wrapper.write_text('#!/bin/sh\nqemu-system-x86_64 "$@" 2>/dev/null\n')
+    wrapper.chmod(0o755)
+    with ph.qemu.Host("64MiB", qemu=wrapper, timeout=0.3) as host:
+        arena = host.arena()
+        filled(arena, 40 * MIB)
+        files = Path("/proc/self/task").glob("*/children")
+        (shell,) = {pid for file in files for pid in file.read_text().split() if not ended(pid)}
+        qemu = int(Path(f"/proc/{shell}/task/{shell}/children").read_text())
+        os.kill(qemu, signal.SIGSTOP)
+        with pytest.raises(ph.HostError, match="the host is gone"):
+            host.balloon.report([FREE], [40 * MIB])
+        assert ended(qemu), "it could drop memory when it goes on"
+
+
+def test_what_a_fence_cannot_keep_from_the_memory_is_not_given_back(host, monkeypatch):
+    tries = []
+
+    def fence():
+        tries.append(host.arena().pages.stats().allocated_pages)
+        if len(tries) < 3:
+            raise PermissionError("not yours")
+        host.process.kill()
+
+    monkeypatch.setattr("pagehint.virtio.balloon._FENCE_AGAIN", 0.01)
+    monkeypatch.setattr(host.balloon, "_fence", fence)
+    host.process.qtest.settimeout(0.2)
+    os.kill(host.process.pid, signal.SIGSTOP)
+    with pytest.raises(ph.HostError, match="the host is gone"):
+        host.balloon.inflate(1000)
+    assert tries == [1000] * 3
+    assert host.arena().pages.stats().allocated_pages == 0
+
+
+def test_reports_of_another_allocators_blocks_are_refused(host):
+    array = filled(host.arena(), 40 * MIB)
+    other = ph.PageAllocator([ph.ZoneSpec("Normal", FREE // 4096, 16384)], pcp=False)
+    with other.hinting(host.callbacks(4), workqueue="manual", delay=None):
+        other.flush_hinting()
+        assert "of another allocator than this host's arena" in str(other.last_error)
+        assert other.stats().pages_reported == 0
+    with pytest.raises(ValueError, match="the driver's own memory"):
+        host.balloon.report([0], [4 * MIB])
+    assert is_whole(array)
+
+
+def test_an_allocator_whose_pages_a_balloon_cannot_name_is_refused(host):
+    small = ph.PageAllocator([ph.ZoneSpec("Normal", 0, 4096)], page_size=16384)
+    high = ph.PageAllocator([ph.ZoneSpec("Normal", (1 << 32) - 4096, 8192)])
+    for pages, words in ((small, "pages of 4096 bytes, not 16384"), (high, "beyond the 2\\*\\*32 pages")):
+        with pytest.raises(ValueError, match=words):
+            Balloon(host.balloon._transport, bytearray(1 << 20), 1 << 20, fence=host.process.kill, pages=pages)
+    assert host.balloon.target == 0
+
+
+def test_a_forked_child_gets_at_no_pages_of_the_guest(host):
+    arena = host.arena()
+
+    def child():
+        assert "of another process" in repr(host)
+        assert host.running
+        assert host.discards.calls == 0
+        for call in (lambda: arena.address(FREE // 4096), host.balloon.forget):
+            with pytest.raises(ph.PageHintError, match="forked"):
+                call()
+
+    with host.balloon._lock:
+        in_child(child)
+
+
+def test_a_balloon_in_a_callback_does_not_wait_for_what_is_out(host):
+    """On the main thread, and with more wanted than there is without it."""
+    pages = host.arena().pages
+    refused = []
+
+    def report(blocks):
+        try:
+            host.balloon.inflate(pages.stats().free_pages + 1)
+        except ph.OutOfMemoryError as error:
+            refused.append(error)
+
+    with pages.hinting(ph.PageHintingCallbacks(report, max_pages=8), workqueue="manual", delay=None):
+        pages.flush_hinting()
+    assert refused
+    assert host.balloon.actual == 0
+
+
+def test_a_number_that_is_none_resets_nothing(host):
+    host.balloon.inflate(10)
+    queues = host.balloon._queues
+    for call in (host.balloon.inflate, host.balloon.deflate):
+        with pytest.raises(TypeError):
+            call(1.5)
+    assert host.balloon._queues is queues
+
+
+def test_what_was_in_the_balloon_is_free_when_its_host_is_closed():
+    with ph.qemu.Host("64MiB") as host:
+        host.balloon.inflate(1000)
+        pages = host.arena().pages
+    assert pages.stats().allocated_pages == 0
+
+
+def test_a_child_forked_as_qemu_starts_does_not_hold_up_its_end(host):
+    """It may have a copy of the pipe that QEMU's last words come through."""
+    with subprocess.Popen(["sleep", "60"], stderr=host.process._process.stderr.fileno()) as child:
+        host.close()
+        assert child.poll() is None, "it was waited for"
+        child.kill()
+
+
+def test_a_balloon_used_as_the_interpreter_ends_is_no_hang():
+    code = """
+        import pagehint as ph
+        class Late:
+            def __init__(self): self.host = ph.qemu.Host("64MiB")
+            def __del__(self):
+                try:
+                    self.host.balloon.target
+                except ph.HostError:
+                    print("gone", flush=True)
+        late = Late()
+        late.itself = late
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+
+
+def test_standard_files_that_are_closed_do_not_matter():
+    code = """
+        import os
+        for fd in (0, 1, 2): os.close(fd)
+        import pagehint as ph
+        try:
+            with ph.qemu.Host("64MiB") as host:
+                host.balloon.report([4 << 20], [2 << 20])
+            os._exit(7)
+        except BaseException:
+            os._exit(1)
+    """
+    done = subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(code)], timeout=60, check=False)
+    assert done.returncode == 7

@@ -7,7 +7,7 @@ import operator
 import os
 import threading
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
@@ -63,8 +63,10 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     """Close hosts that nobody closed, hinting first: the worker shall not find QEMU gone."""
     for host in list(_hosts):
-        with suppress(Exception):  # it has no one to go to, and the others are to end as well
+        try:
             host.close()
+        except BaseException:  # it has no one to go to, and all of them are to end
+            host._if_forgotten()
 
 
 class Host:
@@ -101,8 +103,8 @@ class Host:
     Notes
     -----
     The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
-    ``with`` block, when this is collected, and with this process, killed or not (where there is `setpriv`, of
-    util-linux); nothing of it is in the file system.
+    ``with`` block, when this is collected, and with this process; also when that is killed, where there is `setpriv`
+    (of util-linux). Nothing of it is in the file system.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
@@ -119,7 +121,7 @@ class Host:
             import_module("qemu.qmp")
         except ImportError:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
-        if not 0 < timeout < threading.TIMEOUT_MAX:
+        if not 0 < timeout < threading.TIMEOUT_MAX / 4:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
@@ -130,6 +132,8 @@ class Host:
             self._arena = GuestArena(self)
             undisturbed(self._start)
         except BaseException:
+            if hasattr(self, "_if_forgotten"):  # an interrupt, once it had started
+                self._if_forgotten()
             self.ram.close()
             raise
 
@@ -152,8 +156,9 @@ class Host:
                 timeout=self._timeout,
             )
         except BaseException as error:
+            ended = not process.running
             _end(process, monitor)
-            if isinstance(error, HostError) and process.said:
+            if isinstance(error, HostError) and ended and process.said:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor
@@ -209,6 +214,11 @@ class Host:
         self._require_open()
         starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
         lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
+        out = self._arena.pages.stats().isolated_pages * PAGE_SIZE
+        if lengths.sum() > out:
+            raise ValueError(
+                f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena"
+            )
         # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
         self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
@@ -310,6 +320,8 @@ class Host:
             if not self._closed:
                 self._closed = True  # whatever is reported from now on is refused
                 self._stop()
+                if self._process.owned:
+                    self.balloon.forget()
                 self.ram.close()
 
     def __enter__(self) -> Host:
@@ -324,6 +336,7 @@ class Host:
         if self._closed:
             return "<Host, closed>"
         state = f"QEMU {self._process.pid}" if self.running else "QEMU gone"
+        state += "" if self._process.owned else " of another process"
         return f"<Host of {format_size(self.ram.nr_bytes)}: {state}, {format_size(self.ram.resident_bytes)} resident>"
 
     def _require_open(self) -> None:
@@ -378,6 +391,7 @@ class GuestArena(Arena):
 
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address, in this process, of a page's first byte; ValueError where it is not RAM of the arena."""
+        self._require_own()
         number = operator.index(pfn)
         if not any(zone.start_pfn <= number < zone.start_pfn + zone.spanned_pages for zone in self.pages.zones):
             raise ValueError(f"PFN {number:#x} is not RAM of this guest")
@@ -388,9 +402,12 @@ class GuestArena(Arena):
         self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
     ) -> NDArray[Any]:
         """Return a new array in the guest's RAM; see `Arena.empty`."""
+        self._require_own()
+        return super().empty(shape, dtype, order)
+
+    def _require_own(self) -> None:
         if os.getpid() != self._pid:
             raise PageHintError(_FORKED)
-        return super().empty(shape, dtype, order)
 
     def hinting(  # type: ignore[override]
         self, max_pages: int | None = None, **options: Any

@@ -55,6 +55,9 @@ class Monitor:
             await asyncio.wait_for(self._client.disconnect(), self._timeout)
 
     def _wait(self, what: str, work: Coroutine[Any, Any, _T]) -> _T:
+        if self._ended.is_set():
+            work.close()
+            raise HostError(f"QEMU's monitor is closed, and cannot {what!r}")
         limited = asyncio.wait_for(work, self._timeout)
         try:
             future = asyncio.run_coroutine_threadsafe(limited, self._loop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -37,6 +39,8 @@ POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
 _CHAIN_BYTES: Final = 1 << 32  # a chain has fewer (section 2.7.5.1)
 _LONGEST: Final = 1 << 31  # bytes of a buffer, so that pages stay whole
+
+_FENCE_AGAIN: Final = 1.0  # seconds
 
 _SPINS: Final = 100  # looks at a queue without sleeping in between
 _SLEEP: Final = 0.0005
@@ -95,14 +99,16 @@ class Balloon:
     transport : Transport
         The device.
     memory : writable buffer
-        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are always enough.
+        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough for queues of
+        up to 4,096.
     address : int
         Its guest-physical address.
     fence : callable
         Called when the device can be reached no more, also for a reset: it makes sure that the device never touches the
-        memory again, for instance by ending its process.
+        memory again, for instance by ending its process. As long as it raises, it is called again: what the device
+        might still drop cannot be given back.
     pages : PageAllocator, optional
-        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest.
+        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest, under 2**32.
     poison : int, optional
         Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
     timeout : float, default 10.0
@@ -139,6 +145,11 @@ class Balloon:
     ) -> None:
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if pages is not None and pages.page_size != PAGE_SIZE:
+            raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
+        for zone in pages.zones if pages is not None else ():
+            if zone.start_pfn + zone.spanned_pages > 1 << 32:
+                raise ValueError(f"zone {zone.name} goes beyond the 2**32 pages that a balloon can name")
         self._transport = transport
         self._memory = memoryview(memory).cast("B")
         self._address = address
@@ -165,7 +176,7 @@ class Balloon:
         self._transport.negotiate(self.features)
         if self._poison is not None:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
-        self._queues: dict[str, tuple[int, SplitQueue]] = {}
+        queues: dict[str, tuple[int, SplitQueue]] = {}
         at = self._FIRST_QUEUE
         for name, number in queue_numbers(offered).items():
             size = self._transport.queue_size(number)
@@ -180,8 +191,9 @@ class Balloon:
                 self._memory[at : at + nr_bytes], self._address + at, size, bool(self.features & EVENT_IDX)
             )
             self._transport.enable_queue(number, queue)
-            self._queues[name] = number, queue
+            queues[name] = number, queue
             at = -(-(at + nr_bytes) // PAGE_SIZE) * PAGE_SIZE
+        self._queues = queues
         self._transport.start()
         self._statistics_out = False
         self._transport.write_config(_ACTUAL, 4, len(self._inflated))
@@ -221,11 +233,15 @@ class Balloon:
         for address, nr_bytes in ranges:
             if not 0 <= address < address + nr_bytes <= 1 << 64:
                 raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")
+            if address < self._address + len(self._memory) and self._address < address + nr_bytes:
+                raise ValueError(f"the driver's own memory is in the {nr_bytes} bytes from {address:#x}")
         undisturbed(self._report, ranges)
 
     def _report(self, ranges: list[tuple[int, int]]) -> None:
         with self._device(), self._request("a report"):
             for chain in chains(ranges, self._queues["reporting"][1].size):
+                if interrupted():
+                    return
                 self._send("reporting", chain)
 
     @contextmanager
@@ -259,11 +275,22 @@ class Balloon:
             self._start()
         except BaseException as error:
             self._gone = str(cause)
-            self._fence()
+            self._fence_off()
             if isinstance(error, HostError):
                 return "the host is gone"
             raise
         return "the device has been reset"
+
+    def _fence_off(self) -> None:
+        while True:
+            try:
+                self._fence()
+                return
+            except Exception as error:
+                logging.getLogger("pagehint").error(
+                    "the device cannot be kept from the memory, trying again: %s", error
+                )
+                time.sleep(_FENCE_AGAIN)
 
     def _send(self, name: str, chain: Sequence[tuple[int, int]], nr_readable: int = 0) -> None:
         """Send one chain and wait for it."""
@@ -322,11 +349,12 @@ class Balloon:
             If the host fails; what it has been given before stays in the balloon, the rest is free again. So it is
             after an interrupt.
         """
-        undisturbed(self._inflate, self._allocator(), nr_pages)
-
-    def _inflate(self, pages: PageAllocator, nr_pages: int) -> None:
+        pages = self._allocator()
         self._require_owner()
-        waiting = pages.alloc_pages_bulk(nr_pages)
+        # Taken on this thread: one that is in a callback need not wait for what is out, and Ctrl-C ends a wait.
+        undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
+
+    def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
         try:
             with self._device(), self._request("inflating"):
                 while len(waiting) and not interrupted():
@@ -348,7 +376,7 @@ class Balloon:
         HostError
             If the host fails; what it has not been told of stays in the balloon. So it does after an interrupt.
         """
-        undisturbed(self._deflate, self._allocator(), nr_pages)
+        undisturbed(self._deflate, self._allocator(), operator.index(nr_pages))
 
     def _deflate(self, pages: PageAllocator, nr_pages: int) -> None:
         with self._device():
@@ -419,6 +447,7 @@ class Balloon:
         undisturbed(self._forget)
 
     def _forget(self) -> None:
+        self._require_owner()
         with self._lock:
             self._gone = "forget() was called"
             if self._inflated:
