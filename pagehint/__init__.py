@@ -4,11 +4,8 @@
 blocks to a host, in small batches that nobody else can touch meanwhile.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pagehint import numpy, qemu, virtio
 from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
@@ -24,10 +21,8 @@ from pagehint.errors import (
 )
 from pagehint.explain import Explanation
 from pagehint.layout import Watermarks, ZoneSpec
+from pagehint.numpy import load_ipython_extension as load_ipython_extension
 from pagehint.stats import LockStats, Stats
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
 
 __version__ = version("pagehint")
 
@@ -57,13 +52,6 @@ __all__ = [
     "qemu",
     "virtio",
 ]
-
-
-def load_ipython_extension(ipython: InteractiveShell) -> None:
-    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
-    from pagehint._ipython import load
-
-    load(ipython)
 
 
 def get_include() -> str:

@@ -7,7 +7,7 @@ the first that is not empty, so that an empty terabyte is passed over in a hundr
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint._age cimport age_begin
 from pagehint._atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
-                               store64)
+                               store64, unlikely)
 from pagehint._buddy cimport Taken
 from pagehint._leaf cimport low_ones
 from pagehint._limit cimport limit_enforce
@@ -143,7 +143,7 @@ cdef inline void hook_broken(PageZone *z, uint64_t page, int order) noexcept nog
         z.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
     else:
         z.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
-    if z.zeroed != NULL:
+    if unlikely(z.zeroed != NULL):
         zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
     limit_enforce(z)
 

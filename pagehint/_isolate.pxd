@@ -1,7 +1,7 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from pagehint._age cimport Ripe, is_ripe, ripe_order
-from pagehint._atomic cimport PH_ASSERT
+from pagehint._atomic cimport PH_ASSERT, unlikely
 from pagehint._buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint._hint cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
 from pagehint._lock cimport assert_held
@@ -75,7 +75,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, HELD)
-        if z.zeroed != NULL:
+        if unlikely(z.zeroed != NULL):
             zeroed_note(z.zeroed, granule, granules_of(z, order))
             zeroed_clear(z.zeroed, granule, granules_of(z, order))
         test_point(AT_BIT_TAKEN)

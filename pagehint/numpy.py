@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pagehint import _numpy
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from pagehint.arena import Arena
 
 __all__ = ["Counts", "install", "installed", "uninstall"]
@@ -100,3 +102,10 @@ def uninstall() -> None:
     Arrays in the arena live on, and the last of them frees its mapping, if nothing else refers to the arena.
     """
     _numpy.uninstall()
+
+
+def load_ipython_extension(ipython: InteractiveShell) -> None:
+    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
+    from pagehint._ipython import load
+
+    load(ipython)
