@@ -30,7 +30,7 @@ extensions = [
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
-    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "virtio._queue")
+    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "_undisturbed", "virtio._queue")
 ]
 
 setup(

@@ -81,7 +81,7 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
     }
     host.balloon._transport.notify, host.balloon._transport.interrupt_status = spent["kick"], spent["wait"]
     host.ram.is_dropped, host.balloon.report = spent["dropped?"], spent["report"]
-    with pages.hinting(host.callbacks(batch), workqueue="manual", delay=None, mark_free=False):
+    with pages.hinting(host.callbacks(batch), threshold=1 << 20, delay=None, mark_free=False):
         for pfn in gone:
             pages.free_pages(pfn, 9)
         cpu, begin = cpu_seconds(host.process.pid), time.perf_counter()

@@ -1,5 +1,5 @@
 """Atomic operations and assertions, as the compiler offers them on every architecture."""
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -58,6 +58,7 @@ cdef extern from *:
     void PH_ASSERT(bint condition) noexcept nogil
     bint likely "PH_LIKELY" (bint condition) noexcept nogil
     bint unlikely "PH_UNLIKELY" (bint condition) noexcept nogil
+    void fence "__atomic_thread_fence" (int order) noexcept nogil
     void cpu_relax "PH_CPU_RELAX" () noexcept nogil
     int RELAXED "PH_RELAXED"
     int ACQUIRE "PH_ACQUIRE"
@@ -85,6 +86,8 @@ cdef extern from *:
     bint swap_i32_if "ph_swap_i32_if" (int32_t *p, int32_t expected, int32_t value) noexcept nogil
     bint swap64_if "ph_swap64_if" (uint64_t *p, uint64_t expected, uint64_t value) noexcept nogil
     uint64_t fetch_add64 "__atomic_fetch_add" (uint64_t *p, uint64_t value, int order) noexcept nogil
+    uint16_t load16 "__atomic_load_n" (const uint16_t *p, int order) noexcept nogil
+    void store16 "__atomic_store_n" (uint16_t *p, uint16_t value, int order) noexcept nogil
     uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil
     void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil
 

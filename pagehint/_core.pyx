@@ -929,7 +929,8 @@ cdef class PageAllocator:
         Raises
         ------
         PageHintError
-            Naming the zone, the page and the first invariant that does not hold.
+            Naming the zone, the page (its block's first, or the zone's if a count is wrong) and the first invariant that
+            does not hold.
         """
         self.memory.verify()
 

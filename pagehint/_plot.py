@@ -31,7 +31,8 @@ def plot_outcome(outcome: Outcome, path: Path) -> None:
         axes.axhline(run.rss_mean / (1 << 20), color=colour, linewidth=0.8, linestyle=":")
     axes.set_xlabel("seconds")
     axes.set_ylabel("resident memory, MiB")
-    axes.set_title("What a bursty process is charged for (dotted: mean)", loc="left")
+    dashed = "; dashed: the guest's RAM in the host" if outcome.on.host_peak else ""
+    axes.set_title(f"What a bursty process is charged for (dotted: mean{dashed})", loc="left")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.spines[["top", "right"]].set_visible(False)

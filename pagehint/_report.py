@@ -61,6 +61,12 @@ def print_outcome(outcome: Outcome, where: str) -> None:
     row("  of which a round", lambda run: f"{min(run.round_seconds):.2f} to {max(run.round_seconds):.2f}")
     table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}, ± {outcome.noise:.2f} noise")
     console.print(table)
-    kept = [format_size(max(run.rss_end - run.rss_start, 0)) for run in (outcome.off, outcome.on)]
-    console.print(f"Memory kept after the work: {kept[0]} without hinting, {kept[1]} with it.", highlight=False)
+    both = (outcome.off, outcome.on)
+    if outcome.on.host_peak:
+        kept = [format_size(max(run.host_end - run.in_use_end, 0)) for run in both]
+        what = "Kept by the host beyond what is in use"
+    else:
+        kept = [format_size(max(run.rss_end - run.rss_start, 0)) for run in both]
+        what = "Memory kept after the work"
+    console.print(f"{what}: {kept[0]} without hinting, {kept[1]} with it.", highlight=False)
     console.print("Noise: how much rounds of the same work differ within one run.", highlight=False)

@@ -1,6 +1,7 @@
 """The consistency check: every invariant of the metadata, from scratch. Zone lock and page set locks held.
 
-Written so as to share as little as it can with the code it checks.
+Written so as to share as little as it can with the code it checks, and to follow no number out of an array: what it reads
+may be wrong.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -29,6 +30,11 @@ cdef inline bint found(Finding *f, const char *what, uint64_t page) noexcept nog
     f.what = what
     f.page = page
     return True
+
+
+cdef inline bint found_in_all(const PageZone *z, Finding *f, const char *what) noexcept nogil:
+    """A count of the whole zone is wrong: at its first page, which need not be that of its first leaf."""
+    return found(f, what, z.start_pfn - z.base_pfn)
 
 
 cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f) noexcept nogil:
@@ -63,6 +69,9 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
 cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, Count *c, Finding *f) noexcept nogil:
     cdef uint64_t i = 0, j, n, buddy, before = load64(bulk_blocks, ACQUIRE)
     cdef int kind, order
+    for j in range((z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES):
+        if z.types[j] >= NR_TYPES:
+            return found(f, "an unknown migratetype", j << PAGEBLOCK_ORDER)
     while i < z.nr_leaves:
         kind = load8(&z.kinds[i], ACQUIRE)
         n = 1
@@ -113,44 +122,48 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
         area = &z.areas[mt]
         for order in range(NR_ORDERS):
             if area.nr_free[order] != c.blocks[mt][order]:
-                return found(f, "nr_free is not the number of free blocks", 0)
+                return found_in_all(z, f, "nr_free is not the number of free blocks")
             n = 0
             if (z.nonempty[mt] >> order) & 1:
                 prev = list_head(mt, order)
                 i = list_first(z, mt, order)
                 while i != list_head(mt, order):
                     n += 1
+                    if i >= z.nr_leaves:
+                        if n == 1:
+                            return found_in_all(z, f, "a free list begins outside the zone")
+                        return found(f, "a free list leads out of the zone", prev << LEAF_SHIFT)
                     kind = z.kinds[i]
                     if kind != (SPLIT + order if order < LEAF_SHIFT else FREE | order) or type_of(z, i) != mt:
                         return found(f, "a leaf is on the wrong free list", i << LEAF_SHIFT)
-                    if z.links[i].prev != prev or n > c.listed[mt][order]:
+                    if z.links[i].prev != prev:
                         return found(f, "a free list is not linked both ways", i << LEAF_SHIFT)
+                    if n > c.listed[mt][order]:
+                        return found(f, "a free list is longer than there are blocks for it", i << LEAF_SHIFT)
                     prev = i
                     i = z.links[i].next
-            if n != c.listed[mt][order]:
-                return found(f, "a free block is on no list", 0)
+            if n < c.listed[mt][order]:
+                return found_in_all(z, f, "a free block is on no list")
     return False
 
 
 cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
     """Every bit set stands for a granule inside one free block; the count is that of the bits."""
     cdef uint64_t granule, count = 0
-
-    for granule in range(z.nr_granules):
-        if granule & 63 == 0 and z.hints[granule >> 6] == 0:
-            continue
+    # To the end of the last word: behind the zone, no bit may be set either.
+    for granule in range((z.nr_granules + 63) // 64 * 64):
         if not (z.hints[granule >> 6] >> (granule & 63)) & 1:
             continue
         count += 1
-        if not granule_is_free(z, granule << z.min_order):
+        if granule >= z.nr_granules or not granule_is_free(z, granule << z.min_order):
             return found(f, "a hint for a granule that is not free", granule << z.min_order)
     for granule in range(0, z.nr_granules, 64):
         if (z.hint_words[granule >> 12] >> ((granule >> 6) & 63)) & 1 != (z.hints[granule >> 6] != 0):
             return found(f, "the second level of the hints is not in step", granule << z.min_order)
     if count != z.hint_count:
-        return found(f, "the hint count is not the number of bits", 0)
+        return found_in_all(z, f, "the hint count is not the number of bits")
     if z.hint_order == NO_HINTS and count:
-        return found(f, "hints while hinting is off", 0)
+        return found_in_all(z, f, "hints while hinting is off")
     return False
 
 
@@ -163,7 +176,7 @@ cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogi
     for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
         h = page >> order << order >> LEAF_SHIFT
         if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
-            return (z.kinds[i] == TAIL or h == i)
+            return True         # the leaves after the first are its tails: `verify_leaves` has looked
     return False
 
 
@@ -185,7 +198,7 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
             else:
                 page = ((page >> LEAF_SHIFT) + 1) << LEAF_SHIFT
     if z.managed_pages != (z.nr_leaves << LEAF_SHIFT) - absent:
-        return found(f, "managed pages are not what is left of the leaves when the absent are taken off", 0)
+        return found_in_all(z, f, "managed pages are not what is left of the leaves when the absent are taken off")
     return False
 
 
@@ -205,7 +218,7 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
                     page = pcp.stacks[mt][order].blocks[k]
                     bit = <uint64_t>1 << (page & 63)
                     leaf = &z.leaves[page >> LEAF_SHIFT]
-                    if (not is_split(z.kinds[page >> LEAF_SHIFT])
+                    if (page >> LEAF_SHIFT >= z.nr_leaves or not is_split(z.kinds[page >> LEAF_SHIFT])
                             or not load64(&leaf.free, RELAXED) & leaf.head & bit):
                         return found(f, "a block in a per-CPU page set is not withheld", page)
                     if leaf_is_owned(z, page >> LEAF_SHIFT) and not owned_by(z, page >> LEAF_SHIFT, pcp.mark):
@@ -229,10 +242,10 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
             or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
         return True
     if c.free_pages != z.free_pages:
-        return found(f, "free_pages is not the number of free pages", 0)
+        return found_in_all(z, f, "free_pages is not the number of free pages")
     before = max(before, load64(bulk_blocks, ACQUIRE))
     if z.isolated_pages == 0 and (c.withheld > before or (c.held_pages > z.bulk_pages and not before)):
-        return found(f, "pages are withheld, but neither absent nor in a page set nor out for reporting", 0)
-    if z.isolated_pages and c.held_pages > z.isolated_pages + z.bulk_pages and not before:
-        return found(f, "more pages are held than are out for reporting", 0)
+        return found_in_all(z, f, "pages are withheld, but neither absent nor in a page set nor out for reporting")
+    if c.held_pages > z.isolated_pages + z.bulk_pages and not before:
+        return found_in_all(z, f, "more pages are held than are out for reporting")
     return False

@@ -271,7 +271,7 @@ class Arena:
     def __repr__(self) -> str:
         if self.closed:
             return "<Arena, closed>"
-        free = self.pages.zones[0].free_pages * self._mapping.page_size
+        free = self.pages.stats().free_pages * self._mapping.page_size
         return (
             f"<Arena of {format_size(self.size)}: {format_size(free)} free,"
             f" {format_size(self.resident_bytes)} resident, {self.live_arrays} arrays>"

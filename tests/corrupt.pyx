@@ -1,28 +1,29 @@
 # cython: language_level=3
-"""For test_verify.py: breaks the metadata of a zone on purpose, one number at a time."""
+"""For test_verify.py: breaks the metadata of a machine's last zone on purpose, one number at a time."""
 from libc.stdint cimport uint64_t
 
 from pagehint._core cimport PageAllocator
 from pagehint._own cimport OWNER
 from pagehint._pcp cimport PCP_ORDERS, PCP_TYPES, Pcp
-from pagehint._zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, NR_ORDERS, OWNED, PageZone, SPLIT, TAIL,
-                             list_first, list_head)
+from pagehint._zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES, OWNED,
+                             PageZone, SPLIT, TAIL, USED, list_head)
 
-KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL}
-ISOLATE, MOVABLE, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, <uint64_t>OWNER
+KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
+         "USED": USED}
+ISOLATE, MOVABLE, RECLAIMABLE, TYPES, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_TYPES, <uint64_t>OWNER
 
 
 def head_of_list(int mt, int order):
     return list_head(mt, order)
 
 
-def first_of_list(PageAllocator pages, int mt, int order):
-    return list_first(pages.memory.m.zones[0], mt, order)
+cdef PageZone *last_zone(PageAllocator pages):
+    return pages.memory.m.zones[pages.memory.m.nr_zones - 1]
 
 
 def stacked(PageAllocator pages):
-    """Pages in the per-CPU page sets, as (number of the CPU, migratetype, order, leaf)."""
-    cdef PageZone *z = pages.memory.m.zones[0]
+    """The bottom of each stack in the per-CPU page sets, as (number of the CPU, migratetype, order, page of the zone)."""
+    cdef PageZone *z = last_zone(pages)
     cdef Pcp *pcp
     cdef int cpu, mt, order
     found = []
@@ -31,13 +32,13 @@ def stacked(PageAllocator pages):
         for mt in range(PCP_TYPES):
             for order in range(PCP_ORDERS):
                 if pcp.stacks[mt][order].count:
-                    found.append((cpu, mt, order, pcp.stacks[mt][order].blocks[0] >> 6))
+                    found.append((cpu, mt, order, pcp.stacks[mt][order].blocks[0]))
     return found
 
 
 def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
     """Put a value somewhere, and return what was there."""
-    cdef PageZone *z = pages.memory.m.zones[0]
+    cdef PageZone *z = last_zone(pages)
     cdef Pcp *pcp
     cdef uint64_t old
     if field == "free":
@@ -69,7 +70,11 @@ def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
         old, z.managed_pages = z.managed_pages, value
     elif field == "isolated_pages":
         old, z.isolated_pages = z.isolated_pages, value
-    elif field == "stacked":        # the first block of the first stack that has one
+    elif field == "bulk_pages":
+        old, z.bulk_pages = z.bulk_pages, value
+    elif field == "bulk_blocks":
+        old, pages.memory.m.bulk_blocks = pages.memory.m.bulk_blocks, value
+    elif field == "stacked":        # the bottom of the first stack that has one
         cpu, mt, order, _ = stacked(pages)[0]
         pcp = <Pcp *> z.pcp + <int>cpu
         old = pcp.stacks[<int>mt][<int>order].blocks[0]

@@ -10,6 +10,7 @@ import _testcapi
 import ctypes
 import gc
 import logging
+import mmap
 import sys
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pagehint as ph
+from pagehint.virtio import SplitQueue
 
 Step = Callable[[Any], object]
 
@@ -80,6 +82,7 @@ WORK: dict[str, tuple[Callable[[], Any], Step]] = {
     "larger batch": (hinting("manual"), lambda pages: (setattr(pages, "max_pages", 8), pages.flush_hinting())),
     "hotplug": (lambda: ph.PageAllocator("128MiB"), hotplug),
     "arena": (lambda: None, arena),
+    "queue": (lambda: None, lambda _: SplitQueue(mmap.mmap(-1, 4096), 0, 8)),
 }
 
 
@@ -92,7 +95,7 @@ class Modules:
             function.restype = ctypes.c_long
         for line in Path("/proc/self/maps").read_text().splitlines():
             span, access, *_, path = line.split()
-            if "x" in access and Path(path).parent == Path(ph.__file__).parent:
+            if "x" in access and Path(ph.__file__).parent in Path(path).parents:
                 self.library.scarce_watch(*(ctypes.c_size_t(int(end, 16)) for end in span.split("-")))
 
     def begin(self, n: int) -> None:

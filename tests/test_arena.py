@@ -11,8 +11,16 @@ import pytest
 from conftest import survives
 
 import pagehint as ph
+from pagehint._arena import Mapping
 
 MIB = 1 << 20
+
+
+def test_a_file_that_may_not_be_written_is_no_arena(tmp_path):
+    file = tmp_path / "ram"
+    file.write_bytes(bytes(2 * MIB))
+    with file.open("rb") as ram, pytest.raises(MemoryError, match="bytes of a file for an arena: Permission denied"):
+        Mapping(2 * MIB, 2 * MIB, False, ram.fileno(), [(0, 0, 2 * MIB)])
 
 
 def test_arrays_live_in_the_arena():

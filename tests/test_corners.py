@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import pytest
 
 import pagehint as ph
+from pagehint.virtio import SplitQueue
 
 
 def test_less_than_a_page_and_pages_that_no_pc_has():
@@ -89,6 +91,30 @@ def test_a_bulk_call_over_two_zones_and_with_one_that_is_wrong(order):
     assert pages.stats().free_pages == 1 << 16
 
 
+@pytest.mark.parametrize("pcp", [False, True])
+def test_a_bulk_free_of_a_good_block_and_a_bad_one_of_the_same_leaf(pcp):
+    """The first is withheld before the second is refused, and allocated again then."""
+    pages = ph.PageAllocator("64MiB", pcp=pcp)
+    pages.alloc_pages_at(8)
+    with pytest.raises(ph.BadPageError, match=r"PFN 0x9.*index 1"):
+        pages.free_pages_bulk(np.array([8, 9], np.uint64))
+    pages.verify()
+    pages.free_pages_bulk(np.array([8], np.uint64))
+    pages.drain_pcp()
+    assert pages.stats().free_pages == pages.stats().managed_pages
+
+
+def test_a_bulk_allocation_goes_on_in_the_next_zone_where_what_is_left_is_too_small():
+    zones = [ph.ZoneSpec("DMA32", 0, 4096), ph.ZoneSpec("Normal", 4096, 4096)]
+    pages = ph.PageAllocator(zones, pcp=False)
+    for pfn in range(4096, 8192 - 512, 1024):  # of two blocks of order 9, one is left
+        pages.alloc_pages_at(pfn + 256)
+    pfns = pages.alloc_pages_bulk(6, 9)
+    assert (pfns >= 4096).sum() == 4
+    assert (pfns < 4096).sum() == 2
+    pages.verify()
+
+
 @pytest.mark.parametrize("order", [1, 5, 7, 9])
 def test_a_bulk_allocation_where_enough_is_free_and_nothing_large_enough(order):
     pages = ph.PageAllocator("16MiB", pcp=False)
@@ -109,6 +135,12 @@ def test_a_scan_that_finds_nothing_for_eight_gibibytes_goes_on():
         pages.free_pages_bulk(taken[-1:], 9)
         pages.flush_hinting()
         assert [int(block["pfn"]) for blocks in reported for block in blocks] == [int(taken[-1])]
+
+
+def test_a_virtqueue_on_a_machine_whose_numbers_are_not_little_endian(monkeypatch):
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(NotImplementedError, match="little-endian"):
+        SplitQueue(bytearray(4096), 0, 8)
 
 
 def test_a_logging_filter_that_raises_does_not_take_the_worker_with_it():

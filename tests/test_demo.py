@@ -107,7 +107,10 @@ def test_a_table_of_a_real_host(capsys):
     run = Measured(host_peak=2 << 30, host_end=513 << 20, in_use_end=512 << 20, work_seconds=1, round_seconds=[1, 1])
     print_outcome(Outcome(run, run), "a guest")
     out = capsys.readouterr().out
-    for words in ("host resident at the end", "513 MiB", "in use at the end", "1.002", "QEMU discarded"):
+    for words in (
+        "host resident at the end", "513 MiB", "in use at the end", "1.002", "QEMU discarded",
+        "Kept by the host beyond what is in use: 1 MiB without",
+    ):  # fmt: skip
         assert words in out
 
 
@@ -195,8 +198,12 @@ def test_ctrl_c_while_the_package_is_imported_was_a_traceback():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "pagehint: interrupted\n")
 
 
-def test_without_the_extra_the_error_names_it():
-    code = "import sys; sys.modules['rich'] = None; from pagehint.cli import main; main(['demo'])"
+@pytest.mark.parametrize(
+    ("module", "args", "extra"), [("rich", ["demo"], "demo"), ("qemu.qmp", ["demo", "--host", "qemu"], "qemu")]
+)
+def test_without_the_extra_the_error_names_it(module, args, extra):
+    code = f"import sys; sys.modules[{module!r}] = None; from pagehint.cli import main; main({args!r})"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "pip install 'pagehint[demo]'" in done.stderr
+    assert f"pip install 'pagehint[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1

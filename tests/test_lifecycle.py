@@ -447,12 +447,13 @@ def test_a_child_forked_by_a_callback_going_on(call, where):
     pages.verify()
 
 
-def test_a_child_forked_by_the_worker_going_on():
+@pytest.mark.parametrize("pcp", [False, True])
+def test_a_child_forked_by_the_worker_going_on(pcp):
     """The worker in the child leaves its callback, and ends; what it found, another engine may have taken over."""
-    code = """
+    code = f"""
         import os
         import pagehint as ph
-        pages, me = ph.PageAllocator("256MiB", pcp=False), os.getpid()
+        pages, me = ph.PageAllocator("256MiB", pcp={pcp}), os.getpid()
         def hint_pages(blocks):
             if forked or os.getpid() != me:
                 return
@@ -479,6 +480,58 @@ def test_a_child_forked_by_the_worker_going_on():
     code, out, err = run(code)
     assert (code, out) == (0, "end\n")
     assert "Error" not in err
+
+
+def test_a_child_forked_by_a_compiled_callback_going_on():
+    """The run that it comes back into was the parent's."""
+    survives("""
+        import ctypes, os
+        import pagehint as ph
+        forked = []
+        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+        def hint(blocks, n, failed, data):
+            if not forked:
+                forked.append(os.fork())
+            return 0
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        name = b"int (const pagehint_block *, size_t, uint8_t *, void *)"
+        pages = ph.PageAllocator("64MiB", pcp=False)
+        capsule = new(ctypes.cast(hint, ctypes.c_void_p), name, None)
+        pages.enable_hinting(ph.PageHintingCallbacks(capsule, 1), workqueue="manual", delay=None)
+        try:
+            pages.flush_hinting()
+        except ph.HintingInactiveError:
+            assert forked == [0]
+        pages.verify()
+        assert pages.stats().isolated_pages == 0
+        assert pages.hinting_enabled == bool(forked[0])
+        assert not forked[0] or os.waitpid(forked[0], 0)[1] == 0
+    """)
+
+
+def test_a_child_forked_by_the_clock_while_hinting_is_being_enabled():
+    """That it is on is for the parent. The child is told, and may enable it itself."""
+    survives("""
+        import os
+        import pagehint as ph
+        forked = []
+        def clock():
+            if not forked:
+                forked.append(os.fork())
+            return 0.0
+        pages, callbacks = ph.PageAllocator("64MiB"), ph.PageHintingCallbacks(lambda blocks: None)
+        try:
+            pages.enable_hinting(callbacks, workqueue="manual", clock=clock)
+        except ph.HintingInactiveError as error:
+            assert forked == [0]
+            assert "interrupted by a fork" in str(error)
+            assert not pages.hinting_enabled
+            pages.enable_hinting(callbacks, workqueue="manual")
+        pages.flush_hinting()
+        pages.verify()
+        assert not forked[0] or os.waitpid(forked[0], 0)[1] == 0
+    """)
 
 
 # What Ctrl-C inside Thread.start does, made certain: the thread starts, or has yet to, and the call raises.

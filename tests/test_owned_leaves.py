@@ -47,7 +47,8 @@ def assert_all_free(pages: ph.PageAllocator) -> None:
 
 @pytest.fixture
 def pages() -> ph.PageAllocator:
-    return ph.PageAllocator("64MiB")
+    """The least memory with which a set owns leaves: a thousandth of it is a batch of 64 pages."""
+    return ph.PageAllocator("256MiB")
 
 
 @pytest.mark.parametrize("order", range(4))
@@ -125,13 +126,13 @@ def test_a_section_goes_offline_after_its_owned_leaves_are_empty() -> None:
 
 def test_the_last_resort_frees_into_owned_leaves() -> None:
     """A trace that runs out of memory goes on past the page sets, and frees what was allocated through them."""
-    pages = ph.PageAllocator("16MiB")
-    table = np.zeros(4096, np.uint64)
-    ops = np.zeros(4096 + 1 + 10, ph.OP_DTYPE)
-    ops["slot"][:4096] = np.arange(4096)
-    ops[4096] = (0, 0, ph.OP_FREE)
-    ops["slot"][4097:] = 0
-    ops["op"][4097:] = [ph.OP_ALLOC, ph.OP_FREE] * 5
+    pages = ph.PageAllocator("256MiB")
+    table = np.zeros(65536, np.uint64)
+    ops = np.zeros(65536 + 1 + 10, ph.OP_DTYPE)
+    ops["slot"][:65536] = np.arange(65536)
+    ops[65536] = (0, 0, ph.OP_FREE)
+    ops["slot"][65537:] = 0
+    ops["op"][65537:] = [ph.OP_ALLOC, ph.OP_FREE] * 5
     pages.run_ops(ops, table)
     pages.verify()
     with pytest.raises(ph.OutOfMemoryError):
@@ -161,7 +162,7 @@ def test_a_forked_child_frees_what_its_parent_allocated(pages: ph.PageAllocator)
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 def test_two_cpus_free_each_others_pages(pages: ph.PageAllocator) -> None:
     """Each of two threads, on a CPU of its own, frees what the other allocated, and what itself did, some in bulk."""
-    owner = np.zeros(16384, np.int8)
+    owner = np.zeros(65536, np.int8)
     handed: tuple[deque[list[int]], deque[list[int]]] = (deque(), deque())
     clashes: list[str] = []
     barrier = threading.Barrier(2)

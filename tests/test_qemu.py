@@ -6,29 +6,22 @@ import ctypes
 import fcntl
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import in_child
-from test_threads import SECONDS, in_threads
+from guests import MIB, ended, filled, is_whole, open_files, wait_for, without_qemu
+from test_threads import in_threads, keeper_of_canaries
 
 import pagehint as ph
-from pagehint.qemu.process import BINARY
 from pagehint.qemu.ram import FREE, HIGH, PCI_HOLE
 from pagehint.virtio.balloon import PAGE_POISON, REPORTING, STATS_VQ, queue_numbers
 
-MIB = 1 << 20
-without_qemu = pytest.mark.skipif(
-    shutil.which(BINARY) is None and "CI" not in os.environ, reason=f"{BINARY} is not installed"
-)
 pytestmark = without_qemu
 
 
@@ -36,23 +29,6 @@ pytestmark = without_qemu
 def host():
     with ph.qemu.Host("256MiB", timeout=5) as made:
         yield made
-
-
-def filled(arena, nr_bytes, seed=1):
-    array = arena.empty(nr_bytes // 8, np.uint64)
-    array[:] = np.random.default_rng(seed).integers(1 << 60, size=len(array), dtype=np.uint64)
-    return array
-
-
-def is_whole(array, seed=1):
-    return (array == np.random.default_rng(seed).integers(1 << 60, size=len(array), dtype=np.uint64)).all()
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.005)
 
 
 # ---- what it is for
@@ -283,7 +259,7 @@ def test_a_poisoned_host_is_refused_and_would_ignore_reports():
         with pytest.raises(ph.HostError, match="poison value 0xaaaaaaaa"):
             host.balloon.report([FREE], [2 * MIB])
         array = filled(host.arena(), 40 * MIB)
-        host.balloon._send("reporting", [FREE], [60 * MIB])  # and indeed:
+        host.balloon._send("reporting", [(FREE, 60 * MIB)])  # and indeed:
         assert is_whole(array)
         assert host.discards.calls == 0
 
@@ -381,18 +357,6 @@ def test_a_closed_arena_leaves_the_host_and_its_memory_alone(host):
         with pytest.raises(ValueError, match="the arena is closed"):
             call()
     assert host.running
-
-
-def open_files():
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def ended(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_arrays_outlive_the_host_and_a_closed_host_says_so():
@@ -500,24 +464,7 @@ def test_the_monitor_refuses_with_its_own_words(host):
 def test_canaries_in_the_guests_ram(host):
     """What a thread has written is there when it looks again, while all the rest goes to the host and comes back."""
     arena = host.arena()
-    checked = [0, 0, 0]
-
-    def work(stop, rng):
-        number = rng.randrange(1 << 30)
-        mine = []
-        while not stop.is_set():
-            if len(mine) > 12 or (mine and rng.random() < 0.4):
-                array, canary = mine.pop(rng.randrange(len(mine)))
-                assert (array == canary).all(), "somebody else has written here, or the host dropped it"
-                checked[number % 3] += 1
-            try:
-                array = arena.empty(rng.choice([512, 12_500, 125_000, 1 << 18, 5 << 17]), np.uint64)
-            except ph.OutOfMemoryError:
-                mine.clear()
-                continue
-            canary = rng.randrange(1, 1 << 60)
-            array[:] = canary
-            mine.append((array, canary))
+    checked = []
 
     def balloon(stop, rng):
         while not stop.wait(0.02):
@@ -534,12 +481,12 @@ def test_canaries_in_the_guests_ram(host):
                 stop.wait(rng.random() / 5)
                 arena.pages.flush_hinting()
 
-    in_threads([work, work, work, balloon, on_and_off], SECONDS)
+    in_threads([keeper_of_canaries(arena, 12, checked)] * 3 + [balloon, on_and_off])
     assert arena.pages.last_error is None
     stats = arena.pages.stats()
     assert stats.blocks_failed == 0
     assert stats.pages_reported > 0
-    assert sum(checked) > 0
+    assert checked
     host.balloon.deflate(host.balloon.actual)
     arena.pages.verify()
     assert host.discards.calls > 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import threading
 import weakref
+from contextlib import nullcontext
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
@@ -14,6 +16,7 @@ import numpy as np
 
 from pagehint._arena import Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
+from pagehint._undisturbed import undisturbed
 from pagehint.arena import HUGE_PAGE, Arena
 from pagehint.errors import HostError, PageHintError
 from pagehint.layout import ZoneSpec
@@ -37,9 +40,19 @@ _FORKED: Final = "the guest's RAM and its QEMU belong to the process that this o
 
 def _end(process: QemuProcess, monitor: Monitor | None) -> None:
     """End QEMU and the connections to it; in a forked child, which has no such threads, only its copies of them."""
-    process.kill()
-    if process.owned and monitor is not None:
-        monitor.close()
+    try:
+        process.kill()
+        if process.owned and monitor is not None:
+            monitor.close()
+    finally:
+        process.close_sockets()
+
+
+def _forgotten(process: QemuProcess, monitor: Monitor) -> None:
+    """End the same without a wait: a collection may come on any thread, also on those that would be waited for."""
+    if process.owned:
+        process.send_kill()
+        monitor.stop()
     process.close_sockets()
 
 
@@ -50,7 +63,10 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     """Close hosts that nobody closed, hinting first: the worker shall not find QEMU gone."""
     for host in list(_hosts):
-        host.close()
+        try:
+            host.close()
+        except BaseException:  # it has no one to go to, and all of them are to end
+            host._if_forgotten()
 
 
 class Host:
@@ -87,8 +103,8 @@ class Host:
     Notes
     -----
     The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
-    ``with`` block, with this process, and when this is collected, which it is not while hinting is on; nothing of it is
-    in the file system.
+    ``with`` block, when this is collected, and with this process; also when that is killed, where there is `setpriv`
+    (of util-linux). Nothing of it is in the file system.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
@@ -105,15 +121,19 @@ class Host:
             import_module("qemu.qmp")
         except ImportError:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
+        if not 0 < timeout < threading.TIMEOUT_MAX / 4:
+            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
         self.ram = GuestRam(parse_size(memory))
-        self._arena = GuestArena(self)
         self._lock = threading.Lock()  # starting and ending
         self._closed = False
         try:
-            self._start()
+            self._arena = GuestArena(self)
+            undisturbed(self._start)
         except BaseException:
+            if hasattr(self, "_if_forgotten"):  # an interrupt, once it had started
+                self._if_forgotten()
             self.ram.close()
             raise
 
@@ -127,28 +147,28 @@ class Host:
             qtest = Qtest(process.qtest, self._timeout)
             monitor = Monitor(process.qmp, self._timeout)
             self.balloon = Balloon(
-                VirtioPci(qtest, DEVICE_ID),
+                VirtioPci(qtest, DEVICE_ID, timeout=self._timeout),
                 self.ram.driver_memory,
                 DRIVER,
+                fence=process.kill,
                 pages=self._arena.pages,
                 poison=POISON if self._poison else None,
                 timeout=self._timeout,
-                fence=process.kill,
             )
         except BaseException as error:
+            ended = not process.running
             _end(process, monitor)
-            if isinstance(error, HostError) and process.said:
+            if isinstance(error, HostError) and ended and process.said:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor
-        self._if_forgotten = weakref.finalize(self, _end, process, monitor)
+        self._if_forgotten = weakref.finalize(self, _forgotten, process, monitor)
         self._if_forgotten.atexit = False  # at exit hinting ends first: _at_exit
         _hosts.add(self)
 
     def _stop(self) -> None:
-        # Not through the finalizer itself, which does nothing any more when the interpreter ends.
-        if self._if_forgotten.detach():
-            _end(self._process, self._monitor)
+        _end(self._process, self._monitor)
+        self._if_forgotten.detach()
 
     # -- the guest
 
@@ -172,23 +192,36 @@ class Host:
         Notes
         -----
         A block counts as reported if afterwards the host has no memory for it, and as failed, to be hinted again, if it
-        still has some: the device itself does not say. After `restart` they report to the new QEMU.
+        still has some: the device itself does not say. After `restart` they report to the new QEMU. They do not keep
+        the host: once it is collected, reports fail.
         """
+        self._require_open()
         if not self._reporting:
             raise HostError("this host was started with reporting=False: it would take no report")
         if self._poison:
             raise HostError("this host was started with poison=True: QEMU ignores reports of poisoned pages")
-        return PageHintingCallbacks(self._report, max_pages)
+        host = weakref.ref(self)
+
+        def report_to_host(blocks: NDArray[np.void]) -> NDArray[np.bool_]:
+            there = host()
+            if there is None:
+                raise HostError("the host is gone: it has been collected")
+            return there._report(blocks)
+
+        return PageHintingCallbacks(report_to_host, max_pages)
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
+        self._require_open()
         starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
         lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        # Neighbours in one range, as far as its length goes into 32 bits: the host discards them in one call.
+        out = self._arena.pages.stats().isolated_pages * PAGE_SIZE
+        if lengths.sum() > out:
+            raise ValueError(
+                f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena"
+            )
+        # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
-        runs = np.add.reduceat(lengths, first)
-        if runs.max() >= 1 << 32:
-            first, runs = np.arange(len(blocks)), lengths
-        self.balloon.report(starts[first].tolist(), runs.tolist())
+        self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
         return np.array(
             [
                 self.ram.is_dropped(start, nr_bytes)
@@ -255,6 +288,10 @@ class Host:
         HostError
             If it does not start; `restart` may be called again.
         """
+        self._require_open()
+        undisturbed(self._restart)
+
+    def _restart(self) -> None:
         with self._lock:
             self._require_open()
             self._stop()
@@ -262,15 +299,30 @@ class Host:
             self._start()
 
     def close(self) -> None:
-        """End hinting and QEMU. Arrays in the guest's RAM live on; nothing happens the second time."""
-        with self._lock:
-            if self._closed:
-                return
-            if self._process.owned:
-                self._arena.pages.disable_hinting()
-            self._closed = True
-            self._stop()
-            self.ram.close()
+        """End hinting and QEMU. Arrays in the guest's RAM live on; nothing happens the second time.
+
+        Raises
+        ------
+        HintingActiveError
+            From inside a callback of the engine.
+        """
+        if self._closed:
+            return
+        if self._process.owned:
+            self._arena.pages.disable_hinting()  # outside the lock, which a report under way may wait for
+            undisturbed(self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        # In a forked child whoever had the lock is not there to let go of it.
+        with self._lock if self._process.owned else nullcontext():
+            if not self._closed:
+                self._closed = True  # whatever is reported from now on is refused
+                self._stop()
+                if self._process.owned:
+                    self.balloon.forget()
+                self.ram.close()
 
     def __enter__(self) -> Host:
         return self
@@ -284,7 +336,8 @@ class Host:
         if self._closed:
             return "<Host, closed>"
         state = f"QEMU {self._process.pid}" if self.running else "QEMU gone"
-        return f"<Host of {format_size(self.ram.nr_bytes)}: {state}, {format_size(self.resident_bytes)} resident>"
+        state += "" if self._process.owned else " of another process"
+        return f"<Host of {format_size(self.ram.nr_bytes)}: {state}, {format_size(self.ram.resident_bytes)} resident>"
 
     def _require_open(self) -> None:
         if self._closed:
@@ -333,11 +386,13 @@ class GuestArena(Arena):
     def resident_bytes(self) -> int:
         """Bytes of the guest's RAM that the host has memory for."""
         self._require_open()
-        return self._ram.resident_bytes
+        # O(1), as long as the host is open.
+        return super().resident_bytes if self._ram.fd < 0 else self._ram.resident_bytes
 
     def address(self, pfn: SupportsIndex) -> int:
         """Return the address, in this process, of a page's first byte; ValueError where it is not RAM of the arena."""
-        number = int(pfn)
+        self._require_own()
+        number = operator.index(pfn)
         if not any(zone.start_pfn <= number < zone.start_pfn + zone.spanned_pages for zone in self.pages.zones):
             raise ValueError(f"PFN {number:#x} is not RAM of this guest")
         self._require_open()
@@ -347,9 +402,12 @@ class GuestArena(Arena):
         self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
     ) -> NDArray[Any]:
         """Return a new array in the guest's RAM; see `Arena.empty`."""
+        self._require_own()
+        return super().empty(shape, dtype, order)
+
+    def _require_own(self) -> None:
         if os.getpid() != self._pid:
             raise PageHintError(_FORKED)
-        return super().empty(shape, dtype, order)
 
     def hinting(  # type: ignore[override]
         self, max_pages: int | None = None, **options: Any

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -33,29 +34,47 @@ class Monitor:
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         self._timeout = timeout
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pagehint-qmp", daemon=True)
-        self._thread.start()
         self._client = QMPClient("pagehint")
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="pagehint-qmp", daemon=True)
+        self._thread.start()
         try:
             self._wait("connect", self._client.connect(connection))
         except BaseException:
-            self._end()
+            self.close()
             raise
 
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await self._ended.wait()
+        with suppress(QMPError, OSError, EOFError, TimeoutError):  # it may have gone first
+            await asyncio.wait_for(self._client.disconnect(), self._timeout)
+
     def _wait(self, what: str, work: Coroutine[Any, Any, _T]) -> _T:
-        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, self._timeout), self._loop)
+        if self._ended.is_set():
+            work.close()
+            raise HostError(f"QEMU's monitor is closed, and cannot {what!r}")
+        limited = asyncio.wait_for(work, self._timeout)
         try:
-            return future.result()
+            future = asyncio.run_coroutine_threadsafe(limited, self._loop)
+        except RuntimeError:
+            limited.close()
+            work.close()
+            raise HostError(f"QEMU's monitor is closed, and cannot {what!r}") from None
+        try:
+            return future.result(2 * self._timeout)
         except TimeoutError:
             raise HostTimeoutError(f"QEMU's monitor did not answer {what!r} in {self._timeout:g} s") from None
         except ExecuteError as error:
             raise HostError(f"QEMU refused {what!r}: {error}") from None
-        except (QMPError, OSError, EOFError) as error:
+        except (QMPError, OSError, EOFError, CancelledError) as error:
             raise HostError(f"QEMU has gone: {error}") from None
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # if it is not done
 
     def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         """Run a command and return what it returns."""
@@ -69,17 +88,12 @@ class Monitor:
 
         return self._wait("events", arrived())
 
+    def stop(self) -> None:
+        """Have the session end soon, without a wait."""
+        with suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._ended.set)
+
     def close(self) -> None:
         """End the session."""
-
-        async def disconnect() -> None:
-            with suppress(QMPError, OSError, EOFError):  # it may have gone first
-                await self._client.disconnect()
-
-        self._wait("disconnect", disconnect())
-        self._end()
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.stop()
         self._thread.join()
-        self._loop.close()

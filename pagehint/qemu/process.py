@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import threading
 from collections import deque
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,7 @@ BINARY: Final = "qemu-system-x86_64"
 # A trace of each discard that was done, and an error for each that was not.
 _DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: 0")
 _REFUSED = re.compile(rb"ram_block_discard_range: Failed")
+_END, _LAST_WORDS = 10.0, 1.0  # seconds to wait for these after it was killed
 
 
 @dataclass(frozen=True)
@@ -69,32 +73,36 @@ class QemuProcess:
     Attributes
     ----------
     qtest, qmp : socket.socket
-        Connected to it; whoever takes one closes it.
+        Connected to it, until `close_sockets`.
     """
 
     def __init__(self, binary: str, ram: GuestRam, reporting: bool) -> None:
         self.qtest, qtest = socket.socketpair()
         self.qmp, qmp = socket.socketpair()
         image = firmware()
+        # Not 0 to 2, whatever is free here: those are its standard input, output and error.
+        self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
+        ram_fd, image_fd, qtest_fd, qmp_fd = self._fds
         # Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
         command = [
             binary, "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-name", "pagehint",
             "-m", f"{ram.nr_bytes >> 20}M",
-            "-object", f"memory-backend-file,id=ram,size={ram.nr_bytes},mem-path=/proc/self/fd/{ram.fd},share=on",
+            "-object", f"memory-backend-file,id=ram,size={ram.nr_bytes},mem-path=/proc/self/fd/{ram_fd},share=on",
             "-machine", f"pc,memory-backend=ram,max-ram-below-4g={PCI_HOLE}",
-            "-bios", f"/proc/self/fd/{image}",
+            "-bios", f"/proc/self/fd/{image_fd}",
             "-device", f"virtio-balloon-pci,id=balloon,disable-legacy=on,"
             f"free-page-reporting={'on' if reporting else 'off'}",
-            "-chardev", f"socket,id=qtest,fd={qtest.fileno()}", "-qtest", "chardev:qtest", "-qtest-log", "none",
-            "-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", f"socket,id=qtest,fd={qtest_fd}", "-qtest", "chardev:qtest", "-qtest-log", "none",
+            "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
             "-trace", "ram_block_discard_range",
         ]  # fmt: skip
-        # Its end must follow ours, also when we are killed. The kernel goes by the thread that started it.
+        # Its end must follow ours, also when we are killed. The kernel goes by the thread that started it. Without
+        # setpriv it outlives a process that a signal ends, or that leaves with os._exit.
         setpriv = shutil.which("setpriv")
         if setpriv:
-            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
-        self._fds = (ram.fd, image, qtest.fileno(), qmp.fileno())
-        self._lock = threading.Lock()
+            # Unless we have ended before it is set.
+            still_here = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+            command = [setpriv, "--pdeathsig", "KILL", "--", *still_here, *command]
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
         self._started = threading.Event()
@@ -107,7 +115,8 @@ class QemuProcess:
         finally:
             qtest.close()
             qmp.close()
-            os.close(image)
+            for fd in (image, *self._fds):
+                os.close(fd)
         if self._failure is not None:
             self.close_sockets()
             raise HostError(f"{binary} cannot be run: {self._failure}")
@@ -115,9 +124,11 @@ class QemuProcess:
     def _run(self, command: list[str]) -> None:
         """Start it, and listen to what it says until it ends: the thread that its life hangs on."""
         try:
+            # In a session of its own: Ctrl-C in a terminal is for us, and what a wrapper starts can be ended with it.
             self._process = subprocess.Popen(
-                command, pass_fds=self._fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
+                command, pass_fds=self._fds, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )  # fmt: skip
         except OSError as error:
             self._failure = error
             return
@@ -136,9 +147,8 @@ class QemuProcess:
         if match is None:
             self._said.append(line.decode(errors="replace").strip())
         if match or failed:
-            with self._lock:
-                calls, before, failures = astuple(self._discards)
-                self._discards = Discards(calls + 1, before + nr_bytes, failures + failed)
+            before = self._discards
+            self._discards = Discards(before.calls + 1, before.nr_bytes + nr_bytes, before.failed + failed)
 
     @property
     def pid(self) -> int:
@@ -148,13 +158,12 @@ class QemuProcess:
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        return self._thread.is_alive()
+        return self._process.poll() is None if self.owned else Path(f"/proc/{self.pid}").exists()
 
     @property
     def discards(self) -> Discards:
         """What it has said of its discards so far."""
-        with self._lock:
-            return self._discards
+        return self._discards
 
     @property
     def said(self) -> str:
@@ -175,11 +184,25 @@ class QemuProcess:
         """Whether it is this process's, and not that of a parent which this was forked from."""
         return os.getpid() == self._owner
 
+    def send_kill(self) -> None:
+        """Have it end soon, and what has it in its session."""
+        if self._process.poll() is None:  # else its number may be another's
+            os.killpg(self.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """End it, and return when it has no memory any more. In a forked child nothing happens."""
-        if self.owned:
-            self._process.kill()
-            self._thread.join()
+        if not self.owned:
+            return
+        self.send_kill()
+        self._process.wait()
+        if self.qtest.fileno() >= 0:
+            # Whoever has the other end may have the RAM: QEMU itself, if that was the process of a wrapper.
+            ended = select.poll()
+            ended.register(self.qtest, select.POLLHUP)
+            if not any(event & select.POLLHUP for _, event in ended.poll(_END * 1000)):
+                raise HostError(f"process {self.pid} has ended, and QEMU, which it had started, has not")
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_LAST_WORDS)  # not for ever: a child forked meanwhile may have its standard error
 
     def close_sockets(self) -> None:
         """Close the connections."""

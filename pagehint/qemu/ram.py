@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import weakref
 from typing import Final, NamedTuple
 
 from pagehint.sizes import format_size
@@ -42,6 +44,8 @@ class GuestRam:
         if nr_bytes > low:
             self.parts.append(Part(HIGH, low, nr_bytes - low))
         self.fd = os.memfd_create("pagehint-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._close = weakref.finalize(self, os.close, self.fd)
+        self._close.atexit = False  # what hosts do at exit comes first
         os.ftruncate(self.fd, nr_bytes)
         # The file cannot become shorter under the two that have it mapped.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -57,9 +61,12 @@ class GuestRam:
         offset = address - HIGH + PCI_HOLE if address >= HIGH else address
         try:
             return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + nr_bytes
-        except OSError:  # ENXIO: no data from there to the end
-            return True
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from there to the end
+                return True
+            raise
 
     def close(self) -> None:
-        """Let go of the file; who has it mapped keeps it."""
-        os.close(self.fd)
+        """Let go of the file; who has it mapped keeps it. Nothing happens the second time."""
+        self._close()
+        self.fd = -1  # the number may soon be another file's

@@ -10,16 +10,7 @@ from libc.string cimport memset
 
 import sys
 
-cdef extern from *:
-    """
-    #define PH_FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-    """
-    int ACQUIRE "__ATOMIC_ACQUIRE"
-    int RELEASE "__ATOMIC_RELEASE"
-    int RELAXED "__ATOMIC_RELAXED"
-    uint16_t load16 "__atomic_load_n" (const uint16_t *p, int order) noexcept nogil
-    void store16 "__atomic_store_n" (uint16_t *p, uint16_t value, int order) noexcept nogil
-    void fence "PH_FENCE" () noexcept nogil
+from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, fence, load16, store16
 
 cdef enum:
     NEXT = 1                    # flags of a descriptor (section 2.7.5)
@@ -191,7 +182,7 @@ cdef class SplitQueue:
         Return whether the device wants to be told of what was made available since this was last asked (section 2.7.10).
         """
         cdef uint16_t before = self.notified_at, wanted
-        fence()     # its wish is read after it could see what is there, or both sides would wait (section 2.7.13.4.1)
+        fence(SEQ_CST)      # its wish is read after it can see what is there, or both would wait (section 2.7.13.4.1)
         self.notified_at = self.made_available
         if self.event_idx:
             wanted = load16(&self.used[2 + 4 * self.size], RELAXED)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import operator
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.errors import HostError, HostTimeoutError
+from pagehint._undisturbed import interrupted, undisturbed
+from pagehint.errors import HostError, HostTimeoutError, PageHintError
 from pagehint.virtio._queue import SplitQueue
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 
@@ -30,6 +36,11 @@ _NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5
 PAGE_SIZE: Final = 4096  # of the balloon, whatever the machine's
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
+
+_CHAIN_BYTES: Final = 1 << 32  # a chain has fewer (section 2.7.5.1)
+_LONGEST: Final = 1 << 31  # bytes of a buffer, so that pages stay whole
+
+_FENCE_AGAIN: Final = 1.0  # seconds
 
 _SPINS: Final = 100  # looks at a queue without sleeping in between
 _SLEEP: Final = 0.0005
@@ -64,6 +75,22 @@ def queue_numbers(offered: int) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
+def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut ranges, as (address, bytes), into chains of so many buffers at most and of so many bytes as one may have."""
+    chain: list[tuple[int, int]] = []
+    total = 0
+    for address, nr_bytes in ranges:
+        for at in range(address, address + nr_bytes, _LONGEST):
+            length = min(address + nr_bytes - at, _LONGEST)
+            if len(chain) == most or total + length >= _CHAIN_BYTES:
+                yield chain
+                chain, total = [], 0
+            chain.append((at, length))
+            total += length
+    if chain:
+        yield chain
+
+
 class Balloon:
     """The driver of a memory balloon device: what a guest's kernel would tell its host, told from here.
 
@@ -72,18 +99,20 @@ class Balloon:
     transport : Transport
         The device.
     memory : writable buffer
-        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are always enough.
+        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough for queues of
+        up to 4,096.
     address : int
         Its guest-physical address.
+    fence : callable
+        Called when the device can be reached no more, also for a reset: it makes sure that the device never touches the
+        memory again, for instance by ending its process. As long as it raises, it is called again: what the device
+        might still drop cannot be given back.
     pages : PageAllocator, optional
-        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest.
+        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest, under 2**32.
     poison : int, optional
         Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
     timeout : float, default 10.0
-        Seconds that the device may take for one request.
-    fence : callable, optional
-        Called when the device can be reached no more, also for a reset: it makes sure that the device never touches the
-        memory again.
+        Seconds that the device may take for one chain of buffers.
 
     Raises
     ------
@@ -94,7 +123,9 @@ class Balloon:
     -----
     From any thread; one request is under way at a time. A request that fails, whether by time-out, interrupt or a
     broken device, ends with a reset: its memory may be used again when the exception arrives, which it could not as
-    long as the device might still get at it.
+    long as the device might still get at it. For the same reason no interrupt tears a request: `undisturbed`.
+
+    The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
 
     NR_BYTES: Final = 1 << 20
@@ -107,11 +138,18 @@ class Balloon:
         memory: Buffer,
         address: int,
         *,
+        fence: Callable[[], object],
         pages: PageAllocator | None = None,
         poison: int | None = None,
         timeout: float = 10.0,
-        fence: Callable[[], object] | None = None,
     ) -> None:
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if pages is not None and pages.page_size != PAGE_SIZE:
+            raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
+        for zone in pages.zones if pages is not None else ():
+            if zone.start_pfn + zone.spanned_pages > 1 << 32:
+                raise ValueError(f"zone {zone.name} goes beyond the 2**32 pages that a balloon can name")
         self._transport = transport
         self._memory = memoryview(memory).cast("B")
         self._address = address
@@ -119,10 +157,12 @@ class Balloon:
         self._poison = poison
         self._timeout = timeout
         self._fence = fence
-        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._lock = threading.Lock()  # never held while waiting for pages: the worker that has them may want it
+        self._gone: str | None = None  # why
         self._inflated: list[int] = []  # PFNs
         self._statistics_out = False
-        self._start()
+        undisturbed(self._start)
 
     def _start(self) -> None:
         """Take the device from reset to work (section 3.1.1)."""
@@ -136,7 +176,7 @@ class Balloon:
         self._transport.negotiate(self.features)
         if self._poison is not None:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
-        self._queues: dict[str, tuple[int, SplitQueue]] = {}
+        queues: dict[str, tuple[int, SplitQueue]] = {}
         at = self._FIRST_QUEUE
         for name, number in queue_numbers(offered).items():
             size = self._transport.queue_size(number)
@@ -151,8 +191,9 @@ class Balloon:
                 self._memory[at : at + nr_bytes], self._address + at, size, bool(self.features & EVENT_IDX)
             )
             self._transport.enable_queue(number, queue)
-            self._queues[name] = number, queue
+            queues[name] = number, queue
             at = -(-(at + nr_bytes) // PAGE_SIZE) * PAGE_SIZE
+        self._queues = queues
         self._transport.start()
         self._statistics_out = False
         self._transport.write_config(_ACTUAL, 4, len(self._inflated))
@@ -165,7 +206,7 @@ class Balloon:
         Parameters
         ----------
         addresses, lengths : sequence of int
-            Guest-physical address and bytes of each range, under 4 GiB each. Nobody may use them during the call.
+            Guest-physical address and bytes of each range. Nobody may use them during the call.
 
         Raises
         ------
@@ -173,70 +214,107 @@ class Balloon:
             If the device does not offer reporting, has been told of a poison value, or has gone.
         HostTimeoutError
             If it does not answer in time. It has been reset.
+        ValueError
+            If a range is none.
 
         Notes
         -----
-        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors. The
-        device says nothing of what it did: see to that by other means.
+        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors, and as
+        are under 4 GiB in all. The device says nothing of what it did: see to that by other means.
         """
         if "reporting" not in self._queues:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
-        with self._request("a report"):
-            most = self._queues["reporting"][1].size
-            for first in range(0, len(addresses), most):
-                self._send("reporting", addresses[first : first + most], lengths[first : first + most])
+        ranges = [
+            (operator.index(address), operator.index(nr_bytes))
+            for address, nr_bytes in zip(addresses, lengths, strict=True)
+        ]
+        for address, nr_bytes in ranges:
+            if not 0 <= address < address + nr_bytes <= 1 << 64:
+                raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")
+            if address < self._address + len(self._memory) and self._address < address + nr_bytes:
+                raise ValueError(f"the driver's own memory is in the {nr_bytes} bytes from {address:#x}")
+        undisturbed(self._report, ranges)
+
+    def _report(self, ranges: list[tuple[int, int]]) -> None:
+        with self._device(), self._request("a report"):
+            for chain in chains(ranges, self._queues["reporting"][1].size):
+                if interrupted():
+                    return
+                self._send("reporting", chain)
+
+    @contextmanager
+    def _device(self) -> Iterator[None]:
+        """Have the device for oneself, if there still is one."""
+        self._require_owner()
+        with self._lock:
+            if self._gone is not None:
+                raise HostError(f"the host is gone: {self._gone}")
+            yield
+
+    def _require_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise PageHintError(f"this balloon belongs to process {self._owner}, from which this one was forked")
 
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
         """Whatever goes wrong in a request, the device has no memory of it any more when the exception goes on."""
-        with self._lock:
-            try:
-                yield
-            except BaseException as error:
-                fate = self._recover()
-                if isinstance(error, HostError):
-                    raise type(error)(f"{what} failed: {error}; {fate}") from None
-                raise
+        try:
+            yield
+        except BaseException as error:
+            fate = self._recover(error)
+            if isinstance(error, HostError):
+                raise type(error)(f"{what} failed: {error}; {fate}") from None
+            raise
 
-    def _recover(self) -> str:
+    def _recover(self, cause: BaseException) -> str:
         """Reset the device, or fence it; returns what has been done as words."""
         try:
             self._transport.reset()
             self._start()
-        except BaseException as error:  # an interrupt as well: its memory must be safe when this is left
-            if self._fence is not None:
-                self._fence()
-                if isinstance(error, HostError):
-                    return "the host is gone"
+        except BaseException as error:
+            self._gone = str(cause)
+            self._fence_off()
+            if isinstance(error, HostError):
+                return "the host is gone"
             raise
         return "the device has been reset"
 
-    def _send(
-        self,
-        name: str,
-        addresses: Sequence[int] | NDArray[Any],
-        lengths: Sequence[int] | NDArray[Any],
-        nr_readable: int = 0,
-    ) -> None:
+    def _fence_off(self) -> None:
+        while True:
+            try:
+                self._fence()
+                return
+            except Exception as error:
+                logging.getLogger("pagehint").error(
+                    "the device cannot be kept from the memory, trying again: %s", error
+                )
+                time.sleep(_FENCE_AGAIN)
+
+    def _send(self, name: str, chain: Sequence[tuple[int, int]], nr_readable: int = 0) -> None:
         """Send one chain and wait for it."""
         number, queue = self._queues[name]
-        queue.add(addresses, lengths, nr_readable)
+        addresses, lengths = zip(*chain, strict=True)
+        head = queue.add(addresses, lengths, nr_readable)
         if queue.must_notify():
             self._transport.notify(number)
         deadline = time.monotonic() + self._timeout
         looks = 0
-        while self._take(queue) is None:
+        while (used := self._take(queue)) is None:
             # An answer to anything comes after what the device is at: this waits for it, asleep.
             self._transport.interrupt_status()
             looks += 1
             if looks > _SPINS:
                 if self._transport.status & NEEDS_RESET:
                     raise HostError(f"the device gave up on what was in the {name} queue")
+                if interrupted():
+                    raise HostError(f"interrupted while waiting for the {name} queue")
                 time.sleep(_SLEEP)
                 if time.monotonic() > deadline:
                     raise HostTimeoutError(f"the {name} queue did not answer in {self._timeout:g} s")
+        if used[0] != head:
+            raise HostError(f"the device gave back descriptor {used[0]} of the {name} queue, and had {head}")
 
     def _take(self, queue: SplitQueue) -> tuple[int, int] | None:
         try:
@@ -249,7 +327,11 @@ class Balloon:
     @property
     def target(self) -> int:
         """Pages of 4 KiB that the host wants in the balloon."""
-        return self._transport.read_config(_NUM_PAGES, 4)
+        return undisturbed(self._read_target)
+
+    def _read_target(self) -> int:
+        with self._device():
+            return self._transport.read_config(_NUM_PAGES, 4)
 
     @property
     def actual(self) -> int:
@@ -264,21 +346,25 @@ class Balloon:
         OutOfMemoryError
             If there are not so many; nothing has changed.
         HostError
-            If the host fails; what it has been given before stays in the balloon, the rest is free again.
+            If the host fails; what it has been given before stays in the balloon, the rest is free again. So it is
+            after an interrupt.
         """
         pages = self._allocator()
-        with self._lock:
-            waiting = pages.alloc_pages_bulk(nr_pages)
-            try:
-                with self._request("inflating"):
-                    while len(waiting):
-                        most = min(len(waiting), self._SCRATCH // 4)
-                        self._send_pfns("inflate", waiting[:most])
-                        self._inflated += waiting[:most].tolist()
-                        waiting = waiting[most:]
-                    self._transport.write_config(_ACTUAL, 4, len(self._inflated))
-            finally:
-                pages.free_pages_bulk(waiting)
+        self._require_owner()
+        # Taken on this thread: one that is in a callback need not wait for what is out, and Ctrl-C ends a wait.
+        undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
+
+    def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
+        try:
+            with self._device(), self._request("inflating"):
+                while len(waiting) and not interrupted():
+                    most = min(len(waiting), self._SCRATCH // 4)
+                    self._send_pfns("inflate", waiting[:most])
+                    self._inflated += waiting[:most].tolist()
+                    waiting = waiting[most:]
+                self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+        finally:
+            pages.free_pages_bulk(waiting)
 
     def deflate(self, nr_pages: int) -> None:
         """Take pages out of the balloon, the last first, and give them back to the allocator.
@@ -288,15 +374,17 @@ class Balloon:
         ValueError
             If there are not so many in it.
         HostError
-            If the host fails; what it has not been told of stays in the balloon.
+            If the host fails; what it has not been told of stays in the balloon. So it does after an interrupt.
         """
-        pages = self._allocator()
-        with self._lock:
+        undisturbed(self._deflate, self._allocator(), operator.index(nr_pages))
+
+    def _deflate(self, pages: PageAllocator, nr_pages: int) -> None:
+        with self._device():
             if not 0 <= nr_pages <= len(self._inflated):
                 raise ValueError(f"{nr_pages} pages from a balloon of {len(self._inflated)}")
             with self._request("deflating"):
                 left = nr_pages
-                while left:
+                while left and not interrupted():
                     pfns = np.array(self._inflated[-min(left, self._SCRATCH // 4) :], np.uint64)
                     self._send_pfns("deflate", pfns)
                     del self._inflated[-len(pfns) :]
@@ -305,14 +393,13 @@ class Balloon:
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
 
     def follow(self) -> int:
-        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown."""
-        with self._lock:
-            change = self.target - len(self._inflated)
-            if change > 0:
-                self.inflate(change)
-            elif change < 0:
-                self.deflate(-change)
-            return change
+        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown. From one thread."""
+        change = self.target - self.actual
+        if change > 0:
+            self.inflate(change)
+        elif change < 0:
+            self.deflate(-change)
+        return change
 
     def send_statistics(self) -> bool:
         """Send how much memory is free and in all, if the host waits for it (section 5.5.6.3).
@@ -324,8 +411,10 @@ class Balloon:
         """
         if "statistics" not in self._queues:
             raise HostError("the device does not offer statistics")
-        pages = self._allocator()
-        with self._request("sending statistics"):
+        return undisturbed(self._send_statistics, self._allocator())
+
+    def _send_statistics(self, pages: PageAllocator) -> bool:
+        with self._device(), self._request("sending statistics"):
             number, queue = self._queues["statistics"]
             if self._statistics_out and self._take(queue) is None:
                 return False
@@ -346,7 +435,7 @@ class Balloon:
     def _send_pfns(self, name: str, pfns: NDArray[np.uint64]) -> None:
         numbers = pfns.astype("<u4")
         self._memory[: numbers.nbytes] = numbers.tobytes()
-        self._send(name, [self._address], [numbers.nbytes], nr_readable=1)
+        self._send(name, [(self._address, numbers.nbytes)], nr_readable=1)
 
     def _allocator(self) -> PageAllocator:
         if self._pages is None:
@@ -354,8 +443,13 @@ class Balloon:
         return self._pages
 
     def forget(self) -> None:
-        """Free the pages in the balloon without a word to the host, as it is gone."""
+        """Free the pages in the balloon without a word to the host, as it is gone; no request is taken any more."""
+        undisturbed(self._forget)
+
+    def _forget(self) -> None:
+        self._require_owner()
         with self._lock:
+            self._gone = "forget() was called"
             if self._inflated:
                 self._allocator().free_pages_bulk(np.array(self._inflated, np.uint64))
                 self._inflated.clear()

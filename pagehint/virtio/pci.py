@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pagehint.errors import HostError
+from pagehint.errors import HostError, HostTimeoutError
 
 VENDOR: Final = 0x1AF4
 DEVICE_BASE: Final = 0x1040  # of a modern device: plus its device ID (section 4.1.2)
@@ -96,6 +97,8 @@ class VirtioPci:
         Which device: 5 is the memory balloon (section 5).
     window : int, default 0xe0000000
         Guest-physical address from which the device's BARs are placed; nothing else may be there.
+    timeout : float, default 10.0
+        Seconds that a reset may take.
 
     Raises
     ------
@@ -103,8 +106,9 @@ class VirtioPci:
         If there is no such device on the bus, or it lacks what section 4.1.4 asks for.
     """
 
-    def __init__(self, machine: Machine, device_id: int, window: int = 0xE000_0000) -> None:
+    def __init__(self, machine: Machine, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
         self._machine = machine
+        self._timeout = timeout
         wanted = VENDOR | (DEVICE_BASE + device_id) << 16
         for slot in range(32):
             self._function = 0x8000_0000 | slot << 11
@@ -175,10 +179,18 @@ class VirtioPci:
         return offered
 
     def reset(self) -> None:
-        """Reset the device (section 2.4): when this returns it has let go of all memory."""
+        """Reset the device (section 2.4): when this returns it has let go of all memory.
+
+        Raises
+        ------
+        HostTimeoutError
+            If it does not say in time that it has.
+        """
         self._set(_DEVICE_STATUS, 0)
+        deadline = time.monotonic() + self._timeout
         while self.status:  # it reads 0 when the reset is complete
-            pass
+            if time.monotonic() > deadline:
+                raise HostTimeoutError(f"the device was not reset in {self._timeout:g} s")
 
     def negotiate(self, accepted: int) -> None:
         """Take a device through sections 3.1.1, steps 1 to 6, accepting some of its features.
