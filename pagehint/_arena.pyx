@@ -99,9 +99,10 @@ cdef class Mapping:
         hook_breaks(z)
 
     @staticmethod
-    def place_low(PageAllocator pages not None):
-        """Have arrays begin at the lowest address they can, so that what is in use shares as few granules as can be."""
+    def adopt(PageAllocator pages not None):
+        """Let an allocator be an arena's: first fit, so that what is in use shares as few granules as can be; no growth."""
         cdef int i
+        pages.memory.of_arena = True
         for i in range(pages.memory.m.nr_zones):
             pages.memory.m.zones[i].first_fit = True
 

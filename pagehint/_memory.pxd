@@ -23,6 +23,7 @@ cdef class Memory:
     cdef readonly int min_order
     cdef readonly tuple watermarks
     cdef bint linux_watermarks
+    cdef bint of_arena                  # there is nothing behind its last page
     cdef Absent *absent
     cdef object hotplug_lock
     cdef uint64_t hotplug_forks         # forks before the lock was made

@@ -481,6 +481,8 @@ cdef class Memory:
         cdef PageZone *z = NULL
         cdef int i
         cdef Change offline, grown
+        if self.of_arena:
+            raise errors.BadPageError(f"PFN {start:#x} is outside every zone, and those of an arena do not grow")
         for i in range(self.m.nr_zones):
             if self.m.zones[i].end_pfn <= start and (z == NULL or self.m.zones[i].end_pfn > z.end_pfn):
                 z = self.m.zones[i]

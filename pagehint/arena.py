@@ -79,7 +79,7 @@ class Arena:
             min_order=granule,
             pcp=False,
         )
-        self._mapping.place_low(self.pages)
+        self._mapping.adopt(self.pages)
         self._mapping.know_zeroes(self.pages)
         self._heap = NumpyHeap(self._mapping, self.pages)
 

@@ -427,3 +427,11 @@ def test_first_fit_does_not_look_for_ever(before, found):
     assert (pages.alloc_pages_exact(600) == hole) == found
     assert pages.alloc_pages_exact(65) == runs[0]
     pages.verify()
+
+
+def test_an_arena_does_not_grow_beyond_its_mapping():
+    arena = ph.Arena("64MiB")
+    section = 32768
+    with pytest.raises(ph.BadPageError, match="PFN 0x8000 is outside every zone, and those of an arena do not grow"):
+        arena.pages.online(section, section)
+    assert arena.pages.zones[0].spanned_pages == 16384

@@ -376,6 +376,7 @@ class GuestArena(Arena):
             pcp=False,
             min_order=(HUGE_PAGE // PAGE_SIZE).bit_length() - 1,
         )
+        self._mapping.adopt(self.pages)
 
     @property
     def size(self) -> int:
