@@ -11,7 +11,7 @@ from cpython.pycapsule cimport (PyCapsule_GetContext, PyCapsule_GetPointer, PyCa
                                 PyCapsule_SetPointer)
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
@@ -229,8 +229,9 @@ cdef class NumpyHeap:
 
     def retire(self):
         """Serve no request from now on, unless some memory is in use; returns how many allocations are."""
+        cdef uint64_t live
         self.h.open = False
-        live = self.live
+        live = load64(&self.h.live, SEQ_CST)
         self.h.open = live > 0
         return live
 
