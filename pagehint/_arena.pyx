@@ -10,11 +10,13 @@ from libc.stdlib cimport free, malloc
 from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
                          MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
 
-from pagehint._atomic cimport ctz64
+from pagehint._atomic cimport RELAXED, ctz64, load64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
 from pagehint._hint cimport hook_breaks
+from pagehint._engine cimport pthread_mutex_lock, pthread_mutex_unlock
 from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
+from pagehint._populate cimport Populator, populate_ahead, populate_end, populator_init
 from pagehint._zeroed cimport zeroed_create
 from pagehint._zone cimport PageZone
 
@@ -28,8 +30,30 @@ cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
     int mincore(void *address, size_t length, unsigned char *present)
 
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
 cdef enum:
     GRANULE = 2 << 20           # bytes
+
+cdef Populator populator        # the process's
+populator_init(&populator)
+
+
+cdef void fork_prepare() noexcept nogil:
+    pthread_mutex_lock(&populator.mutex)
+
+
+cdef void fork_parent() noexcept nogil:
+    pthread_mutex_unlock(&populator.mutex)
+
+
+cdef void fork_child() noexcept nogil:
+    populator_init(&populator)
+
+
+if pthread_atfork(fork_prepare, fork_parent, fork_child):
+    raise MemoryError("no memory for what a fork needs")
 
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
@@ -53,18 +77,6 @@ cdef class Mapping:
     parts : sequence of (address, offset, nr_bytes), optional
         Which parts of the file are where in the mapping; the rest of it cannot be touched.
     """
-
-    cdef char *base
-    cdef readonly size_t nr_bytes
-    cdef readonly size_t page_size
-    cdef readonly bint hugepages
-    cdef readonly size_t live_arrays
-    cdef readonly bint open         # arrays may be made; changes, as their number does, while the GIL is held
-    cdef bint discarded
-    cdef bint of_file
-    cdef void *reservation
-    cdef size_t reserved
-    cdef Memory memory              # whose zone knows which granules are zero, or None
 
     def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
         cdef size_t over, address, offset, length
@@ -97,6 +109,9 @@ cdef class Mapping:
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
         hook_breaks(z)
+        # On one CPU it would only be in the owner's way; and who wants small pages wants no more of them than he touches.
+        if self.hugepages and len(os.sched_getaffinity(0)) > 1:
+            self.populator = &populator
 
     @staticmethod
     def adopt(PageAllocator pages not None):
@@ -125,6 +140,11 @@ cdef class Mapping:
         else:
             madvise(self.reservation, self.reserved, MADV_DONTNEED)
             mprotect(self.reservation, self.reserved, PROT_NONE)
+
+    @property
+    def populated_bytes(self):
+        """Bytes that were made resident ahead of their first use."""
+        return load64(&self.populated, RELAXED)
 
     @property
     def address(self):
@@ -196,11 +216,17 @@ cdef class Block:
         mapping.live_arrays += 1
         if not mapping.open:
             raise ValueError("the arena is closed")
+        if mapping.populator != NULL:
+            populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), mapping.memory.m.zones[0], pfn,
+                           nr_pages, &mapping.populated)
 
     def __dealloc__(self):
         if self.mapping is not None:
             self.mapping.live_arrays -= 1
             with nogil:
+                if self.mapping.populator != NULL:
+                    populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
+                                 self.nr_pages * self.mapping.page_size)
                 machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
 
     def __getbuffer__(self, Py_buffer *view, int flags):

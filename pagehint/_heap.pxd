@@ -7,6 +7,7 @@ from libc.string cimport memset
 from pagehint._atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
 from pagehint._check cimport OK
 from pagehint._machine cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run, machine_resize_run
+from pagehint._populate cimport Populator, populate_ahead, populate_end
 from pagehint._zeroed cimport was_zeroed
 from pagehint._zone cimport MT_MOVABLE, PageZone
 
@@ -36,6 +37,8 @@ cdef struct Heap:
     uint64_t full
     uint64_t cleared            # bytes
     uint64_t spared             # bytes that were zero already
+    Populator *populator        # the mapping's, or NULL
+    uint64_t *populated
     # Of the heaps that the process's handler has given memory from; see `_numpy.pyx`.
     Heap *next
     void *listed                # the object that keeps its memory, or NULL
@@ -96,10 +99,25 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
         at = next
 
 
+cdef inline void heap_populate(Heap *h, void *p) noexcept nogil:
+    """Have an allocation that was just taken populated ahead of whoever writes to it."""
+    cdef uint64_t pfn = page_of(h, p)
+    if h.populator != NULL:
+        populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
+
+
+cdef inline void heap_leave(Heap *h, void *p, uint64_t n) noexcept nogil:
+    """No more: these pages of it are about to be freed."""
+    if h.populator != NULL:
+        populate_end(h.populator, <char *> p, n << h.page_shift)
+
+
 cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
     """Make an allocation longer or shorter in its place; False if those after it are not free."""
     cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn], wanted = max(pages_for(h, size), <uint64_t>1)
     if wanted != n:
+        if wanted < n:
+            heap_leave(h, p, n)
         if wanted > UINT32_MAX or machine_resize_run(h.m, pfn, n, wanted) != OK:
             return False
         h.lengths[pfn] = <uint32_t>wanted
@@ -109,4 +127,5 @@ cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
     """Free the pages of an allocation, which is live until `heap_drop`."""
     cdef uint64_t pfn = page_of(h, p)
+    heap_leave(h, p, h.lengths[pfn])
     machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

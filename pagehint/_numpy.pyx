@@ -16,10 +16,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
+from pagehint._arena cimport Mapping
 from pagehint._atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
 from pagehint._core cimport Memory, PageAllocator
-from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_resize, heap_take, load_heap,
-                             load_pointer, page_of, store_heap, store_pointer)
+from pagehint._heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate, heap_resize,
+                             heap_take, load_heap, load_pointer, page_of, store_heap, store_pointer)
 
 from pagehint import errors
 
@@ -103,7 +104,11 @@ cdef inline void *take(Heap *h, Heap **current, size_t size, bint noting) noexce
 
 cdef inline void *serve(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t size) noexcept nogil:
     cdef void *p = take(h, current, size, False)
-    return p if p != NULL else rest.malloc(rest.ctx, size)
+    if p == NULL:
+        return rest.malloc(rest.ctx, size)
+    # Not for zeros, which people read before they write to them, and that needs no memory.
+    heap_populate(h, p)
+    return p
 
 
 cdef inline void *serve_zeroed(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t nelem,
@@ -180,13 +185,13 @@ cdef class NumpyHeap:
         The allocator over it, without per-CPU page sets.
     """
 
-    cdef object mapping
+    cdef Mapping mapping
     cdef Memory memory
     cdef Heap *h
     cdef PyDataMem_Handler handler
     cdef bint was_listed
 
-    def __cinit__(self, mapping not None, PageAllocator pages not None):
+    def __cinit__(self, Mapping mapping not None, PageAllocator pages not None):
         cdef Heap *h = <Heap *> calloc(1, sizeof(Heap))
         cdef void *lengths
         if h == NULL:
@@ -196,7 +201,7 @@ cdef class NumpyHeap:
         self.memory = pages.memory
         h.nr_bytes = mapping.nr_bytes
         h.page_shift = ctz64(mapping.page_size)
-        h.base = <char *><size_t> mapping.address
+        h.base = mapping.base
         h.m = &self.memory.m
         h.max_order = self.memory.max_page_order
         lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -204,6 +209,8 @@ cdef class NumpyHeap:
         if lengths == MAP_FAILED:
             raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {h.nr_bytes} bytes")
         h.lengths = <uint32_t *> lengths
+        h.populator = mapping.populator
+        h.populated = &mapping.populated
         h.open = True
         strcpy(self.handler.name, "pagehint")
         self.handler.version = 1

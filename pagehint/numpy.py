@@ -5,7 +5,8 @@
     ph.numpy.install()
 
 That is an arena as large as this machine's memory, whose granules go back to the operating system when they have been
-free for a second: what a loop frees and uses again stays.
+free for a hundredth of a second. What a loop frees and uses again at once stays, and what it wants back later is made
+resident ahead of its writing, by another thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "install", "installed", "uninstall"]
 
-MIN_AGE: Final = 1.0  # seconds
+# Seconds. Some 60 times what it costs to have a granule again, where it was not populated ahead; `benchmarks/README.md`
+# has what shorter and longer ones do to throughput and memory.
+MIN_AGE: Final = 0.01
 
 
 class Counts(NamedTuple):
@@ -87,7 +90,7 @@ def _new() -> Arena:
 
     arena = Arena()
     # Until it is collected. What is free now has never been in memory.
-    arena.hinting(min_age=MIN_AGE, mark_free=False).__enter__()
+    arena.hinting(min_age=MIN_AGE, threshold=1, delay=None, mark_free=False).__enter__()
     return arena
 
 

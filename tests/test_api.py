@@ -126,7 +126,7 @@ PROPERTIES = {
         "hint_bitmap",
     },
     ph.PageHintingCallbacks: {"max_pages"},
-    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "resident_bytes", "limit"},
+    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "populated_bytes", "resident_bytes", "limit"},
     ph.ZoneSpec: {"end_pfn"},
 }
 

@@ -36,6 +36,12 @@ def test_on_status_trim_off(shell, capsys):
     assert arena is shell.run_line_magic("pagehint", "on")
     assert arena.size >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     assert arena.pages.hinting_enabled
+    shell.run_line_magic("pagehint", "off")
+    arena = ph.Arena("64MiB")
+    context = arena.hinting(min_age=3600.0)
+    context.__enter__()
+    ph.numpy.install(arena)
+    assert arena is shell.run_line_magic("pagehint", "on")
     array = np.ones(10 * MIB // 8)
     warm = np.ones(20 * MIB // 8)
     del warm
@@ -52,6 +58,7 @@ def test_on_status_trim_off(shell, capsys):
     assert ph.numpy.installed() is None
     assert arena.live_arrays == 1
     assert (array == 1).all()
+    context.__exit__(None, None, None)
 
 
 def test_a_picture_of_what_is_used_warm_and_given_back():

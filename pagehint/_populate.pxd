@@ -1,0 +1,217 @@
+"""Populating ahead: a thread makes memory resident that was given back, just before its owner writes to it.
+
+The kernel zeroes a granule in about the time in which NumPy fills it, so memory that goes back early would halve the speed
+of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
+windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
+owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
+time, one after the other, gain nothing. So an array that nobody writes to costs nothing, and one that is written to in
+part the next window more: 16 MiB, up to 64 for what is large.
+
+One thread in a process, and one allocation at a time, the newest; who has another faults its pages in, as ever.
+"""
+from libc.stdint cimport int64_t, uint64_t
+from posix.mman cimport madvise
+from posix.signal cimport sigset_t
+from posix.time cimport CLOCK_MONOTONIC, timespec
+from pagehint._atomic cimport RELAXED, atomic_i32, fetch_add64
+from pagehint._clock cimport monotonic_ns
+from pagehint._engine cimport (pthread_cond_broadcast, pthread_cond_init, pthread_cond_signal, pthread_cond_t,
+                               pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_init, pthread_condattr_setclock,
+                               pthread_condattr_t, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+                               pthread_mutex_unlock)
+from pagehint._lock cimport pthread_t
+from pagehint._zeroed cimport Zeroed, was_zeroed
+from pagehint._zone cimport PageZone
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_detach(pthread_t)
+    int pthread_setname_np(pthread_t, const char *)
+
+cdef extern from "<signal.h>" nogil:
+    int SIG_SETMASK
+    int sigfillset(sigset_t *)
+    int pthread_sigmask(int, const sigset_t *, sigset_t *)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void *address, size_t length, unsigned char *present)
+
+cdef enum:
+    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14, which not all headers have
+    FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
+    LAST_WINDOW = 32
+    LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: a part of the time in which a granule is filled
+    PATIENCE_EACH = 1000000     # for each granule up to the probe, and 20 more: whoever is slower needs no help
+    PATIENCE_GRANULES = 20
+
+cdef struct Populator:
+    pthread_mutex_t mutex
+    pthread_cond_t wake         # the thread waits here
+    pthread_cond_t settled      # who frees waits here, for the granule that is being populated
+    bint started                # there is a thread
+    atomic_i32 active           # there may be an allocation, or a granule being populated
+    # The allocation, of granules of a mapping; none if `end` is 0.
+    uint64_t job                # another with each
+    char *base
+    int shift
+    const Zeroed *zeroed        # what was noted of it says which granules are cold
+    uint64_t probe              # the first of the window
+    uint64_t at                 # it is populated up to here
+    uint64_t next               # it ends here
+    uint64_t end
+    uint64_t window             # cold granules of the next one, besides its probe
+    uint64_t last               # the probe before this one, or the first granule
+    uint64_t *populated         # bytes
+    int64_t give_up             # when, if nobody touches the probe; 0: not waiting yet
+    char *busy                  # what is being populated, or looked at, without the mutex
+
+
+cdef inline void populator_init(Populator *p) noexcept nogil:
+    """Also in a forked child, where there is no thread."""
+    cdef pthread_condattr_t attr
+    pthread_mutex_init(&p.mutex, NULL)
+    pthread_condattr_init(&attr)
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+    pthread_cond_init(&p.wake, &attr)
+    pthread_cond_init(&p.settled, &attr)
+    p.started = p.active = False
+    p.end = 0
+    p.busy = NULL
+
+
+cdef inline void drop_job(Populator *p) noexcept nogil:
+    p.end = 0
+    p.job += 1
+
+
+cdef inline uint64_t next_cold(const Populator *p, uint64_t granule) noexcept nogil:
+    """The first cold granule from here on, or the end."""
+    while granule < p.end and not was_zeroed(p.zeroed, granule):
+        granule += 1
+    return granule
+
+
+cdef inline void next_window(Populator *p) noexcept nogil:
+    """The owner is in this window. Mutex held."""
+    cdef uint64_t _i
+    p.last = p.probe
+    p.give_up = 0
+    p.probe = next_cold(p, p.next)
+    if p.probe == p.end:
+        drop_job(p)
+        return
+    p.next = p.probe + 1
+    for _i in range(p.window):
+        p.next = min(next_cold(p, p.next) + 1, p.end)
+    p.at = p.probe + 1
+    p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
+
+
+cdef inline void wait_for_owner(Populator *p) noexcept nogil:
+    """Nobody has touched the probe yet. Mutex held."""
+    cdef int64_t now = monotonic_ns(), until = now + LOOK_AGAIN
+    cdef timespec ts
+    if p.give_up == 0:
+        p.give_up = now + <int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH
+    if now >= p.give_up:
+        drop_job(p)
+        return
+    ts.tv_sec = until // 1000000000
+    ts.tv_nsec = until % 1000000000
+    pthread_cond_timedwait(&p.wake, &p.mutex, &ts)
+
+
+cdef inline void populate_granule(Populator *p) noexcept nogil:
+    """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, but for that."""
+    cdef uint64_t granule = p.at if p.at < p.next else p.probe, job = p.job
+    cdef size_t size = <size_t>1 << p.shift
+    cdef unsigned char present = 0
+    cdef int failed = 0
+    if not was_zeroed(p.zeroed, granule):
+        p.at += 1
+        return
+    p.busy = p.base + (granule << p.shift)
+    pthread_mutex_unlock(&p.mutex)
+    failed = mincore(p.busy, 1, &present)      # its first page: with huge pages all are there when one is
+    if granule != p.probe and not present & 1:
+        failed |= madvise(p.busy, size, POPULATE_WRITE)
+    pthread_mutex_lock(&p.mutex)
+    p.busy = NULL
+    pthread_cond_broadcast(&p.settled)
+    if p.job != job:
+        return
+    if failed:
+        drop_job(p)             # no memory, or an old kernel: the owner will see
+    elif granule != p.probe:
+        p.at += 1
+        fetch_add64(p.populated, 0 if present & 1 else size, RELAXED)
+    elif present & 1:
+        next_window(p)
+    else:
+        wait_for_owner(p)
+
+
+cdef inline void *populate_for_ever(void *arg) noexcept nogil:
+    cdef Populator *p = <Populator *> arg
+    pthread_mutex_lock(&p.mutex)
+    while True:
+        if p.end:
+            populate_granule(p)
+        else:
+            p.active = False
+            pthread_cond_wait(&p.wake, &p.mutex)
+
+
+cdef inline bint populator_start(Populator *p) noexcept nogil:
+    """Have a thread, to which no signal comes. Mutex held."""
+    cdef pthread_t thread
+    cdef sigset_t every, before
+    if not p.started:
+        sigfillset(&every)
+        pthread_sigmask(SIG_SETMASK, &every, &before)
+        p.started = pthread_create(&thread, NULL, populate_for_ever, p) == 0
+        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        if p.started:
+            pthread_setname_np(thread, "pagehint-ahead")
+            pthread_detach(thread)
+    return p.started
+
+
+cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const PageZone *z, uint64_t page, uint64_t n,
+                                uint64_t *populated) noexcept nogil:
+    """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits."""
+    cdef uint64_t first = (page + (<uint64_t>1 << z.min_order) - 1) >> z.min_order, end = (page + n) >> z.min_order
+    cdef uint64_t cold = first
+    while cold < end and not was_zeroed(z.zeroed, cold):
+        cold += 1
+    if cold + 1 >= end:
+        return                  # one is a probe, so there would be nothing to do
+    pthread_mutex_lock(&p.mutex)
+    if populator_start(p):
+        p.job += 1
+        p.base = base
+        p.shift = page_shift + z.min_order
+        p.zeroed = z.zeroed
+        p.last = first
+        p.probe = cold
+        p.at = p.next = cold + 1
+        p.end = end
+        p.window = FIRST_WINDOW
+        p.populated = populated
+        p.give_up = 0
+        p.active = True
+        pthread_cond_signal(&p.wake)
+    pthread_mutex_unlock(&p.mutex)
+
+
+cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexcept nogil:
+    """Leave this memory alone from now on: it is about to be freed. May wait for one granule."""
+    cdef char *end = start + nr_bytes
+    if not p.active:
+        return
+    pthread_mutex_lock(&p.mutex)
+    if p.end and p.base + (p.probe << p.shift) < end and start < p.base + (p.end << p.shift):
+        drop_job(p)
+    while start <= p.busy and p.busy < end:
+        pthread_cond_wait(&p.settled, &p.mutex)
+    pthread_mutex_unlock(&p.mutex)

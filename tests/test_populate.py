@@ -1,0 +1,282 @@
+"""Memory that is made resident ahead of its owner's writing: never without him, never after him, never on one CPU."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_child, survives
+from test_threads import in_threads
+
+import pagehint as ph
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes another CPU"),
+]
+
+MIB = 1 << 20
+GRANULE = 2 * MIB
+AHEAD = 8 * GRANULE  # of an owner who has touched one granule
+PATIENCE = 60  # seconds until something that other threads do must have happened
+
+
+@pytest.fixture(params=["arena.empty", "numpy"])
+def how(request):
+    return request.param
+
+
+@pytest.fixture
+def numpy_arena():
+    yield from made_arena()
+
+
+@pytest.fixture
+def arena(how):
+    yield from made_arena()
+
+
+def made_arena():
+    made = ph.Arena("256MiB")
+    if not made.hugepages:
+        pytest.skip("this kernel has no transparent huge pages")
+    with made.numpy():
+        yield made
+    gc.collect()
+    assert made.live_arrays == 0
+    made.pages.verify()
+
+
+def empty(arena, how, nr_bytes):
+    return arena.empty(nr_bytes, "u1") if how == "arena.empty" else np.empty(nr_bytes, "u1")
+
+
+def until(condition):
+    """Try something again until it is true: an owner who is too slow, as on a busy machine, is not followed."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.001)
+
+
+def test_what_nobody_touches_costs_nothing(arena, how):
+    array = empty(arena, how, 100 * MIB)
+    time.sleep(0.1)
+    assert arena.resident_bytes == arena.populated_bytes == 0
+    del array
+
+
+def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
+    def touched() -> bool:
+        before = arena.populated_bytes
+        array = empty(arena, how, 100 * MIB)
+        array[0] = 1
+        time.sleep(0.05)
+        populated = arena.populated_bytes - before
+        assert populated <= AHEAD
+        assert arena.resident_bytes <= GRANULE + AHEAD
+        assert array[0] == 1
+        assert not array[1:].any()
+        del array
+        assert arena.trim() >= GRANULE
+        return populated == AHEAD
+
+    until(touched)
+
+
+def test_the_owner_is_followed(arena, how):
+    """Most of an array is there before its owner comes to it, who makes a pause now and then."""
+
+    def followed() -> bool:
+        before = arena.populated_bytes
+        array = empty(arena, how, 200 * MIB)
+        for start in range(0, len(array), GRANULE):
+            array[start : start + GRANULE] = 7
+            time.sleep(0.001)
+        assert (array == 7).all()
+        del array
+        assert arena.trim() == 200 * MIB
+        return arena.populated_bytes - before > 150 * MIB
+
+    until(followed)
+
+
+def test_zeros_that_are_read_stay_out_of_memory(numpy_arena):
+    def rss() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = rss()
+    array = np.zeros(100 * MIB, "u1")
+    assert not array.any()
+    time.sleep(0.1)
+    assert numpy_arena.populated_bytes == 0
+    assert rss() - before < 50 * MIB
+    del array
+
+
+def test_nothing_comes_after_the_array_is_gone(arena, how):
+    """A granule that were populated after its free would be in memory, and nobody would know."""
+    rng, rounds = random.Random(1), itertools.count(1)
+
+    def gone() -> bool:
+        array = empty(arena, how, 64 * MIB)
+        array[:: rng.choice([GRANULE, 100 * MIB])] = 1
+        time.sleep(0.002 * rng.random())
+        del array
+        arena.trim()
+        assert arena.resident_bytes == 0
+        return next(rounds) >= 200 and arena.populated_bytes > 5 * AHEAD
+
+    until(gone)
+    time.sleep(0.01)
+    assert arena.resident_bytes == 0
+
+
+def test_nothing_comes_after_a_tail_is_given_back(numpy_arena):
+    rng, rounds = random.Random(2), itertools.count(1)
+
+    def given_back() -> bool:
+        array = np.empty(64 * MIB, "u1")
+        array[[0, GRANULE]] = 1  # the first is there already, of the array before
+        time.sleep(0.002 * rng.random())
+        array.resize(GRANULE, refcheck=False)
+        numpy_arena.trim()
+        assert numpy_arena.resident_bytes == GRANULE
+        return next(rounds) >= 200 and numpy_arena.populated_bytes > 5 * AHEAD
+
+    until(given_back)
+
+
+def test_only_the_newest_array_is_followed(arena, how):
+    first, second = empty(arena, how, 64 * MIB), empty(arena, how, 64 * MIB)
+    first[0] = 1
+    time.sleep(0.05)
+    assert arena.resident_bytes == GRANULE
+    del first, second
+
+
+def test_without_huge_pages_memory_is_counted_to_the_page():
+    arena = ph.Arena("64MiB", hugepages=False)
+    array = arena.empty(40 * MIB, "u1")
+    array[:GRANULE] = 1
+    time.sleep(0.05)
+    assert arena.populated_bytes == 0
+    assert arena.resident_bytes == GRANULE
+    del array
+
+
+def test_a_forked_child_has_a_thread_of_its_own(arena, how):
+    def populates() -> None:
+        def filled() -> bool:
+            before = arena.populated_bytes
+            array = empty(arena, how, 64 * MIB)
+            array[:] = 3
+            assert (array == 3).all()
+            del array
+            arena.trim()
+            return arena.populated_bytes > before
+
+        until(filled)
+
+    populates()
+    in_child(populates)
+    populates()
+
+
+def test_forks_while_a_thread_is_populating(arena, how):
+    """Whatever it is doing, the child has a state of its own, and nothing of the parent's to wait for."""
+
+    def child() -> None:
+        more = empty(arena, how, 64 * MIB)
+        more[::GRANULE] = 2
+        assert more.sum() == 64
+        del more
+
+    for _ in range(12):
+        array = empty(arena, how, 64 * MIB)
+        array[::GRANULE] = 1
+        in_child(child)
+        assert array[::GRANULE].all()
+        del array
+
+
+def test_no_signal_comes_to_the_thread(arena, how):
+    array = empty(arena, how, 64 * MIB)
+    array[0] = 1
+    statuses = [task.joinpath("status").read_text() for task in Path("/proc/self/task").iterdir()]
+    ours = [status for status in statuses if "Name:\tpagehint-ahead\n" in status]
+    assert len(ours) == 1
+    blocked = int(ours[0].split("SigBlk:")[1].split()[0], 16)
+    # All but those that cannot be, and the two that the C library keeps for itself.
+    assert ~blocked & ((1 << 64) - 1) == sum(1 << (number - 1) for number in (9, 19, 32, 33))
+    del array
+
+
+def test_on_one_cpu_there_is_no_such_thread():
+    survives("""
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        import numpy as np
+        import pagehint as ph
+        arena = ph.numpy.install()
+        for _ in range(20):
+            np.ones(64 << 17)
+        assert arena.populated_bytes == 0
+        assert "pagehint-ahead" not in [open(f"/proc/self/task/{task}/comm").read().strip()
+                                        for task in os.listdir("/proc/self/task")]
+    """)
+
+
+@pytest.mark.parametrize("advice", ["dontneed", "free"])
+def test_what_is_written_stays_whatever_is_populated(advice):
+    """Owners write forwards, backwards and at random, while all that is free goes back at once."""
+    arena = ph.Arena("512MiB")
+    checked = [0]
+
+    def work(stop, rng):
+        while not stop.is_set():
+            with arena.numpy():
+                n = rng.randrange(1, 48) * GRANULE // 8
+                array, canary = np.empty(n, np.uint64), rng.getrandbits(62) | 1
+            starts = list(range(0, n, GRANULE // 16))
+            rng.choice([list.sort, list.reverse, rng.shuffle])(starts)
+            for start in starts:
+                array[start : start + GRANULE // 16] = canary
+            assert (array == canary).all()
+            checked[0] += 1
+            if rng.random() < 0.3:
+                array.resize(rng.randrange(1, n + 1), refcheck=False)
+                assert (array == canary).all()
+            if rng.random() < 0.3:
+                with arena.numpy():
+                    assert not np.zeros(n).any(), "stale bytes"
+            del array
+
+    with arena.hinting(advice, delay=0.001, max_pages=4, threshold=1):
+        in_threads([work, work])
+    assert checked[0] > 0
+    assert arena.populated_bytes > 0
+    gc.collect()
+    arena.pages.verify()
+    arena.close()
+
+
+def test_an_arena_ends_while_its_arrays_are_followed():
+    """The last array frees the mapping, at once, from whichever thread."""
+    for _ in range(50):
+        arena = ph.Arena("64MiB")
+        array = arena.empty(60 * MIB, "u1")
+        array[0] = 1
+        del arena
+        thread = threading.Thread(target=array.fill, args=(5,))
+        thread.start()
+        thread.join()
+        del array, thread
+        gc.collect()
