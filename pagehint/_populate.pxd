@@ -127,7 +127,7 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     cdef size_t size = <size_t>1 << p.shift
     cdef unsigned char present = 0
     cdef int failed = 0
-    if not was_zeroed(p.zeroed, granule):
+    if granule != p.probe and not was_zeroed(p.zeroed, granule):
         p.at += 1
         return
     p.busy = p.base + (granule << p.shift)
