@@ -1,9 +1,11 @@
 """NumPy on the arena against other allocators: how fast, and what stays resident, while it works and afterwards.
 
-`python -m benchmarks.numpy_workloads [--seconds S] [--only WORDS] [--json FILE] [--plot FILE]`. Every workload runs for
-some seconds in a process of its own with each allocator in turn, of which the first third does not count; then it
-deletes everything and sleeps, and is looked at after 1 and 10 seconds. The others come in by LD_PRELOAD (Debian:
-libjemalloc2, libmimalloc2.0, libtcmalloc-minimal4); what is not installed is left out, and said.
+`python -m benchmarks.numpy_workloads [--seconds S] [--rounds N] [--only WORDS] [--json FILE] [--plot FILE]`. Every
+workload runs for some seconds in a process of its own with each allocator, which take turns, and as long before that
+counts; then it deletes everything and sleeps, and is looked at after 1 and 10 seconds. The figures are medians of the
+rounds. The others come in by LD_PRELOAD (Debian: libjemalloc2, libmimalloc2.0, libtcmalloc-minimal4); what is not
+installed is left out, and said. "pagehint" is `pagehint.numpy.install` as it is, "pagehint, 1 s" the same with a
+`min_age` of a second.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import mmap
 import os
 import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -31,6 +34,7 @@ SAMPLE = 0.005
 LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
 ALLOCATORS: dict[str, dict[str, str]] = {
     "pagehint": {},
+    "pagehint, 1 s": {},
     "glibc": {},
     # Nothing mapped on its own, nothing given back: the heap is the cache.
     "glibc, tuned": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 46), "MALLOC_TOP_PAD_": str(64 * MIB)},
@@ -116,37 +120,38 @@ WORKLOADS = {
 # -- the process that does it
 
 
-def repeat(once, seconds: float) -> float:
-    """Do it for so long, and twice at least; returns how often a second."""
+def repeat(once, seconds: float) -> tuple[float, float]:
+    """Do it for so long, and twice at least; returns how often a second, and the CPU time of the process each time."""
     begin = now = time.perf_counter()
+    cpu = time.process_time()
     times = 0
     while now < begin + seconds or times < 2:
         once()
         times += 1
         now = time.perf_counter()
-    return times / (now - begin)
+    return times / (now - begin), (time.process_time() - cpu) / times
 
 
 def work(workload: str, allocator: str, seconds: float) -> None:
     """Do it for so long, delete everything, and sleep; what the parent must know goes over the standard output."""
+    np.random.default_rng()  # which imports much
     if workload.startswith("pandas"):
         import pandas  # noqa: F401
 
     def tell(**what: float) -> None:
         print(json.dumps(what), flush=True)
 
-    if allocator == "pagehint":
+    if allocator.startswith("pagehint"):
         import pagehint as ph
 
-        ph.numpy.install()
+        ph.numpy.install(min_age=1.0 if allocator.endswith("1 s") else None)
     tell(start=resident(os.getpid()))
     once = WORKLOADS[workload]()
-    repeat(
-        once, seconds / 2
-    )  # as long as a virtual machine has to get memory from its host, that is what it would measure
-    rate = repeat(once, seconds)
+    repeat(once, seconds)  # a virtual machine has to get memory from its host, and that is not what is to be measured
+    tell(warm=0)
+    rate, cpu = repeat(once, seconds)
     del once
-    tell(rate=rate)
+    tell(rate=rate, cpu=cpu)
     time.sleep(AFTER[-1] + 1)
 
 
@@ -158,6 +163,7 @@ class Seen:
     """Bytes are of resident anonymous memory, so without code, above what there was at the start."""
 
     rate: float  # times a second
+    cpu: float  # seconds each time, of all threads
     peak: int
     mean: int
     after: list[int]
@@ -174,6 +180,7 @@ busy = threading.Lock()  # one works at a time; others may sleep
 def warm_up() -> None:
     """Touch memory and let go of it, so that each finds the machine with as much that it has from its host already."""
     with mmap.mmap(-1, WARM) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
         np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
 
 
@@ -194,9 +201,10 @@ def look_on(workload: str, allocator: str, seconds: float) -> Seen:
                 samples.append(resident(child.pid) - start)
 
         sampler = threading.Thread(target=sample)
+        child.stdout.readline()
         sampler.start()
         try:
-            rate = json.loads(child.stdout.readline())["rate"]
+            done = json.loads(child.stdout.readline())
         finally:
             over.set()
             sampler.join()
@@ -207,12 +215,24 @@ def look_on(workload: str, allocator: str, seconds: float) -> Seen:
         after.append(resident(child.pid) - start)
     child.kill()
     child.wait()
-    return Seen(rate, max(samples), sum(samples) // len(samples), after)
+    return Seen(done["rate"], done["cpu"], max(samples), sum(samples) // len(samples), after)
+
+
+def median(rounds: list[Seen]) -> Seen:
+    def of(values):
+        return int(statistics.median(values))
+
+    return Seen(
+        statistics.median(seen.rate for seen in rounds), statistics.median(seen.cpu for seen in rounds),
+        of(seen.peak for seen in rounds), of(seen.mean for seen in rounds),
+        [of(values) for values in zip(*(seen.after for seen in rounds), strict=True)],
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="that each workload runs with each allocator")
+    parser.add_argument("--seconds", type=float, default=2.0, help="that each workload runs, warm, with each allocator")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="workloads with these words in their names")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     parser.add_argument("--plot", type=Path, help="draw throughput against mean RSS")
@@ -227,9 +247,19 @@ def main() -> None:
     ]  # fmt: skip
     for name in ALLOCATORS.keys() - allocators:
         print(f"{name} is not installed, and left out")
-    jobs = [(workload, name) for workload in WORKLOADS if arguments.only in workload for name in allocators]
+    rounds: dict[tuple[str, str], list[Seen]] = {}
     with ThreadPoolExecutor(len(allocators)) as pool:
-        seen = dict(zip(jobs, pool.map(lambda job: look_on(*job, arguments.seconds), jobs), strict=True))
+        for workload in WORKLOADS:
+            if arguments.only not in workload:
+                continue
+            # Everybody comes first, and after everybody else, in turn.
+            turns = [allocators[i:] + allocators[:i] for i in range(arguments.rounds)]
+            names = [name for number, turn in enumerate(turns) for name in (turn[::-1] if number % 2 else turn)]
+            looks = pool.map(lambda name, workload=workload: look_on(workload, name, arguments.seconds), names)
+            for name, seen in zip(names, looks, strict=True):
+                rounds.setdefault((workload, name), []).append(seen)
+    seen = {job: median(rounds[job]) for job in sorted(rounds, key=lambda job: allocators.index(job[1]))}
+    seen = {job: seen[job] for workload in WORKLOADS for job in seen if job[0] == workload}
     show(seen)
     if arguments.json:
         arguments.json.write_text(
@@ -246,11 +276,20 @@ def show(seen: dict[tuple[str, str], Seen]) -> None:
     table = Table(title="Resident bytes are above the start; 'of glibc' is throughput against glibc's")
     for column in ("workload", "allocator"):
         table.add_column(column)
-    for column in ("a second", "of glibc", "peak MiB", "mean MiB", *(f"after {wait} s" for wait in AFTER), "of peak"):
+    for column in (
+        "a second",
+        "of glibc",
+        "CPU ms",
+        "peak MiB",
+        "mean MiB",
+        *(f"after {wait} s" for wait in AFTER),
+        "of peak",
+    ):
         table.add_column(column, justify="right")
     for (workload, name), figures in seen.items():
         table.add_row(
             workload, name, f"{figures.rate:.1f}", f"{figures.rate / seen[workload, 'glibc'].rate:.2f}",
+            f"{figures.cpu * 1e3:.2f}",
             *(f"{nr_bytes / MIB:,.0f}" for nr_bytes in (figures.peak, figures.mean, *figures.after)),
             f"{figures.after[-1] / figures.peak:.1%}", end_section=name == "tcmalloc",
         )  # fmt: skip
@@ -272,7 +311,7 @@ def plot(seen: dict[tuple[str, str], Seen], path: Path) -> None:
             if (workload, name) in seen:
                 figures = seen[workload, name]
                 axes.plot(
-                    figures.mean / base.mean, figures.rate / base.rate, "os^Dv*"[number], color=f"C{number}",
+                    figures.mean / base.mean, figures.rate / base.rate, "oPs^Dv*"[number], color=f"C{number}",
                     markersize=9, label=name if axes is every[0] else None,
                 )  # fmt: skip
         axes.axhline(1, color="0.8", zorder=0)

@@ -77,6 +77,7 @@ class PagehintMagics(Magics):
         """NumPy on an arena, which gives back to the operating system what stays unused.
 
         %pagehint on         NumPy's new arrays of 64 KiB or more are made in an arena
+        %pagehint on 1       one that keeps what is free for a second, and not a hundredth of one
         %pagehint off        they are not any more; those there are stay
         %pagehint status     what the arena holds: used, free and warm, given back
         %pagehint trim       give everything back that is free, now
@@ -92,8 +93,12 @@ class PagehintMagics(Magics):
             return None
         if cell is not None:
             raise UsageError("a cell is for %%pagehint chart")
-        if command == "on":
-            return pagehint.numpy.install()
+        verb, *seconds = command.split()
+        if verb == "on" and len(seconds) <= 1:
+            try:
+                return pagehint.numpy.install(min_age=float(seconds[0]) if seconds else None)
+            except ValueError as error:
+                raise UsageError(f"%pagehint {command}: {error}") from None
         if command == "off":
             pagehint.numpy.uninstall()
             return None

@@ -51,7 +51,7 @@ class Counts(NamedTuple):
     spared: int = 0
 
 
-def install(arena: Arena | None = None) -> Arena:
+def install(arena: Arena | None = None, *, min_age: float | None = None) -> Arena:
     """Have NumPy's new arrays made in an arena in all threads, those to come included.
 
     Parameters
@@ -60,6 +60,8 @@ def install(arena: Arena | None = None) -> Arena:
         Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does. Whether it
         gives back what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one of
         this machine's memory, with hinting on.
+    min_age : float, optional
+        Of a new one: seconds for which a granule must have been free before it goes back. Default: 0.01.
 
     Returns
     -------
@@ -71,7 +73,7 @@ def install(arena: Arena | None = None) -> Arena:
     PageHintError
         If another arena is installed, or this one is a guest's RAM. The same one again is no mistake.
     ValueError
-        If it is closed.
+        If it is closed, or `min_age` is given and no arena is made here.
 
     Notes
     -----
@@ -80,17 +82,21 @@ def install(arena: Arena | None = None) -> Arena:
     installed, too, and memory of its own in it.
     """
     if arena is None:
-        arena = installed() or _new()
+        arena = installed()
+    if arena is not None and min_age is not None:
+        raise ValueError("min_age is for an arena that is made here; for another it is Arena.hinting's")
+    if arena is None:
+        arena = _new(MIN_AGE if min_age is None else min_age)
     arena._install()
     return arena
 
 
-def _new() -> Arena:
+def _new(min_age: float) -> Arena:
     from pagehint.arena import Arena
 
     arena = Arena()
     # Until it is collected. What is free now has never been in memory.
-    arena.hinting(min_age=MIN_AGE, threshold=1, delay=None, mark_free=False).__enter__()
+    arena.hinting(min_age=min_age, threshold=1, delay=None, mark_free=False).__enter__()
     return arena
 
 

@@ -36,12 +36,12 @@ def test_on_status_trim_off(shell, capsys):
     assert arena is shell.run_line_magic("pagehint", "on")
     assert arena.size >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     assert arena.pages.hinting_enabled
+    assert arena.pages.min_age == ph.numpy.MIN_AGE
+    with pytest.raises(UsageError, match="for an arena that is made here"):
+        shell.run_line_magic("pagehint", "on 3600")
     shell.run_line_magic("pagehint", "off")
-    arena = ph.Arena("64MiB")
-    context = arena.hinting(min_age=3600.0)
-    context.__enter__()
-    ph.numpy.install(arena)
-    assert arena is shell.run_line_magic("pagehint", "on")
+    arena = shell.run_line_magic("pagehint", "on 3600")
+    assert arena.pages.min_age == 3600.0
     array = np.ones(10 * MIB // 8)
     warm = np.ones(20 * MIB // 8)
     del warm
@@ -58,7 +58,6 @@ def test_on_status_trim_off(shell, capsys):
     assert ph.numpy.installed() is None
     assert arena.live_arrays == 1
     assert (array == 1).all()
-    context.__exit__(None, None, None)
 
 
 def test_a_picture_of_what_is_used_warm_and_given_back():
@@ -127,7 +126,10 @@ def test_an_error_in_a_charted_cell_is_the_cells(shell):
     assert isinstance(done.error_in_exec, ZeroDivisionError)
 
 
-@pytest.mark.parametrize(("line", "cell"), [("potato", None), ("on", "x = 1"), ("chart", None)])
+@pytest.mark.parametrize(
+    ("line", "cell"),
+    [("potato", None), ("on", "x = 1"), ("on potato", None), ("on 1 2", None), ("on -1", None), ("chart", None)],
+)
 def test_what_it_does_not_know_is_refused(shell, line, cell):
     with pytest.raises(UsageError, match="pagehint"):
         shell.run_cell_magic("pagehint", line, cell) if cell else shell.run_line_magic("pagehint", line)

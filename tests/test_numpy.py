@@ -307,6 +307,22 @@ def test_contexts_of_an_arena_that_was_installed(arena):
     assert array.all()
 
 
+def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
+    with pytest.raises(ValueError, match="made here"):
+        ph.numpy.install(arena, min_age=1.0)
+    with pytest.raises(ValueError, match="min_age"):
+        ph.numpy.install(min_age=-1.0)
+    assert ph.numpy.installed() is None
+    made = ph.numpy.install(min_age=2.5)
+    try:
+        assert made.pages.min_age == 2.5
+        with pytest.raises(ValueError, match="made here"):
+            ph.numpy.install(min_age=2.5)
+        assert ph.numpy.install() is made
+    finally:
+        ph.numpy.uninstall()
+
+
 def test_numpy_s_own_name_stays(installed):
     assert np._core.multiarray.get_handler_name() == "default_allocator"
 
