@@ -6,6 +6,8 @@ comparison. The arena's allocator is checked at the end, and what became of the 
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 
 import pytest
@@ -14,16 +16,23 @@ import pagehint as ph
 
 arena = ph.Arena("4GiB")
 hinting = arena.hinting(os.environ.get("PAGEHINT_ADVICE", "dontneed"), delay=0.01)
+forks = itertools.count()
 
 
 def pytest_configure() -> None:
     ph.numpy.install(arena)
+    os.register_at_fork(after_in_parent=lambda: next(forks))
     hinting.__enter__()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    gc.collect()
+    assert ph.numpy.installed() is arena
     arena.pages.verify()
     stats = arena.pages.stats()
     assert stats.blocks_failed == 0
     assert arena.pages.last_error is None
-    terminalreporter.write_line(f"{arena.numpy_counts}, {stats.blocks_reported} blocks given back")
+    terminalreporter.write_line(
+        f"{arena.numpy_counts}, {arena.live_arrays} arrays alive, {stats.blocks_reported} blocks given back,"
+        f" {next(forks)} forks"
+    )
