@@ -53,3 +53,14 @@ with ph.Arena("16MiB") as arena, arena.hinting(delay=0.0):
     array[:] = 1.0
     del array
     arena.pages.flush_hinting()
+with ph.Arena("16MiB") as arena, arena.hinting(delay=0.0, min_age=0.01), arena.numpy():
+    arena.limit = "8MiB"
+    for _ in range(3):
+        array = np.zeros(1 << 17)
+        array += 1.0
+        array.resize(1 << 18, refcheck=False)
+        array.resize(1 << 14, refcheck=False)
+        del array
+        arena.trim()
+    arena.status()
+    repr(arena.pages.explain())

@@ -78,10 +78,11 @@ cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
 
 
 cdef inline void hint_evaluate(PageZone *z) noexcept nogil:
-    """Ask for a run if the count calls for one. Zone lock held; the engine hears of it when the lock is released.
+    """Ask for a run if the count or the limit calls for one. Zone lock held; the engine hears of it when it is released.
 
-    If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at the count again.
+    If it has been asked for, or waits for the gate to open, that is enough: `zone_unlock` looks at both again.
     """
+    limit_enforce(z)
     if z.hint_order == NO_HINTS or z.hint_count == 0 or z.queued or z.wake_at != INT64_MAX:
         return
     if z.hint_count >= z.threshold:
@@ -134,7 +135,6 @@ cdef inline void hook_freed(PageZone *z, uint64_t page, int order) noexcept nogi
     """What `PageZone.freed` is. Zone lock held."""
     hint_mark_freed(z, page, order)
     hint_evaluate(z)
-    limit_enforce(z)
 
 
 cdef inline void hook_broken(PageZone *z, uint64_t page, int order) noexcept nogil:

@@ -29,7 +29,7 @@ from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backo
 from pagehint._hint cimport hint_evaluate, hint_off, hint_on
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, next_ripe, pagehint_block, put_back
-from pagehint._limit cimport limit_enforce, zone_excess
+from pagehint._limit cimport zone_excess
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
@@ -167,7 +167,6 @@ cdef class HintingEngine:
         while mark_free and more:
             more = mark_free_blocks(z, &page, 4096)
             hint_evaluate(z)
-            limit_enforce(z)
             zone_unlock(z)
             lock_acquire(&z.lock, True)
         zone_unlock(z)

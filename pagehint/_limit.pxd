@@ -24,17 +24,24 @@ cdef inline uint64_t zone_excess(const PageZone *z) noexcept nogil:
     return kept - z.limit if kept > z.limit else 0
 
 
-cdef inline void limit_enforce(PageZone *z) noexcept nogil:
-    """Have the zone looked at now if it is over its limit, and something can be done about it. Zone lock held.
+cdef inline bint limit_queue(PageZone *z) noexcept nogil:
+    """Queue the zone for now if it is over its limit, and something can be done about it. Zone lock held.
 
-    Not if that has been asked for already, or it waits for the gate to open.
+    Returns whether that is news: not if it was asked for already.
     """
     assert_held(&z.lock)
-    if z.limit == <uint64_t>NO_LIMIT or z.hint_count == 0 or (z.queued and z.look_at == 0) or 0 < z.wake_at < INT64_MAX:
-        return
-    if zone_excess(z) == 0:
-        return
+    if z.limit == <uint64_t>NO_LIMIT or z.hint_count == 0 or (z.queued and z.look_at == 0) or zone_excess(z) == 0:
+        return False
     z.counters.work_queued += not z.queued
     z.queued = True
     z.look_at = 0
-    z.wake_at = 0
+    return True
+
+
+cdef inline void limit_enforce(PageZone *z) noexcept nogil:
+    """Have the zone looked at now if it is over its limit. Zone lock held.
+
+    Not if it waits for the gate to open: `zone_unlock` looks at the limit again.
+    """
+    if not (0 < z.wake_at < INT64_MAX) and limit_queue(z):
+        z.wake_at = 0

@@ -1,7 +1,6 @@
 """Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
-from pagehint._atomic cimport ACQUIRE, PH_ASSERT, ctz64, load8
+from pagehint._atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
 from pagehint._buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split, set_head,
                               set_kind)
 from pagehint._hint cimport hint_broken, hint_freed
@@ -63,6 +62,17 @@ cdef inline void range_free(PageZone *z, uint64_t start, uint64_t page) noexcept
         hint_freed(z, page, order, buddy_free(z, page, order))
 
 
+cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogil:
+    """These leaves are inside something that begins before them. Eight at a time; atomically, as statistics look at them."""
+    while i < end:
+        if i & 7 == 0 and end - i >= 8:
+            store64(<uint64_t *> &z.kinds[i], TAIL * <uint64_t>0x0101010101010101, RELAXED)
+            i += 8
+        else:
+            set_kind(z, i, TAIL)
+            i += 1
+
+
 cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
     """Absent pages become present and free."""
     cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
@@ -73,7 +83,7 @@ cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcep
         leaf_expose(z, i)
         i += 1
     if whole < last:
-        memset(&z.kinds[whole], TAIL, last - whole)
+        mark_tails(z, whole, last)
     if last >= whole and (end & (LEAF_PAGES - 1)) and z.leaf_top == LEAF_SHIFT:
         leaf_expose(z, last)
     z.managed_pages += end - start
@@ -109,7 +119,7 @@ cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
         mask = low_ones(<int>n) << (page & 63)
         set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
         return
-    memset(&z.kinds[i], TAIL, last - i)
+    mark_tails(z, i, last)
     z.links[i].prev = <uint32_t>(last - i)      # on no list: how far `find_run` may jump
     set_kind(z, i, EXACT)
     if (page + n) & 63:

@@ -2,6 +2,7 @@
 from libc.stdint cimport INT64_MAX, int64_t
 from pagehint._engine cimport Engine, engine_notify
 from pagehint._hint cimport hint_ready
+from pagehint._limit cimport limit_queue
 from pagehint._lock cimport lock_release
 from pagehint._testpoint cimport AT_BEFORE_THE_ENGINE_IS_TOLD, test_point
 from pagehint._zone cimport PageZone
@@ -15,6 +16,7 @@ cdef inline void zone_unlock(PageZone *z) noexcept nogil:
         lock_release(&z.lock)
         return
     z.wake_at = INT64_MAX
+    limit_queue(z)
     if z.hint_count >= z.threshold and not z.queued:
         z.queued = True
         z.counters.work_queued += 1

@@ -36,9 +36,9 @@ def hinting(workqueue: str) -> Callable[[], ph.PageAllocator]:
     return make
 
 
-def switch(workqueue: str) -> Step:
+def switch(workqueue: str, **options: float) -> Step:
     def work(pages: ph.PageAllocator) -> None:
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 2), workqueue=workqueue, delay=None)
+        pages.enable_hinting(callbacks(), workqueue=workqueue, delay=None, **options)
         pages.disable_hinting()
 
     return work
@@ -76,6 +76,7 @@ def arena(_: object) -> None:
 WORK: dict[str, tuple[Callable[[], Any], Step]] = {
     "build": (lambda: None, lambda _: ph.PageAllocator.x86_64("8GiB")),
     "enable": (lambda: ph.PageAllocator("16MiB"), switch("manual")),
+    "enable with ages": (lambda: ph.PageAllocator("16MiB"), switch("manual", min_age=1.0)),
     "enable a thread": (lambda: ph.PageAllocator("16MiB"), switch("thread")),
     "bulk": (lambda: ph.PageAllocator("16MiB"), bulk),
     "flush": (hinting("manual"), lambda pages: pages.flush_hinting()),

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import survives
 
 import pagehint as ph
 from pagehint.virtio import SplitQueue
@@ -161,3 +162,25 @@ def test_a_logging_filter_that_raises_does_not_take_the_worker_with_it():
     finally:
         log.removeFilter(refuse)
     pages.verify()
+
+
+def test_a_limit_on_address_space_leaves_no_thread_that_no_interrupt_may_tear():
+    """There is no address space for its stack: nothing has been done then."""
+    survives("""
+        import resource
+        from pagehint._undisturbed import undisturbed
+        done = []
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), -1))
+        try:
+            undisturbed(done.append, 1)
+        except RuntimeError as error:
+            assert "start new thread" in str(error)
+        else:
+            raise AssertionError("there was a thread")
+        assert not done
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        undisturbed(done.append, 1)
+        assert done == [1]
+    """)

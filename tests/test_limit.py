@@ -131,6 +131,62 @@ def test_without_an_age_the_limit_does_not_wait_for_the_threshold_either(arena):
         assert arena.resident_bytes <= 32 * MIB
 
 
+def goes_over_the_limit_under_the_gate(arena, clock):
+    """Hinting on with a batch of four granules; all are in use but two, which are warm. Returns what holds the rest."""
+    context = arena.hinting(max_pages=4, threshold=1 << 20, workqueue="manual", delay=None, min_age=1000.0, clock=clock)
+    pages = context.__enter__()
+    pages.flush_hinting()
+    rest = arena.empty(116 * MIB, "u1")
+    arrays = [touched(arena, 4 * MIB), *(touched(arena, MIB) for _ in range(8))]
+    arena.limit = 8 * MIB
+    del arrays[0]
+    pages.run_pending()
+    assert arena.resident_bytes == 12 * MIB
+    assert pages.stats().isolation_refused == 1
+    return rest, arrays
+
+
+def test_the_limit_was_forgotten_when_a_batch_became_free(arena, clock):
+    """Under the gate nothing goes. What opens it lets the warm memory go, though it is less than the threshold."""
+    rest, arrays = goes_over_the_limit_under_the_gate(arena, clock)
+    del arrays[:4]
+    arena.pages.run_pending()
+    assert arena.resident_bytes == 4 * MIB
+    del rest, arrays
+
+
+def test_the_limit_was_forgotten_when_single_pages_opened_the_gate(arena, clock):
+    """They leave no granule free, so no hook sees them."""
+    rest, arrays = goes_over_the_limit_under_the_gate(arena, clock)
+    del arrays[::2]
+    arena.pages.run_pending()
+    assert arena.resident_bytes == 8 * MIB
+    del rest, arrays
+
+
+def test_the_limit_was_forgotten_when_the_batch_became_smaller(arena, clock):
+    rest, arrays = goes_over_the_limit_under_the_gate(arena, clock)
+    arena.pages.max_pages = 2
+    arena.pages.run_pending()
+    assert arena.resident_bytes == 8 * MIB
+    del rest, arrays
+
+
+def test_the_limit_was_forgotten_when_isolation_ended(arena, clock):
+    pages = kept_warm(arena, clock)
+    pages.threshold = 1 << 20
+    array = touched(arena, 8 * MIB)
+    start = (array.ctypes.data - arena.address(0)) // 4096
+    del array
+    pages.set_migratetype(start, 2048, "isolate")
+    arena.limit = MIB
+    pages.run_pending()
+    assert arena.resident_bytes == 8 * MIB
+    pages.set_migratetype(start, 2048, "movable")
+    pages.run_pending()
+    assert arena.resident_bytes == 0
+
+
 @pytest.mark.parametrize("bad", [0, -1, "much", 1.5, "-3MiB", [1]])
 def test_a_limit_that_is_none_is_refused(arena, bad):
     arena.limit = 8 * MIB

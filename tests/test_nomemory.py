@@ -33,7 +33,9 @@ def run(*arguments, **environment):
     assert "nothing left" in done.stdout
 
 
-@pytest.mark.parametrize("work", ["build", "enable", "enable a thread", "larger batch", "hotplug", "arena", "queue"])
+@pytest.mark.parametrize(
+    "work", ["build", "enable", "enable with ages", "enable a thread", "larger batch", "hotplug", "arena", "queue"]
+)
 def test_every_allocation_of_the_modules_fails_once(work, library):
     """Bulk calls are not among them, nor is a flush: they allocate nothing but Python's objects."""
     run("modules", work, str(library), LD_PRELOAD=str(library))

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
+MADV_PAGEOUT = 21  # Linux's
 
 
 def inside(array, arena):
@@ -1002,8 +1003,16 @@ def test_a_fork_while_other_threads_are_in_the_middle_of_requests(installed):
     in_threads([forks, work, work], 100)
 
 
+def take_back(arena):
+    """Have the kernel take what MADV_FREE has offered, as when memory is short. What is in use stays: no swap."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.madvise(arena.address(0), arena.size, MADV_PAGEOUT)
+
+
+@pytest.mark.parametrize("others", ["threads", "forks"])
 @pytest.mark.parametrize("advice", ["dontneed", "free"])
-def test_threads_and_forks_with_canaries(advice):
+def test_canaries(advice, others):
     """What a thread has written is there when it looks again, and zeros are zero, while all the rest is given back."""
     arena = ph.Arena("256MiB")
     checked = [0]
@@ -1057,10 +1066,16 @@ def test_threads_and_forks_with_canaries(advice):
             ph.numpy.uninstall()
             ph.numpy.install(arena)
 
+    def trims(stop, rng):
+        while not stop.wait(0.01):
+            arena.limit = rng.choice([None, 1, 64 * MIB])
+            assert arena.trim() >= 0
+            take_back(arena)
+
     ph.numpy.install(arena)
     try:
         with arena.hinting(advice, delay=0.001, max_pages=4, threshold=2):
-            in_threads([work, work, work, forks, texts, installs])
+            in_threads([work, work, work, texts, installs, trims, *[forks] * (others == "forks")])
             assert arena.pages.stats().blocks_reported > 0
             assert arena.pages.last_error is None
     finally:

@@ -78,6 +78,11 @@ class Storm:
             self.left -= 1
             raise KeyboardInterrupt
 
+    def goes_on(self, end, least):
+        """Until then; on a busy machine, until so many have been felt."""
+        late = time.monotonic() - end
+        return late < 0 or (late < 120 and self.felt <= least)
+
     def over(self, work):
         """Call it in the storm; what it raises of its own goes on."""
         self.left = self.rng.randrange(1, 4)
@@ -103,7 +108,7 @@ def test_interrupts_tear_nothing(host):
     in_use = arena.pages.stats().allocated_pages
     end = time.monotonic() + SECONDS
     with Storm(2) as storm, arena.hinting(8, threshold=1, delay=None, workqueue="manual"):
-        while time.monotonic() < end:
+        while storm.goes_on(end, 20):
             what = rng.randrange(5)
             if what == 0:
                 storm.over(lambda: balloon.inflate(rng.randrange(4000)))
@@ -142,7 +147,7 @@ def test_interrupts_at_start_and_end_leave_no_qemu_and_no_file_behind():
     with Storm(3) as storm:
         storm.first = (0, 0.4)
         end = time.monotonic() + 2 * SECONDS
-        while time.monotonic() < end:
+        while storm.goes_on(end, 3):
             storm.over(start_and_end)
             gc.collect()
     assert storm.felt > 3

@@ -464,3 +464,20 @@ def test_the_check_is_alarmed_by_bulk_calls_while_blocks_are_out():
 
     with pages.hinting(ph.PageHintingCallbacks(lambda blocks: time.sleep(0.002), 2), delay=0.0, threshold=1):
         in_threads([churn, churn, check])
+
+
+def test_statistics_read_what_runs_were_marking():
+    """Atomic on the one side only: ThreadSanitizer's to find."""
+    pages = real("256MiB")
+
+    def runs(stop, rng):
+        while not stop.is_set():
+            n = rng.randrange(64, 5000)
+            pages.free_pages_exact(pages.alloc_pages_exact(n), n)
+
+    def statistics(stop, rng):
+        while not stop.is_set():
+            assert pages.stats().managed_pages == 65536
+
+    in_threads([runs, runs, statistics], min(SECONDS, 1))
+    pages.verify()
