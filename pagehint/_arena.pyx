@@ -13,7 +13,6 @@ from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED
 from pagehint._atomic cimport RELAXED, ctz64, load64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
 from pagehint._hint cimport hook_breaks
-from pagehint._engine cimport pthread_mutex_lock, pthread_mutex_unlock
 from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
 from pagehint._populate cimport Populator, populate_ahead, populate_end, populator_init
@@ -40,19 +39,12 @@ cdef Populator populator        # the process's
 populator_init(&populator)
 
 
-cdef void fork_prepare() noexcept nogil:
-    pthread_mutex_lock(&populator.mutex)
-
-
-cdef void fork_parent() noexcept nogil:
-    pthread_mutex_unlock(&populator.mutex)
-
-
 cdef void fork_child() noexcept nogil:
+    """There is no thread, and whoever had the mutex has gone."""
     populator_init(&populator)
 
 
-if pthread_atfork(fork_prepare, fork_parent, fork_child):
+if pthread_atfork(NULL, NULL, fork_child):
     raise MemoryError("no memory for what a fork needs")
 
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
@@ -109,8 +101,8 @@ cdef class Mapping:
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
         hook_breaks(z)
-        # On one CPU it would only be in the owner's way; and who wants small pages wants no more of them than he touches.
-        if self.hugepages and len(os.sched_getaffinity(0)) > 1:
+        # Who wants small pages wants no more of them than he touches.
+        if self.hugepages:
             self.populator = &populator
 
     @staticmethod
@@ -217,17 +209,19 @@ cdef class Block:
         if not mapping.open:
             raise ValueError("the arena is closed")
         if mapping.populator != NULL:
-            populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), mapping.memory.m.zones[0], pfn,
-                           nr_pages, &mapping.populated)
+            with nogil:
+                populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), mapping.memory.m.zones[0], pfn,
+                               nr_pages, &mapping.populated)
 
     def __dealloc__(self):
         if self.mapping is not None:
-            self.mapping.live_arrays -= 1
             with nogil:
                 if self.mapping.populator != NULL:
                     populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
                                  self.nr_pages * self.mapping.page_size)
                 machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
+            # Not before: the arena may be closed once this is 0.
+            self.mapping.live_arrays -= 1
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.mapping.base + self.pfn * self.mapping.page_size, self.nr_bytes, 0, flags)

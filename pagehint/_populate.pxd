@@ -4,11 +4,13 @@ The kernel zeroes a granule in about the time in which NumPy fills it, so memory
 of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
 windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
 owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
-time, one after the other, gain nothing. So an array that nobody writes to costs nothing, and one that is written to in
-part the next window more: 16 MiB, up to 64 for what is large.
+time, one after the other, gain nothing. So an array that nobody touches costs nothing, and one that is touched in part the
+next window more: 16 MiB, up to 128 in what is large.
 
-One thread in a process, and one allocation at a time, the newest; who has another faults its pages in, as ever.
+One thread in a process, and one allocation at a time, that of which most is left; who has another faults its pages in, as
+ever. On machines of several NUMA nodes memory may come from the thread's one.
 """
+from libc.errno cimport EINVAL, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
 from posix.signal cimport sigset_t
@@ -23,9 +25,26 @@ from pagehint._lock cimport pthread_t
 from pagehint._zeroed cimport Zeroed, was_zeroed
 from pagehint._zone cimport PageZone
 
+cdef extern from "<sched.h>" nogil:
+    ctypedef struct cpu_set_t:
+        pass
+    int sched_getaffinity(int pid, size_t, cpu_set_t *)
+    int CPU_COUNT(const cpu_set_t *)
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
 cdef extern from "<pthread.h>" nogil:
-    int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_detach(pthread_t)
+    ctypedef struct pthread_attr_t:
+        pass
+    int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
+    int PTHREAD_CREATE_DETACHED
+    int pthread_attr_init(pthread_attr_t *)
+    int pthread_attr_destroy(pthread_attr_t *)
+    int pthread_attr_setinheritsched(pthread_attr_t *, int)
+    int pthread_attr_setdetachstate(pthread_attr_t *, int)
+    int pthread_attr_setaffinity_np(pthread_attr_t *, size_t, const cpu_set_t *)
+    int pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *) noexcept nogil, void *)
     int pthread_setname_np(pthread_t, const char *)
 
 cdef extern from "<signal.h>" nogil:
@@ -43,17 +62,21 @@ cdef enum:
     LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: a part of the time in which a granule is filled
     PATIENCE_EACH = 1000000     # for each granule up to the probe, and 20 more: whoever is slower needs no help
     PATIENCE_GRANULES = 20
+    PATIENCE_MOST = 1000000000
+    GRANULE_PAGES = 512         # at most
 
 cdef struct Populator:
     pthread_mutex_t mutex
     pthread_cond_t wake         # the thread waits here
     pthread_cond_t settled      # who frees waits here, for the granule that is being populated
     bint started                # there is a thread
+    bint refused                # there will be none: one CPU, or a kernel that cannot populate
     atomic_i32 active           # there may be an allocation, or a granule being populated
     # The allocation, of granules of a mapping; none if `end` is 0.
     uint64_t job                # another with each
     char *base
     int shift
+    uint64_t pages              # of a granule
     const Zeroed *zeroed        # what was noted of it says which granules are cold
     uint64_t probe              # the first of the window
     uint64_t at                 # it is populated up to here
@@ -74,19 +97,19 @@ cdef inline void populator_init(Populator *p) noexcept nogil:
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
     pthread_cond_init(&p.wake, &attr)
     pthread_cond_init(&p.settled, &attr)
-    p.started = p.active = False
-    p.end = 0
+    p.started = p.refused = p.active = False
+    p.probe = p.end = 0
     p.busy = NULL
 
 
 cdef inline void drop_job(Populator *p) noexcept nogil:
-    p.end = 0
+    p.probe = p.end = 0
     p.job += 1
 
 
-cdef inline uint64_t next_cold(const Populator *p, uint64_t granule) noexcept nogil:
+cdef inline uint64_t next_cold(const Zeroed *zeroed, uint64_t granule, uint64_t end) noexcept nogil:
     """The first cold granule from here on, or the end."""
-    while granule < p.end and not was_zeroed(p.zeroed, granule):
+    while granule < end and not was_zeroed(zeroed, granule):
         granule += 1
     return granule
 
@@ -96,13 +119,13 @@ cdef inline void next_window(Populator *p) noexcept nogil:
     cdef uint64_t _i
     p.last = p.probe
     p.give_up = 0
-    p.probe = next_cold(p, p.next)
-    if p.probe == p.end:
+    p.probe = next_cold(p.zeroed, p.next, p.end)
+    if p.probe >= p.end:
         drop_job(p)
         return
     p.next = p.probe + 1
     for _i in range(p.window):
-        p.next = min(next_cold(p, p.next) + 1, p.end)
+        p.next = min(next_cold(p.zeroed, p.next, p.end) + 1, p.end)
     p.at = p.probe + 1
     p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
 
@@ -112,7 +135,7 @@ cdef inline void wait_for_owner(Populator *p) noexcept nogil:
     cdef int64_t now = monotonic_ns(), until = now + LOOK_AGAIN
     cdef timespec ts
     if p.give_up == 0:
-        p.give_up = now + <int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH
+        p.give_up = now + min(<int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH, <int64_t>PATIENCE_MOST)
     if now >= p.give_up:
         drop_job(p)
         return
@@ -123,29 +146,30 @@ cdef inline void wait_for_owner(Populator *p) noexcept nogil:
 
 cdef inline void populate_granule(Populator *p) noexcept nogil:
     """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, but for that."""
-    cdef uint64_t granule = p.at if p.at < p.next else p.probe, job = p.job
+    cdef uint64_t granule, job = p.job, last = p.pages - 1
     cdef size_t size = <size_t>1 << p.shift
-    cdef unsigned char present = 0
-    cdef int failed = 0
-    if granule != p.probe and not was_zeroed(p.zeroed, granule):
-        p.at += 1
-        return
+    cdef unsigned char present[GRANULE_PAGES]
+    cdef int failed
+    p.at = next_cold(p.zeroed, p.at, p.next)
+    granule = p.at if p.at < p.next else p.probe
     p.busy = p.base + (granule << p.shift)
     pthread_mutex_unlock(&p.mutex)
-    failed = mincore(p.busy, 1, &present)      # its first page: with huge pages all are there when one is
-    if granule != p.probe and not present & 1:
-        failed |= madvise(p.busy, size, POPULATE_WRITE)
+    failed = errno if mincore(p.busy, size, present) else 0
+    if granule != p.probe and not present[0] & 1 and not failed:
+        failed = errno if madvise(p.busy, size, POPULATE_WRITE) else 0
     pthread_mutex_lock(&p.mutex)
     p.busy = NULL
     pthread_cond_broadcast(&p.settled)
+    p.refused |= failed == EINVAL
     if p.job != job:
         return
-    if failed:
-        drop_job(p)             # no memory, or an old kernel: the owner will see
+    # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
+    if failed or (present[0] & 1) != (present[last] & 1):
+        drop_job(p)
     elif granule != p.probe:
         p.at += 1
-        fetch_add64(p.populated, 0 if present & 1 else size, RELAXED)
-    elif present & 1:
+        fetch_add64(p.populated, 0 if present[0] & 1 else size, RELAXED)
+    elif present[0] & 1:
         next_window(p)
     else:
         wait_for_owner(p)
@@ -163,17 +187,30 @@ cdef inline void *populate_for_ever(void *arg) noexcept nogil:
 
 
 cdef inline bint populator_start(Populator *p) noexcept nogil:
-    """Have a thread, to which no signal comes. Mutex held."""
+    """Have a thread, to which no signal comes, where the main one may run. Mutex held.
+
+    Whoever needs it first may be a worker with one CPU, or with another policy, and it serves all.
+    """
     cdef pthread_t thread
+    cdef pthread_attr_t attr
+    cdef cpu_set_t cpus
     cdef sigset_t every, before
-    if not p.started:
-        sigfillset(&every)
-        pthread_sigmask(SIG_SETMASK, &every, &before)
-        p.started = pthread_create(&thread, NULL, populate_for_ever, p) == 0
-        pthread_sigmask(SIG_SETMASK, &before, NULL)
-        if p.started:
-            pthread_setname_np(thread, "pagehint-ahead")
-            pthread_detach(thread)
+    if p.started or p.refused:
+        return p.started and not p.refused
+    pthread_attr_init(&attr)
+    pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED)
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
+    # It fails where there are more CPUs than a set has room for, and then one is not all there is.
+    if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
+        p.refused = CPU_COUNT(&cpus) == 1       # there it would only be in the owner's way
+        pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
+    sigfillset(&every)
+    pthread_sigmask(SIG_SETMASK, &every, &before)
+    p.started = not p.refused and pthread_create(&thread, &attr, populate_for_ever, p) == 0
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    pthread_attr_destroy(&attr)
+    if p.started:
+        pthread_setname_np(thread, "pagehint-ahead")
     return p.started
 
 
@@ -181,16 +218,15 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
                                 uint64_t *populated) noexcept nogil:
     """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits."""
     cdef uint64_t first = (page + (<uint64_t>1 << z.min_order) - 1) >> z.min_order, end = (page + n) >> z.min_order
-    cdef uint64_t cold = first
-    while cold < end and not was_zeroed(z.zeroed, cold):
-        cold += 1
-    if cold + 1 >= end:
-        return                  # one is a probe, so there would be nothing to do
+    cdef uint64_t cold = next_cold(z.zeroed, first, end), second = next_cold(z.zeroed, cold + 1, end)
+    if next_cold(z.zeroed, second + 1, end) >= end:
+        return                  # the first two are probes, so there would be nothing to do
     pthread_mutex_lock(&p.mutex)
-    if populator_start(p):
+    if p.end - p.probe <= end - cold and populator_start(p):
         p.job += 1
         p.base = base
         p.shift = page_shift + z.min_order
+        p.pages = <uint64_t>1 << z.min_order
         p.zeroed = z.zeroed
         p.last = first
         p.probe = cold

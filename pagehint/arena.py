@@ -113,10 +113,10 @@ class Arena:
     def populated_bytes(self) -> int:
         """Bytes that were made resident ahead of their first use, in all.
 
-        Where somebody writes to an array of some granules (2 MiB) that are not in memory, from its beginning on, a
-        thread of the process faults in what comes next, which takes the time of another CPU. Never more than 64 MiB
-        ahead, nor anything of an array that nobody writes to; of one at a time, the newest; not of arrays of zeros, and
-        not without huge pages.
+        Where somebody comes to an array of some granules (2 MiB) that are not in memory, from its beginning on, a
+        thread of the process faults in what comes next, which takes the time of another CPU. Never more than 128 MiB
+        ahead, nor anything of an array that nobody touches. Of one array at a time; not of arrays of zeros, not of what
+        an array grows into, and not without huge pages, without a second CPU, or on Linux before 5.14.
         """
         return self._mapping.populated_bytes
 

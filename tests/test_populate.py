@@ -20,6 +20,9 @@ import pagehint as ph
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes another CPU"),
+    pytest.mark.skipif(
+        tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="Linux has MADV_POPULATE_WRITE since 5.14"
+    ),
 ]
 
 MIB = 1 << 20
@@ -91,21 +94,49 @@ def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(aren
     until(touched)
 
 
-def test_the_owner_is_followed(arena, how):
-    """Most of an array is there before its owner comes to it, who makes a pause now and then."""
+def test_the_owner_is_followed_whatever_else_comes_and_goes(arena, how):
+    """Most of an array is there before its owner comes to it, who has temporaries besides, cold ones among them."""
 
     def followed() -> bool:
+        others = [empty(arena, how, GRANULE) for _ in range(20)]
+        cold = [empty(arena, how, 2 * GRANULE) for _ in range(2)]
         before = arena.populated_bytes
-        array = empty(arena, how, 200 * MIB)
+        array = empty(arena, how, 140 * MIB)
         for start in range(0, len(array), GRANULE):
             array[start : start + GRANULE] = 7
+            if start % (7 * GRANULE) == 0:
+                del others[-1:], cold[-1:]
+                empty(arena, how, 3 * GRANULE)[0] = 1
             time.sleep(0.001)
         assert (array == 7).all()
-        del array
-        assert arena.trim() == 200 * MIB
-        return arena.populated_bytes - before > 150 * MIB
+        del array, others, cold
+        populated = arena.populated_bytes - before
+        arena.trim()
+        assert arena.resident_bytes == 0
+        return populated > 100 * MIB
 
     until(followed)
+
+
+def test_never_more_than_two_windows_ahead(arena, how):
+    """An owner who touches a granule here and there, as far as he has been populated for."""
+    array = empty(arena, how, 250 * MIB)
+    touched = 0
+    for at in range(0, len(array), 8 * GRANULE):
+        array[at] = 1
+        touched += GRANULE
+        time.sleep(0.01)
+        assert arena.resident_bytes <= at + touched + 2 * 33 * GRANULE
+    del array
+
+
+def test_an_owner_who_comes_late_is_not_waited_for(arena, how):
+    array = empty(arena, how, 100 * MIB)
+    time.sleep(0.5)
+    array[0] = 1
+    time.sleep(0.1)
+    assert arena.populated_bytes == 0
+    del array
 
 
 def test_zeros_that_are_read_stay_out_of_memory(numpy_arena):
@@ -154,12 +185,32 @@ def test_nothing_comes_after_a_tail_is_given_back(numpy_arena):
     until(given_back)
 
 
-def test_only_the_newest_array_is_followed(arena, how):
-    first, second = empty(arena, how, 64 * MIB), empty(arena, how, 64 * MIB)
-    first[0] = 1
+def test_the_array_of_which_most_is_left_is_followed(arena, how):
+    first, second, small = (empty(arena, how, nr_bytes * MIB) for nr_bytes in (60, 64, 20))
+    first[0] = small[0] = 1
     time.sleep(0.05)
-    assert arena.resident_bytes == GRANULE
-    del first, second
+    assert arena.resident_bytes == 2 * GRANULE
+    del first, second, small
+
+
+def test_nothing_comes_after_an_array_that_another_has_replaced_is_gone(arena, how):
+    """One granule of it may still be under way."""
+    rng, rounds = random.Random(3), itertools.count(1)
+
+    def gone() -> bool:
+        first = empty(arena, how, 60 * MIB)
+        first[0] = 1
+        time.sleep(0.0005 * rng.random())
+        second = empty(arena, how, 100 * MIB)
+        del second
+        del first
+        arena.trim()
+        assert arena.resident_bytes == 0
+        return next(rounds) >= 300 and arena.populated_bytes > 5 * AHEAD
+
+    until(gone)
+    time.sleep(0.01)
+    assert arena.resident_bytes == 0
 
 
 def test_without_huge_pages_memory_is_counted_to_the_page():
@@ -192,19 +243,21 @@ def test_a_forked_child_has_a_thread_of_its_own(arena, how):
 
 def test_forks_while_a_thread_is_populating(arena, how):
     """Whatever it is doing, the child has a state of its own, and nothing of the parent's to wait for."""
+    arrays = []
 
     def child() -> None:
+        arrays.clear()  # which in the parent may be under way
         more = empty(arena, how, 64 * MIB)
         more[::GRANULE] = 2
         assert more.sum() == 64
         del more
 
     for _ in range(12):
-        array = empty(arena, how, 64 * MIB)
-        array[::GRANULE] = 1
+        arrays.append(empty(arena, how, 64 * MIB))
+        arrays[0][0] = 1
         in_child(child)
-        assert array[::GRANULE].all()
-        del array
+        assert arrays[0][0] == 1
+        arrays.clear()
 
 
 def test_no_signal_comes_to_the_thread(arena, how):
@@ -217,6 +270,50 @@ def test_no_signal_comes_to_the_thread(arena, how):
     # All but those that cannot be, and the two that the C library keeps for itself.
     assert ~blocked & ((1 << 64) - 1) == sum(1 << (number - 1) for number in (9, 19, 32, 33))
     del array
+
+
+def test_the_thread_of_a_pinned_worker_runs_where_the_main_thread_may():
+    survives("""
+        import os, threading, time
+        import numpy as np
+        import pagehint as ph
+        arena = ph.Arena("256MiB")
+
+        def pinned():
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            while not arena.populated_bytes:
+                arena.empty(64 << 17)[:] = 1
+                arena.trim()
+
+        worker = threading.Thread(target=pinned)
+        worker.start()
+        worker.join()
+        ours = [int(task) for task in os.listdir("/proc/self/task")
+                if open(f"/proc/self/task/{task}/comm").read() == "pagehint-ahead\\n"]
+        assert len(ours) == 1
+        assert os.sched_getaffinity(ours[0]) == os.sched_getaffinity(os.getpid())
+        assert os.sched_getscheduler(ours[0]) == os.SCHED_OTHER
+    """)
+
+
+def test_without_a_thread_the_owner_does_it_himself():
+    survives("""
+        import os, resource
+        import numpy as np
+        import pagehint as ph
+        arena = ph.Arena("256MiB")
+        if os.getuid() == 0:
+            os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        for i in range(10):
+            array = arena.empty(64 << 20, "u1")
+            array[:] = i
+            assert (array == i).all()
+            del array
+            arena.trim()
+        assert arena.populated_bytes == 0
+    """)
 
 
 def test_on_one_cpu_there_is_no_such_thread():
