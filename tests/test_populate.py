@@ -119,14 +119,12 @@ def test_the_owner_is_followed_whatever_else_comes_and_goes(arena, how):
 
 
 def test_never_more_than_two_windows_ahead(arena, how):
-    """An owner who touches a granule here and there, as far as he has been populated for."""
+    """Of 33 granules, probe included."""
     array = empty(arena, how, 250 * MIB)
-    touched = 0
-    for at in range(0, len(array), 8 * GRANULE):
+    for at in range(0, 100 * MIB, GRANULE):
         array[at] = 1
-        touched += GRANULE
-        time.sleep(0.01)
-        assert arena.resident_bytes <= at + touched + 2 * 33 * GRANULE
+        time.sleep(0.003)
+        assert arena.resident_bytes <= at + GRANULE + 2 * 33 * GRANULE
     del array
 
 
@@ -359,7 +357,8 @@ def test_what_is_written_stays_whatever_is_populated(advice):
     with arena.hinting(advice, delay=0.001, max_pages=4, threshold=1):
         in_threads([work, work])
     assert checked[0] > 0
-    assert arena.populated_bytes > 0
+    # What MADV_FREE has taken may still be there, so it is never cold.
+    assert arena.populated_bytes > 0 or advice == "free"
     gc.collect()
     arena.pages.verify()
     arena.close()
