@@ -150,12 +150,14 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     cdef size_t size = <size_t>1 << p.shift
     cdef unsigned char present[GRANULE_PAGES]
     cdef int failed
+    cdef bint probe
     p.at = next_cold(p.zeroed, p.at, p.next)
-    granule = p.at if p.at < p.next else p.probe
+    probe = p.at >= p.next
+    granule = p.probe if probe else p.at
     p.busy = p.base + (granule << p.shift)
     pthread_mutex_unlock(&p.mutex)
     failed = errno if mincore(p.busy, size, present) else 0
-    if granule != p.probe and not present[0] & 1 and not failed:
+    if not probe and not present[0] & 1 and not failed:
         failed = errno if madvise(p.busy, size, POPULATE_WRITE) else 0
     pthread_mutex_lock(&p.mutex)
     p.busy = NULL
@@ -166,7 +168,7 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
     if failed or (present[0] & 1) != (present[last] & 1):
         drop_job(p)
-    elif granule != p.probe:
+    elif not probe:
         p.at += 1
         fetch_add64(p.populated, 0 if present[0] & 1 else size, RELAXED)
     elif present[0] & 1:
