@@ -258,8 +258,8 @@ def main() -> None:
             looks = pool.map(lambda name, workload=workload: look_on(workload, name, arguments.seconds), names)
             for name, seen in zip(names, looks, strict=True):
                 rounds.setdefault((workload, name), []).append(seen)
-    seen = {job: median(rounds[job]) for job in sorted(rounds, key=lambda job: allocators.index(job[1]))}
-    seen = {job: seen[job] for workload in WORKLOADS for job in seen if job[0] == workload}
+    # By workload, as they came, and in each in the order of the first round, which is that of the allocators.
+    seen = {job: median(seen) for job, seen in rounds.items()}
     show(seen)
     if arguments.json:
         arguments.json.write_text(
