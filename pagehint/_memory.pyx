@@ -33,7 +33,7 @@ from pagehint._pcp cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint._range cimport first_not_free, range_appear, range_vanish
 from pagehint._testpoint cimport AT_FORK, test_point
 from pagehint._verify cimport Finding, verify_zone
-from pagehint._wake cimport zone_unlock
+from pagehint._wake cimport notify_unlocked, zone_unlock
 from pagehint._watermark cimport report_gate
 from pagehint._zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
@@ -176,6 +176,7 @@ cdef class Memory:
             m.zones[i] = z
             z.index = i
             z.engine = &m.engine
+            z.notify = notify_unlocked
             z.delay_armed = &m.engine.delay_armed
             self.appear(z, spec.start_pfn, spec.end_pfn)
             if pcp:

@@ -70,6 +70,7 @@ cdef struct ZoneCounters:           # written under the zone lock only
 
 cdef struct PageZone
 ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
+ctypedef void (*notify_fn)(PageZone *z) noexcept nogil
 
 cdef struct PageZone:
     # First lines: read on every operation, written only when the zone is built or grows.
@@ -98,9 +99,10 @@ cdef struct PageZone:
     int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
     bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
     int break_order                 # min_order where it matters that a granule is broken into: for hints, or `zeroed`
-    # What is called from these orders on; out of line, so that it keeps nothing else from being inline.
+    # Called from these orders on, and with the lock to be released; out of line, to keep nothing else from being inline.
     hook_fn freed
     hook_fn broken
+    notify_fn notify
     atomic_i32 queued               # a run is queued and has not begun with this zone
     uint64_t hint_count             # bits set in `hints`
     uint64_t threshold
