@@ -208,17 +208,15 @@ cdef class Block:
         mapping.live_arrays += 1
         if not mapping.open:
             raise ValueError("the arena is closed")
-        if mapping.populator != NULL:
-            with nogil:
-                populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), mapping.memory.m.zones[0], pfn,
-                               nr_pages, &mapping.populated)
+        with nogil:
+            populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), pages.memory.m.zones[0], pfn, nr_pages,
+                           &mapping.populated)
 
     def __dealloc__(self):
         if self.mapping is not None:
             with nogil:
-                if self.mapping.populator != NULL:
-                    populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
-                                 self.nr_pages * self.mapping.page_size)
+                populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
+                             self.nr_pages * self.mapping.page_size)
                 machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
             # Not before: the arena may be closed once this is 0.
             self.mapping.live_arrays -= 1

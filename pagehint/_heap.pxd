@@ -102,14 +102,12 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
 cdef inline void heap_populate(Heap *h, void *p) noexcept nogil:
     """Have an allocation that was just taken populated ahead of whoever writes to it."""
     cdef uint64_t pfn = page_of(h, p)
-    if h.populator != NULL:
-        populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
+    populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
 
 
 cdef inline void heap_leave(Heap *h, void *p, uint64_t n) noexcept nogil:
-    """No more: these pages of it are about to be freed."""
-    if h.populator != NULL:
-        populate_end(h.populator, <char *> p, n << h.page_shift)
+    """No more: some or all of these pages, which are all of it, are about to be freed."""
+    populate_end(h.populator, <char *> p, n << h.page_shift)
 
 
 cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:

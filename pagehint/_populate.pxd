@@ -4,8 +4,9 @@ The kernel zeroes a granule in about the time in which NumPy fills it, so memory
 of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
 windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
 owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
-time, one after the other, gain nothing. So an array that nobody touches costs nothing, and one that is touched in part the
-next window more: 16 MiB, up to 128 in what is large.
+time, one after the other, gain nothing. The first window needs no probe if the array before this one was written to, as
+nearly all are. So one that nobody touches costs 16 MiB, and those after it nothing; one that is touched in part costs the
+next window more, up to 128 MiB in what is large.
 
 One thread in a process, and one allocation at a time, that of which most is left; who has another faults its pages in, as
 ever. On machines of several NUMA nodes memory may come from the thread's one.
@@ -72,8 +73,11 @@ cdef struct Populator:
     bint started                # there is a thread
     bint refused                # there will be none: one CPU, or a kernel that cannot populate
     atomic_i32 active           # there may be an allocation, or a granule being populated
-    # The allocation, of granules of a mapping; none if `end` is 0.
+    atomic_i32 trusting         # the last allocation that was followed was written to
+    # The allocation, of granules of a mapping, all that it has a part of; none if `end` is 0.
     uint64_t job                # another with each
+    const char *start
+    bint seen                   # its owner has touched a probe
     char *base
     int shift
     uint64_t pages              # of a granule
@@ -87,6 +91,7 @@ cdef struct Populator:
     uint64_t *populated         # bytes
     int64_t give_up             # when, if nobody touches the probe; 0: not waiting yet
     char *busy                  # what is being populated, or looked at, without the mutex
+    char *busy_end
 
 
 cdef inline void populator_init(Populator *p) noexcept nogil:
@@ -97,9 +102,9 @@ cdef inline void populator_init(Populator *p) noexcept nogil:
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
     pthread_cond_init(&p.wake, &attr)
     pthread_cond_init(&p.settled, &attr)
-    p.started = p.refused = p.active = False
+    p.started = p.refused = p.active = p.trusting = False
     p.probe = p.end = 0
-    p.busy = NULL
+    p.busy = p.busy_end = NULL
 
 
 cdef inline void drop_job(Populator *p) noexcept nogil:
@@ -114,9 +119,18 @@ cdef inline uint64_t next_cold(const Zeroed *zeroed, uint64_t granule, uint64_t 
     return granule
 
 
+cdef inline void open_window(Populator *p) noexcept nogil:
+    """The next cold granules, as many as a window has, are to be populated. Mutex held."""
+    cdef uint64_t _i
+    p.at = p.next
+    for _i in range(p.window):
+        p.next = min(next_cold(p.zeroed, p.next, p.end) + 1, p.end)
+    p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
+
+
 cdef inline void next_window(Populator *p) noexcept nogil:
     """The owner is in this window. Mutex held."""
-    cdef uint64_t _i
+    p.seen = p.trusting = True
     p.last = p.probe
     p.give_up = 0
     p.probe = next_cold(p.zeroed, p.next, p.end)
@@ -124,10 +138,7 @@ cdef inline void next_window(Populator *p) noexcept nogil:
         drop_job(p)
         return
     p.next = p.probe + 1
-    for _i in range(p.window):
-        p.next = min(next_cold(p.zeroed, p.next, p.end) + 1, p.end)
-    p.at = p.probe + 1
-    p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
+    open_window(p)
 
 
 cdef inline void wait_for_owner(Populator *p) noexcept nogil:
@@ -137,6 +148,7 @@ cdef inline void wait_for_owner(Populator *p) noexcept nogil:
     if p.give_up == 0:
         p.give_up = now + min(<int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH, <int64_t>PATIENCE_MOST)
     if now >= p.give_up:
+        p.trusting = p.seen
         drop_job(p)
         return
     ts.tv_sec = until // 1000000000
@@ -155,12 +167,13 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     probe = p.at >= p.next
     granule = p.probe if probe else p.at
     p.busy = p.base + (granule << p.shift)
+    p.busy_end = p.busy + size
     pthread_mutex_unlock(&p.mutex)
     failed = errno if mincore(p.busy, size, present) else 0
     if not probe and not present[0] & 1 and not failed:
         failed = errno if madvise(p.busy, size, POPULATE_WRITE) else 0
     pthread_mutex_lock(&p.mutex)
-    p.busy = NULL
+    p.busy = p.busy_end = NULL
     pthread_cond_broadcast(&p.settled)
     p.refused |= failed == EINVAL
     if p.job != job:
@@ -218,23 +231,33 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
 
 cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const PageZone *z, uint64_t page, uint64_t n,
                                 uint64_t *populated) noexcept nogil:
-    """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits."""
-    cdef uint64_t first = (page + (<uint64_t>1 << z.min_order) - 1) >> z.min_order, end = (page + n) >> z.min_order
-    cdef uint64_t cold = next_cold(z.zeroed, first, end), second = next_cold(z.zeroed, cold + 1, end)
-    if next_cold(z.zeroed, second + 1, end) >= end:
-        return                  # the first two are probes, so there would be nothing to do
+    """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits.
+
+    `p` may be NULL: nobody follows.
+    """
+    cdef uint64_t end = ((page + n - 1) >> z.min_order) + 1, cold, second
+    if p == NULL:
+        return
+    cold = next_cold(z.zeroed, page >> z.min_order, end)
+    second = next_cold(z.zeroed, cold + 1, end)
+    # The first is the owner's in any case, and the second a probe, too, if he is not trusted.
+    if second >= end or not p.trusting and next_cold(z.zeroed, second + 1, end) >= end:
+        return
     pthread_mutex_lock(&p.mutex)
     if p.end - p.probe <= end - cold and populator_start(p):
         p.job += 1
+        p.start = base + (page << page_shift)
+        p.seen = False
         p.base = base
         p.shift = page_shift + z.min_order
         p.pages = <uint64_t>1 << z.min_order
         p.zeroed = z.zeroed
-        p.last = first
-        p.probe = cold
+        p.last = p.probe = cold
         p.at = p.next = cold + 1
         p.end = end
         p.window = FIRST_WINDOW
+        if p.trusting:
+            open_window(p)
         p.populated = populated
         p.give_up = 0
         p.active = True
@@ -243,13 +266,16 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
 
 
 cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexcept nogil:
-    """Leave this memory alone from now on: it is about to be freed. May wait for one granule."""
-    cdef char *end = start + nr_bytes
-    if not p.active:
+    """Leave this memory, which begins where it did, alone from now on: it is about to be freed. May wait for one granule."""
+    cdef unsigned char present
+    if p == NULL or not p.active:
         return
     pthread_mutex_lock(&p.mutex)
-    if p.end and p.base + (p.probe << p.shift) < end and start < p.base + (p.end << p.shift):
+    if p.end and p.start == start:
+        # It may be gone so soon that nobody has looked.
+        if p.trusting and not p.seen:
+            p.trusting = mincore(p.base + (p.probe << p.shift), 1, &present) == 0 and present & 1
         drop_job(p)
-    while start <= p.busy and p.busy < end:
+    while p.busy < start + nr_bytes and start < p.busy_end:
         pthread_cond_wait(&p.settled, &p.mutex)
     pthread_mutex_unlock(&p.mutex)

@@ -334,7 +334,7 @@ def test_closing_after_an_exception_hid_the_exception():
 @pytest.mark.parametrize(("size", "used"), [("24MiB", 2), ("2MiB", 0), ("256MiB", 230)])
 def test_a_small_or_nearly_full_arena_never_reported(size, used):
     """A batch of sixteen blocks is more than such an arena can spare, so that its zone was under the gate for ever."""
-    with ph.Arena(size) as arena, arena.hinting():
+    with ph.Arena(size, hugepages=False) as arena, arena.hinting():
         array = arena.empty(arena.size - used * MIB, "u1")
         keep = arena.empty(used * MIB, "u1") if used else None
         array[:] = 1

@@ -46,7 +46,13 @@ def arena(how):
     yield from made_arena()
 
 
+def trust_nobody():
+    """An array that is gone untouched: the first window of the next one has a probe."""
+    ph.Arena("64MiB").empty(60 * MIB, "u1")
+
+
 def made_arena():
+    trust_nobody()
     made = ph.Arena("256MiB")
     if not made.hugepages:
         pytest.skip("this kernel has no transparent huge pages")
@@ -74,6 +80,92 @@ def test_what_nobody_touches_costs_nothing(arena, how):
     time.sleep(0.1)
     assert arena.resident_bytes == arena.populated_bytes == 0
     del array
+
+
+def trust(arena, how):
+    """An array that is written to: the first window of the next one comes at once."""
+
+    def followed() -> bool:
+        before = arena.populated_bytes
+        array = empty(arena, how, 60 * MIB)
+        array[0] = 1
+        time.sleep(0.01)
+        del array
+        arena.trim()
+        return arena.populated_bytes > before
+
+    until(followed)
+
+
+def test_after_an_array_that_was_written_to_the_first_window_comes_at_once_and_no_more(arena, how):
+    def came() -> bool:
+        trust(arena, how)
+        before = arena.populated_bytes
+        array = empty(arena, how, 100 * MIB)
+        time.sleep(0.1)
+        populated = arena.populated_bytes - before
+        assert populated <= AHEAD
+        assert arena.resident_bytes == populated
+        del array
+        arena.trim()
+        return populated == AHEAD
+
+    until(came)
+
+
+def test_after_one_that_nobody_came_to_nothing_comes(arena, how):
+    def looked_at() -> bool:
+        """Long enough to be given up."""
+        trust(arena, how)
+        before = arena.populated_bytes
+        array = empty(arena, how, 100 * MIB)
+        time.sleep(0.3)
+        del array
+        return arena.populated_bytes > before
+
+    def gone_at_once() -> bool:
+        trust(arena, how)
+        empty(arena, how, 100 * MIB)
+        return True
+
+    for condition in (looked_at, gone_at_once):
+        until(condition)
+        arena.trim()
+        array = empty(arena, how, 100 * MIB)
+        time.sleep(0.1)
+        assert arena.resident_bytes == 0
+        del array
+
+
+def test_one_that_was_written_to_and_gone_before_anybody_looked_is_no_reason_for_distrust(arena, how):
+    def trusted() -> bool:
+        trust(arena, how)
+        empty(arena, how, 3 * GRANULE)[:] = 1
+        arena.trim()
+        array = empty(arena, how, 100 * MIB)
+        time.sleep(0.1)
+        populated = arena.resident_bytes
+        del array
+        arena.trim()
+        return populated == AHEAD
+
+    until(trusted)
+
+
+def test_a_granule_of_which_the_array_has_only_the_first_part_is_populated_too(arena, how):
+    def populated() -> bool:
+        trust(arena, how)
+        array = empty(arena, how, GRANULE + MIB)
+        time.sleep(0.05)
+        before = arena.resident_bytes
+        assert before <= GRANULE
+        array[:] = 1
+        assert arena.resident_bytes == 2 * GRANULE
+        del array
+        arena.trim()
+        return before == GRANULE
+
+    until(populated)
 
 
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
