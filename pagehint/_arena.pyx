@@ -15,7 +15,7 @@ from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, page
 from pagehint._hint cimport hook_breaks
 from pagehint._machine cimport machine_free_run
 from pagehint._madvise cimport Advice, madvise_blocks
-from pagehint._populate cimport Populator, populate_ahead, populate_end, populator_init
+from pagehint._populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
 from pagehint._zeroed cimport zeroed_create
 from pagehint._zone cimport PageZone
 
@@ -27,7 +27,6 @@ from pagehint import errors
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
-    int mincore(void *address, size_t length, unsigned char *present)
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)

@@ -5,8 +5,9 @@ with is imported where they refuse.
 """
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
-from pagehint._engine cimport NEVER, SECOND
+from pagehint._engine cimport SECOND
 from pagehint._memory cimport Memory
+from pagehint._sleep cimport NEVER
 from pagehint._zone cimport MT_MOVABLE
 
 cdef extern from *:

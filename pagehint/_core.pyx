@@ -27,7 +27,7 @@ from pagehint._atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
-from pagehint._engine cimport Engine, NEVER, SECOND, engine_now, engine_resume
+from pagehint._engine cimport Engine, SECOND, engine_now, engine_resume
 from pagehint._hint cimport hint_find
 from pagehint._hinting cimport HintingEngine
 from pagehint._lock cimport lock_acquire, lock_release
@@ -37,6 +37,7 @@ from pagehint._mapping cimport zone_metadata_bytes
 from pagehint._memory cimport Memory
 from pagehint._ops cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint._pcp cimport Pcp, pcp_held
+from pagehint._sleep cimport NEVER
 from pagehint._walk cimport FreeBlock, list_free_blocks
 from pagehint._watermark cimport report_gate
 from pagehint._zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER, PageZone

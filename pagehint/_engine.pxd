@@ -4,35 +4,14 @@ The engine's mutex is a leaf: nothing else is ever taken while it is held. A zon
 after it has released its own lock.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
 from pagehint._clock cimport monotonic_ns
 from pagehint._lock cimport pthread_self, pthread_t
+from pagehint._sleep cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
+                              pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
 from pagehint._testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_mutexattr_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, const pthread_mutexattr_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    ctypedef struct pthread_cond_t:
-        pass
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_condattr_init(pthread_condattr_t *)
-    int pthread_condattr_setclock(pthread_condattr_t *, int)
-    int pthread_cond_init(pthread_cond_t *, const pthread_condattr_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
-
 cdef enum:
-    NEVER = -1
     SECOND = 1000000000         # nanoseconds
     SIGNAL_CHECK = 50000000     # how often a wait looks for Ctrl-C
     BACKOFF_FIRST_MS = 100
@@ -76,12 +55,9 @@ cdef struct Engine:             # what is atomic is read without the mutex, too
 
 
 cdef inline void engine_init(Engine *e) noexcept nogil:
-    cdef pthread_condattr_t attr
     pthread_mutex_init(&e.mutex, NULL)
-    pthread_condattr_init(&attr)
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
-    pthread_cond_init(&e.wake, &attr)
-    pthread_cond_init(&e.settled, &attr)
+    cond_init(&e.wake)
+    cond_init(&e.settled)
 
 
 cdef inline void engine_lock(Engine *e) noexcept nogil:
@@ -90,17 +66,6 @@ cdef inline void engine_lock(Engine *e) noexcept nogil:
 
 cdef inline void engine_unlock(Engine *e) noexcept nogil:
     pthread_mutex_unlock(&e.mutex)
-
-
-cdef inline void engine_wait(Engine *e, pthread_cond_t *cond, int64_t until) noexcept nogil:
-    """Sleep until signalled or, unless `until` is NEVER, until then. Engine mutex held."""
-    cdef timespec ts
-    if until == NEVER:
-        pthread_cond_wait(cond, &e.mutex)
-    else:
-        ts.tv_sec = until // 1000000000
-        ts.tv_nsec = until % 1000000000
-        pthread_cond_timedwait(cond, &e.mutex, &ts)
 
 
 cdef inline int64_t engine_now(const Engine *e) noexcept nogil:
@@ -205,7 +170,7 @@ cdef inline uint64_t engine_batch_begin(Engine *e, bint *hurry) noexcept nogil:
     cdef uint64_t most = 0
     engine_lock(e)
     while e.waiters and not e.stopping:
-        engine_wait(e, &e.settled, NEVER)
+        sleep_until(&e.settled, &e.mutex, NEVER)
     if not e.stopping:
         e.out = True
         most = e.max_pages
@@ -232,7 +197,7 @@ cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noe
     e.waiters += 1
     test_point(AT_MEMORY_WAITED_FOR)
     while e.out and e.runner != self and (until == NEVER or monotonic_ns() < until):
-        engine_wait(e, &e.settled, until)
+        sleep_until(&e.settled, &e.mutex, until)
     done = not e.out or e.runner == self
     if not done:
         e.waiters -= 1

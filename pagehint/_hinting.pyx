@@ -22,10 +22,9 @@ from pagehint._arguments cimport as_duration, as_order, as_positive
 from pagehint._atomic cimport RELAXED, load64
 from pagehint._callbacks cimport PageHintingCallbacks
 from pagehint._clock cimport monotonic_ns
-from pagehint._engine cimport (Engine, NEVER, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
+from pagehint._engine cimport (Engine, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
                                engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
-                               engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock,
-                               engine_wait, pthread_cond_broadcast, pthread_cond_signal)
+                               engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock)
 from pagehint._hint cimport hint_evaluate, hint_off, hint_on
 from pagehint._hold cimport hold_note
 from pagehint._isolate cimport isolate_batch, next_ripe, pagehint_block, put_back
@@ -33,6 +32,7 @@ from pagehint._limit cimport zone_excess
 from pagehint._lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
 from pagehint._machine cimport machine_drain
 from pagehint._memory cimport Memory
+from pagehint._sleep cimport NEVER, pthread_cond_broadcast, pthread_cond_signal, sleep_until
 from pagehint._testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT, AT_END_OF_A_RUN,
                                   AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint._wake cimport zone_unlock
@@ -249,7 +249,7 @@ cdef class HintingEngine:
                 self.run(everything, flush)
                 engine_lock(e)
             else:
-                engine_wait(e, &e.wake, engine_next(e) if e.enabled else NEVER)
+                sleep_until(&e.wake, &e.mutex, engine_next(e) if e.enabled else NEVER)
         if e.session == session:
             e.worker = False
             pthread_cond_broadcast(&e.settled)
@@ -284,7 +284,7 @@ cdef class HintingEngine:
                 engine_lock(e)
                 busy = e.running and e.enabled and e.manual and not e.stopping
                 if busy:
-                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                    sleep_until(&e.settled, &e.mutex, monotonic_ns() + SIGNAL_CHECK)
                 else:
                     due = e.enabled and e.manual and not e.stopping and (flush or engine_due(e, now))
                 if due:
@@ -337,7 +337,7 @@ cdef class HintingEngine:
             with nogil:
                 engine_lock(e)
                 if e.session == session and not e.stopping and e.flush_done < ticket:
-                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                    sleep_until(&e.settled, &e.mutex, monotonic_ns() + SIGNAL_CHECK)
                 # A ticket of another session was given back, not done.
                 done = e.session == session and e.flush_done >= ticket
                 on = e.session == session and not e.stopping
@@ -649,7 +649,7 @@ cdef class HintingEngine:
             with nogil:
                 engine_lock(e)
                 if e.session == session and (e.worker or e.running):
-                    engine_wait(e, &e.settled, monotonic_ns() + SIGNAL_CHECK)
+                    sleep_until(&e.settled, &e.mutex, monotonic_ns() + SIGNAL_CHECK)
                 on = e.session == session
                 mine = on and not e.worker and not e.running
                 if mine:

@@ -15,14 +15,11 @@ from libc.errno cimport EINVAL, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
 from posix.signal cimport sigset_t
-from posix.time cimport CLOCK_MONOTONIC, timespec
 from pagehint._atomic cimport RELAXED, atomic_i32, fetch_add64
 from pagehint._clock cimport monotonic_ns
-from pagehint._engine cimport (pthread_cond_broadcast, pthread_cond_init, pthread_cond_signal, pthread_cond_t,
-                               pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_init, pthread_condattr_setclock,
-                               pthread_condattr_t, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-                               pthread_mutex_unlock)
 from pagehint._lock cimport pthread_t
+from pagehint._sleep cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
+                              pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
 from pagehint._zeroed cimport Zeroed, was_zeroed
 from pagehint._zone cimport PageZone
 
@@ -96,12 +93,9 @@ cdef struct Populator:
 
 cdef inline void populator_init(Populator *p) noexcept nogil:
     """Also in a forked child, where there is no thread."""
-    cdef pthread_condattr_t attr
     pthread_mutex_init(&p.mutex, NULL)
-    pthread_condattr_init(&attr)
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
-    pthread_cond_init(&p.wake, &attr)
-    pthread_cond_init(&p.settled, &attr)
+    cond_init(&p.wake)
+    cond_init(&p.settled)
     p.started = p.refused = p.active = p.trusting = False
     p.probe = p.end = 0
     p.busy = p.busy_end = NULL
@@ -143,17 +137,14 @@ cdef inline void next_window(Populator *p) noexcept nogil:
 
 cdef inline void wait_for_owner(Populator *p) noexcept nogil:
     """Nobody has touched the probe yet. Mutex held."""
-    cdef int64_t now = monotonic_ns(), until = now + LOOK_AGAIN
-    cdef timespec ts
+    cdef int64_t now = monotonic_ns()
     if p.give_up == 0:
         p.give_up = now + min(<int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH, <int64_t>PATIENCE_MOST)
     if now >= p.give_up:
         p.trusting = p.seen
         drop_job(p)
         return
-    ts.tv_sec = until // 1000000000
-    ts.tv_nsec = until % 1000000000
-    pthread_cond_timedwait(&p.wake, &p.mutex, &ts)
+    sleep_until(&p.wake, &p.mutex, now + LOOK_AGAIN)
 
 
 cdef inline void populate_granule(Populator *p) noexcept nogil:
@@ -198,7 +189,7 @@ cdef inline void *populate_for_ever(void *arg) noexcept nogil:
             populate_granule(p)
         else:
             p.active = False
-            pthread_cond_wait(&p.wake, &p.mutex)
+            sleep_until(&p.wake, &p.mutex, NEVER)
 
 
 cdef inline bint populator_start(Populator *p) noexcept nogil:
@@ -277,5 +268,5 @@ cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexce
             p.trusting = mincore(p.base + (p.probe << p.shift), 1, &present) == 0 and present & 1
         drop_job(p)
     while p.busy < start + nr_bytes and start < p.busy_end:
-        pthread_cond_wait(&p.settled, &p.mutex)
+        sleep_until(&p.settled, &p.mutex, NEVER)
     pthread_mutex_unlock(&p.mutex)
