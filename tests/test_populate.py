@@ -168,6 +168,39 @@ def test_a_granule_of_which_the_array_has_only_the_first_part_is_populated_too(a
     until(populated)
 
 
+def test_one_that_was_written_to_in_part_is_no_reason_for_distrust(arena, how):
+    def trusted() -> bool:
+        array = empty(arena, how, 100 * MIB)
+        array[0] = 1
+        time.sleep(0.2)  # until it is given up
+        del array
+        arena.trim()
+        array = empty(arena, how, 100 * MIB)
+        time.sleep(0.05)
+        populated = arena.resident_bytes
+        del array
+        arena.trim()
+        return populated == AHEAD
+
+    until(trusted)
+
+
+def test_who_frees_the_rest_of_the_last_granule_is_not_the_owner(arena, how):
+    def followed() -> bool:
+        before = arena.populated_bytes
+        array = empty(arena, how, 20 * GRANULE + MIB)
+        neighbour = empty(arena, how, MIB)
+        assert neighbour.ctypes.data == array.ctypes.data + len(array)
+        del neighbour
+        array[0] = 1
+        time.sleep(0.01)
+        del array
+        arena.trim()
+        return arena.populated_bytes > before
+
+    until(followed)
+
+
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
     def touched() -> bool:
         before = arena.populated_bytes
