@@ -243,7 +243,8 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
         p.shift = page_shift + z.min_order
         p.pages = <uint64_t>1 << z.min_order
         p.zeroed = z.zeroed
-        p.last = p.probe = cold
+        p.last = page >> z.min_order
+        p.probe = cold
         p.at = p.next = cold + 1
         p.end = end
         p.window = FIRST_WINDOW

@@ -201,6 +201,24 @@ def test_who_frees_the_rest_of_the_last_granule_is_not_the_owner(arena, how):
     until(followed)
 
 
+def test_the_owner_is_waited_for_while_he_is_in_what_is_warm(arena, how):
+    """A hundred granules, each of which has its millisecond."""
+
+    def followed() -> bool:
+        empty(arena, how, 100 * GRANULE)
+        before = arena.populated_bytes
+        array = empty(arena, how, 120 * GRANULE)
+        time.sleep(0.08)
+        array[100 * GRANULE] = 1
+        time.sleep(0.02)
+        populated = arena.populated_bytes - before
+        del array
+        arena.trim()
+        return populated > 0
+
+    until(followed)
+
+
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
     def touched() -> bool:
         before = arena.populated_bytes
