@@ -227,6 +227,7 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
     `p` may be NULL: nobody follows.
     """
     cdef uint64_t end = ((page + n - 1) >> z.min_order) + 1, cold, second
+    cdef bint window
     if p == NULL:
         return
     cold = next_cold(z.zeroed, page >> z.min_order, end)
@@ -236,6 +237,8 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
         return
     pthread_mutex_lock(&p.mutex)
     if p.end - p.probe <= end - cold and populator_start(p):
+        # Nobody has come to the one that had a window at once: one such is enough.
+        window = p.trusting and (p.end == 0 or p.seen)
         p.job += 1
         p.start = base + (page << page_shift)
         p.seen = False
@@ -248,7 +251,7 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
         p.at = p.next = cold + 1
         p.end = end
         p.window = FIRST_WINDOW
-        if p.trusting:
+        if window:
             open_window(p)
         p.populated = populated
         p.give_up = 0

@@ -219,6 +219,26 @@ def test_the_owner_is_waited_for_while_he_is_in_what_is_warm(arena, how):
     until(followed)
 
 
+def test_arrays_that_nobody_comes_to_have_one_window_between_them(arena, how):
+    """Each had one: the next came before the one before it was given up."""
+
+    def came() -> bool:
+        trust(arena, how)
+        before = arena.populated_bytes
+        arrays = []
+        for _ in range(5):
+            arrays.append(empty(arena, how, 40 * MIB))
+            time.sleep(0.01)
+        populated = arena.populated_bytes - before
+        assert populated <= AHEAD
+        assert arena.resident_bytes <= AHEAD
+        del arrays
+        arena.trim()
+        return populated > 0
+
+    until(came)
+
+
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
     def touched() -> bool:
         before = arena.populated_bytes
