@@ -171,6 +171,7 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
         return
     # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
     if failed or (present[0] & 1) != (present[last] & 1):
+        p.trusting = False
         drop_job(p)
     elif not probe:
         p.at += 1
@@ -262,14 +263,15 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
 
 cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexcept nogil:
     """Leave this memory, which begins where it did, alone from now on: it is about to be freed. May wait for one granule."""
-    cdef unsigned char present
+    cdef unsigned char present[GRANULE_PAGES]
     if p == NULL or not p.active:
         return
     pthread_mutex_lock(&p.mutex)
     if p.end and p.start == start:
         # It may be gone so soon that nobody has looked.
         if p.trusting and not p.seen:
-            p.trusting = mincore(p.base + (p.probe << p.shift), 1, &present) == 0 and present & 1
+            p.trusting = (mincore(p.base + (p.probe << p.shift), <size_t>1 << p.shift, present) == 0
+                          and present[0] & present[p.pages - 1] & 1)
         drop_job(p)
     while p.busy < start + nr_bytes and start < p.busy_end:
         sleep_until(&p.settled, &p.mutex, NEVER)

@@ -239,6 +239,34 @@ def test_arrays_that_nobody_comes_to_have_one_window_between_them(arena, how):
     until(came)
 
 
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_small_pages_are_a_reason_for_distrust(pause):
+    """Where huge pages are switched off, 16 MiB came for each byte that was written."""
+    survives(f"""
+        import ctypes, time
+        import numpy as np
+        import pagehint as ph
+        arena = ph.Arena("256MiB")
+
+        def touch(pause):
+            array = arena.empty(60 << 20, "u1")
+            array[0] = 1
+            time.sleep(pause)
+            resident = arena.resident_bytes
+            del array
+            arena.trim()
+            return resident
+
+        if arena.hugepages:
+            while not arena.populated_bytes:
+                touch(0.01)
+            PR_SET_THP_DISABLE = 41
+            assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
+            touch({pause})
+            assert touch(0.1) < 1 << 20
+    """)
+
+
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
     def touched() -> bool:
         before = arena.populated_bytes
