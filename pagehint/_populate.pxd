@@ -152,6 +152,7 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     cdef uint64_t granule, job = p.job, last = p.pages - 1
     cdef size_t size = <size_t>1 << p.shift
     cdef unsigned char present[GRANULE_PAGES]
+    cdef uint64_t *populated = p.populated
     cdef int failed
     cdef bint probe
     p.at = next_cold(p.zeroed, p.at, p.next)
@@ -167,6 +168,9 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     p.busy = p.busy_end = NULL
     pthread_cond_broadcast(&p.settled)
     p.refused |= failed == EINVAL
+    # Whose it was, if he has gone: he waits for us still.
+    if not probe and not failed and not present[0] & 1:
+        fetch_add64(populated, size, RELAXED)
     if p.job != job:
         return
     # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
@@ -175,7 +179,6 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
         drop_job(p)
     elif not probe:
         p.at += 1
-        fetch_add64(p.populated, 0 if present[0] & 1 else size, RELAXED)
     elif present[0] & 1:
         next_window(p)
     else:

@@ -267,6 +267,24 @@ def test_small_pages_are_a_reason_for_distrust(pause):
     """)
 
 
+def test_every_granule_is_counted_that_of_an_array_replaced_meanwhile_too(arena, how):
+    rng, replaced = random.Random(4), itertools.count(1)
+
+    def counted() -> bool:
+        trust(arena, how)
+        before = arena.populated_bytes
+        first = empty(arena, how, 60 * MIB)
+        time.sleep(0.002 * rng.random())
+        second = empty(arena, how, 100 * MIB)
+        del first, second  # which waits for what is under way
+        populated = arena.populated_bytes - before
+        assert arena.resident_bytes == populated
+        arena.trim()
+        return 0 < populated < AHEAD and next(replaced) >= 10
+
+    until(counted)
+
+
 def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(arena, how):
     def touched() -> bool:
         before = arena.populated_bytes
