@@ -40,5 +40,6 @@ extensions = [
 setup(
     ext_modules=cythonize(
         extensions, emit_linenums=lines, compiler_directives={"language_level": 3, "warn.unused": False}
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -4,9 +4,9 @@ The kernel zeroes a granule in about the time in which NumPy fills it, so memory
 of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
 windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
 owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
-time, one after the other, gain nothing. The first window needs no probe if the array before this one was written to, as
-nearly all are. So one that nobody touches costs 16 MiB, and those after it nothing; one that is touched in part costs the
-next window more, up to 128 MiB in what is large.
+time, one after the other, gain nothing. The first window needs no probe if the last array that was followed was written
+to, as nearly all are. So one that nobody touches costs 16 MiB, and those after it nothing; one that is touched in part costs
+the next window more, up to 128 MiB in what is large.
 
 One thread in a process, and one allocation at a time, that of which most is left; who has another faults its pages in, as
 ever. On machines of several NUMA nodes memory may come from the thread's one.

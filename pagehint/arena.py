@@ -115,9 +115,9 @@ class Arena:
 
         Where somebody comes to an array of some granules (2 MiB) that are not in memory, from its beginning on, a
         thread of the process faults in what comes next, which takes the time of another CPU. Never more than 128 MiB
-        ahead. The first 16 MiB come at once, if the array before this one was written to; of one that nobody touches
-        no more, and of the next one nothing. Of one array at a time; not of arrays of zeros, not of what an array grows
-        into, and not without huge pages, without a second CPU, or on Linux before 5.14.
+        ahead. The first 16 MiB come at once, if the last array that was followed was written to; of one that nobody
+        touches no more, and of the next one nothing. Of one array at a time; not of arrays of zeros, not of what an
+        array grows into, and not without huge pages, without a second CPU, or on Linux before 5.14.
         """
         return self._mapping.populated_bytes
 

@@ -303,6 +303,22 @@ def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(aren
     until(touched)
 
 
+def test_each_window_is_twice_as_large_as_the_one_before(arena, how):
+    def followed() -> bool:
+        trust_nobody()
+        before = arena.populated_bytes
+        array = empty(arena, how, 140 * MIB)
+        array[[0, GRANULE, 10 * GRANULE]] = 1  # its probes but the last
+        time.sleep(0.1)
+        populated = arena.populated_bytes - before
+        assert populated <= (8 + 16 + 32) * GRANULE
+        del array
+        arena.trim()
+        return populated == (8 + 16 + 32) * GRANULE
+
+    until(followed)
+
+
 def test_the_owner_is_followed_whatever_else_comes_and_goes(arena, how):
     """Most of an array is there before its owner comes to it, who has temporaries besides, cold ones among them."""
 
