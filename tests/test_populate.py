@@ -75,40 +75,36 @@ def until(condition):
         time.sleep(0.001)
 
 
-def test_what_nobody_touches_costs_nothing(arena, how):
-    array = empty(arena, how, 100 * MIB)
-    time.sleep(0.1)
-    assert arena.resident_bytes == arena.populated_bytes == 0
+def populated(arena, how, nr_bytes, touched=(), seconds=0.1):
+    """Bytes made resident ahead in an array, some time after some of it was written to; then its memory is gone."""
+    before = arena.populated_bytes
+    array = empty(arena, how, nr_bytes)
+    array[list(touched)] = 1
+    time.sleep(seconds)
+    resident = arena.resident_bytes
+    count = arena.populated_bytes - before
+    assert resident <= count + len(touched) * GRANULE
     del array
+    arena.trim()
+    assert arena.resident_bytes == 0
+    return count
 
 
 def trust(arena, how):
     """An array that is written to: the first window of the next one comes at once."""
+    until(lambda: populated(arena, how, 60 * MIB, [0], 0.01) > 0)
 
-    def followed() -> bool:
-        before = arena.populated_bytes
-        array = empty(arena, how, 60 * MIB)
-        array[0] = 1
-        time.sleep(0.01)
-        del array
-        arena.trim()
-        return arena.populated_bytes > before
 
-    until(followed)
+def test_what_nobody_touches_costs_nothing(arena, how):
+    assert populated(arena, how, 100 * MIB) == 0
 
 
 def test_after_an_array_that_was_written_to_the_first_window_comes_at_once_and_no_more(arena, how):
     def came() -> bool:
         trust(arena, how)
-        before = arena.populated_bytes
-        array = empty(arena, how, 100 * MIB)
-        time.sleep(0.1)
-        populated = arena.populated_bytes - before
-        assert populated <= AHEAD
-        assert arena.resident_bytes == populated
-        del array
-        arena.trim()
-        return populated == AHEAD
+        count = populated(arena, how, 100 * MIB)
+        assert count <= AHEAD
+        return count == AHEAD
 
     until(came)
 
@@ -117,24 +113,14 @@ def test_after_one_that_nobody_came_to_nothing_comes(arena, how):
     def looked_at() -> bool:
         """Long enough to be given up."""
         trust(arena, how)
-        before = arena.populated_bytes
-        array = empty(arena, how, 100 * MIB)
-        time.sleep(0.3)
-        del array
-        return arena.populated_bytes > before
+        return populated(arena, how, 100 * MIB, seconds=0.3) > 0
 
-    def gone_at_once() -> bool:
-        trust(arena, how)
-        empty(arena, how, 100 * MIB)
-        return True
-
-    for condition in (looked_at, gone_at_once):
-        until(condition)
-        arena.trim()
-        array = empty(arena, how, 100 * MIB)
-        time.sleep(0.1)
-        assert arena.resident_bytes == 0
-        del array
+    until(looked_at)
+    assert populated(arena, how, 100 * MIB) == 0
+    trust(arena, how)
+    empty(arena, how, 100 * MIB)  # gone at once
+    arena.trim()
+    assert populated(arena, how, 100 * MIB) == 0
 
 
 def test_one_that_was_written_to_and_gone_before_anybody_looked_is_no_reason_for_distrust(arena, how):
@@ -142,47 +128,37 @@ def test_one_that_was_written_to_and_gone_before_anybody_looked_is_no_reason_for
         trust(arena, how)
         empty(arena, how, 3 * GRANULE)[:] = 1
         arena.trim()
-        array = empty(arena, how, 100 * MIB)
-        time.sleep(0.1)
-        populated = arena.resident_bytes
-        del array
-        arena.trim()
-        return populated == AHEAD
+        return populated(arena, how, 100 * MIB) == AHEAD
+
+    until(trusted)
+
+
+def test_one_that_was_written_to_in_part_is_no_reason_for_distrust(arena, how):
+    def trusted() -> bool:
+        populated(arena, how, 100 * MIB, [0], 0.2)  # until it is given up
+        return populated(arena, how, 100 * MIB) == AHEAD
 
     until(trusted)
 
 
 def test_a_granule_of_which_the_array_has_only_the_first_part_is_populated_too(arena, how):
-    def populated() -> bool:
+    def came() -> bool:
         trust(arena, how)
-        array = empty(arena, how, GRANULE + MIB)
-        time.sleep(0.05)
-        before = arena.resident_bytes
-        assert before <= GRANULE
-        array[:] = 1
-        assert arena.resident_bytes == 2 * GRANULE
-        del array
-        arena.trim()
-        return before == GRANULE
+        count = populated(arena, how, GRANULE + MIB)
+        assert count <= GRANULE
+        return count == GRANULE
 
-    until(populated)
+    until(came)
 
 
-def test_one_that_was_written_to_in_part_is_no_reason_for_distrust(arena, how):
-    def trusted() -> bool:
-        array = empty(arena, how, 100 * MIB)
-        array[0] = 1
-        time.sleep(0.2)  # until it is given up
-        del array
-        arena.trim()
-        array = empty(arena, how, 100 * MIB)
-        time.sleep(0.05)
-        populated = arena.resident_bytes
-        del array
-        arena.trim()
-        return populated == AHEAD
+def test_each_window_is_twice_as_large_as_the_one_before(arena, how):
+    def followed() -> bool:
+        trust_nobody()
+        count = populated(arena, how, 140 * MIB, [0, GRANULE, 10 * GRANULE])  # its probes but the last
+        assert count <= (8 + 16 + 32) * GRANULE
+        return count == (8 + 16 + 32) * GRANULE
 
-    until(trusted)
+    until(followed)
 
 
 def test_who_frees_the_rest_of_the_last_granule_is_not_the_owner(arena, how):
@@ -301,22 +277,6 @@ def test_what_comes_after_a_touch_is_there_before_it_is_touched_and_no_more(aren
         return populated == AHEAD
 
     until(touched)
-
-
-def test_each_window_is_twice_as_large_as_the_one_before(arena, how):
-    def followed() -> bool:
-        trust_nobody()
-        before = arena.populated_bytes
-        array = empty(arena, how, 140 * MIB)
-        array[[0, GRANULE, 10 * GRANULE]] = 1  # its probes but the last
-        time.sleep(0.1)
-        populated = arena.populated_bytes - before
-        assert populated <= (8 + 16 + 32) * GRANULE
-        del array
-        arena.trim()
-        return populated == (8 + 16 + 32) * GRANULE
-
-    until(followed)
 
 
 def test_the_owner_is_followed_whatever_else_comes_and_goes(arena, how):
