@@ -40,6 +40,7 @@ def in_child(function):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not pytest-timeout's handler, which comes to no hung thread
         signal.alarm(60)  # ends it if it hangs
         try:
             function()
