@@ -34,7 +34,16 @@ extensions = [
         extra_link_args=["-pthread"],
         depends=["pagehint/pagehint.h"],
     )
-    for name in ("_callbacks", "_memory", "_hinting", "_core", "_arena", "_numpy", "_undisturbed", "virtio._queue")
+    for name in (
+        "hinting.callbacks",
+        "hinting.worker",
+        "allocator.memory",
+        "_core",
+        "arena.mapping",
+        "numpy.handler",
+        "virtio.undisturbed",
+        "virtio.split_queue",
+    )
 ]
 
 setup(

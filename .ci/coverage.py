@@ -25,7 +25,7 @@ for data in Path(sys.argv[1]).resolve().rglob("*.gcda"):
             for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
                 if Path(file["file"]).suffix in (".pyx", ".pxd") and "pagehint/" in file["file"]:
                     for line in file["lines"]:
-                        counts[Path(file["file"]).name][line["line_number"]] += line["count"]
+                        counts[file["file"].rpartition("pagehint/")[2]][line["line_number"]] += line["count"]
 
 
 def scope(source: list[str], number: int) -> str:
@@ -44,7 +44,7 @@ def scope(source: list[str], number: int) -> str:
 missed, present = [], set()
 total = reached = 0
 for name, lines in sorted(counts.items()):
-    source = next((HERE.parent / "pagehint").rglob(name)).read_text().splitlines()
+    source = (HERE.parent / "pagehint" / name).read_text().splitlines()
     code = [number for number in sorted(lines) if not NO_CODE.match(source[number - 1].lstrip())]
     if not code:
         continue
@@ -54,10 +54,10 @@ for name, lines in sorted(counts.items()):
         if not lines[number]:
             missed.append((where, number))
     hit = sum(lines[number] > 0 for number in code)
-    print(f"{name:20} {hit:5} of {len(code):5} lines {hit / len(code):7.1%}")
+    print(f"{name:28} {hit:5} of {len(code):5} lines {hit / len(code):7.1%}")
     total += len(code)
     reached += hit
-print(f"{'all':20} {reached:5} of {total:5} lines {reached / total:7.1%}")
+print(f"{'all':28} {reached:5} of {total:5} lines {reached / total:7.1%}")
 
 # How many lines each entry of `unreached` may and must excuse: `x2` two, `x0-2` up to two, else one.
 wrong, reasons = [], {}

@@ -12,7 +12,7 @@ from posix.mman cimport MADV_DONTNEED, madvise
 from pagehint._core cimport (E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, Machine, MT_MOVABLE, OK,
                              PAGEHINT_HINT_SIGNATURE, PageAllocator, PageZone, WAIT, machine_alloc, machine_alloc_bulk,
                              machine_free, machine_free_bulk, pagehint_block, pagehint_hint_fn)
-from pagehint._hint cimport HintScan, hint_find, hint_store, scan_begin, scan_next
+from pagehint.hinting.bitmap cimport HintScan, hint_find, hint_store, scan_begin, scan_next
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pagehint._judge import ManualJudge
 from pagehint.testing import LAYOUTS, Operation
+from pagehint.testing.checker import ManualJudge
 
 EXAMPLES = Path(__file__).parent / "examples"
 NAMES = sorted(LAYOUTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pagehint import numpy, qemu, virtio
 from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
-from pagehint.arena import Arena
+from pagehint.arena.arena import Arena
 from pagehint.errors import (
     BadPageError,
     HintingActiveError,
@@ -19,10 +19,10 @@ from pagehint.errors import (
     OutOfMemoryError,
     PageHintError,
 )
-from pagehint.explain import Explanation
 from pagehint.layout import Watermarks, ZoneSpec
-from pagehint.numpy import load_ipython_extension as load_ipython_extension
-from pagehint.stats import LockStats, Stats
+from pagehint.numpy.installation import load_ipython_extension as load_ipython_extension
+from pagehint.stats.explain import Explanation
+from pagehint.stats.stats import LockStats, Stats
 
 __version__ = version("pagehint")
 

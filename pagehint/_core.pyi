@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from pagehint._callbacks import BLOCK_DTYPE as BLOCK_DTYPE
-from pagehint._callbacks import PageHintingCallbacks as PageHintingCallbacks
-from pagehint._hinting import _Order, _Workqueue
-from pagehint._memory import Memory as Memory
-from pagehint._memory import _PageblockType, _Pfn
-from pagehint.explain import Explanation
+from pagehint.allocator.memory import Memory as Memory
+from pagehint.allocator.memory import _PageblockType, _Pfn
+from pagehint.hinting.callbacks import BLOCK_DTYPE as BLOCK_DTYPE
+from pagehint.hinting.callbacks import PageHintingCallbacks as PageHintingCallbacks
+from pagehint.hinting.worker import _Order, _Workqueue
 from pagehint.layout import Watermarks, ZoneSpec
-from pagehint.stats import Stats
+from pagehint.stats.explain import Explanation
+from pagehint.stats.stats import Stats
 
 _AllocType = Literal["movable", "unmovable", "reclaimable"]
 _Watermarks = Literal["linux"] | tuple[SupportsIndex, SupportsIndex, SupportsIndex] | Watermarks | None

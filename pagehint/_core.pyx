@@ -5,7 +5,7 @@
 Without binding, since Cython's own functions do not look whether `self` is what they take it for.
 
 What runs without Python stands in the `.pxd` files beside this one, one concept each; the memory under the allocator in
-`_memory.pyx`, the engine in `_hinting.pyx`. A freed page's way is
+`allocator/memory.pyx`, the engine in `hinting/worker.pyx`. A freed page's way is
 `_machine` → `_pcp` → `_buddy` (merge) → `_hint` (bit) → `_wake` → `_engine` (queue) → `_isolate` → report → put back.
 """
 import atexit
@@ -21,31 +21,33 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint._age cimport Ripe, is_ripe, ripe_at
-from pagehint._arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
-from pagehint._atomic cimport PH_DEBUG, RELAXED, load64, load8
-from pagehint._bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint._callbacks cimport PageHintingCallbacks
-from pagehint._check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
-from pagehint._engine cimport Engine, SECOND, engine_now, engine_resume
-from pagehint._hint cimport hint_find
-from pagehint._hinting cimport HintingEngine
-from pagehint._lock cimport lock_acquire, lock_release
-from pagehint._machine cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
+from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
+from pagehint.allocator.arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
+from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
+from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
+from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.zone.check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
+from pagehint.hinting.queue cimport Engine, SECOND, engine_now, engine_resume
+from pagehint.hinting.bitmap cimport hint_find
+from pagehint.hinting.worker cimport HintingEngine
+from pagehint.sync.lock cimport lock_acquire, lock_release
+from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
                                 machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
-from pagehint._mapping cimport zone_metadata_bytes
-from pagehint._memory cimport Memory
-from pagehint._ops cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
-from pagehint._pcp cimport Pcp, pcp_held
-from pagehint._sleep cimport NEVER
-from pagehint._walk cimport FreeBlock, list_free_blocks
-from pagehint._watermark cimport report_gate
-from pagehint._zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER, PageZone
+from pagehint.zone.metadata cimport zone_metadata_bytes
+from pagehint.allocator.memory cimport Memory
+from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
+from pagehint.zone.page_set cimport Pcp, pcp_held
+from pagehint.sync.condition cimport NEVER
+from pagehint.zone.free_blocks cimport FreeBlock, list_free_blocks
+from pagehint.zone.watermark cimport report_gate
+from pagehint.zone.zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER, PageZone
 
-from pagehint import _callbacks, errors, layout, procfs
-from pagehint.explain import explain_zones
+from pagehint import errors, layout
+from pagehint.hinting import callbacks as _callbacks
+from pagehint.stats import procfs
+from pagehint.stats.explain import explain_zones
 from pagehint.sizes import format_size, parse_size, shown
-from pagehint.stats import LockStats, Stats
+from pagehint.stats.stats import LockStats, Stats
 
 cnp.import_array()
 

@@ -13,8 +13,9 @@ import pytest
 import pagehint as ph
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent / "helpers"))
 sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, as the pagehint beside it may not be built
-from pagehint._reference import ReferenceAllocator
+from pagehint.testing.oracle import ReferenceAllocator
 
 # `nightly` is 20,000 steps of each state machine; the default is for everybody's every run.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]

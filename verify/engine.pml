@@ -1,4 +1,4 @@
-/* The engine's queue, its mutex, and its two condition variables: _engine.pxd.
+/* The engine's queue, its mutex, and its two condition variables: hinting/queue.pxd.
  *
  * A hold of the mutex is one indivisible step, which begins with MUTEX; nobody holds it from one step to the next. A
  * thread asleep is a bit in `wake_sleepers` or `settled_sleepers`.

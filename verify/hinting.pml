@@ -48,7 +48,7 @@
 
 bit last_resort;                /* Machine.last_resort */
 byte callbacks;                 /* HintingEngine.callbacks: the session that they are of, or 0 */
-byte batch_n, batch_zone;       /* _isolate.pxd: Batch */
+byte batch_n, batch_zone;       /* hinting/batch.pxd: Batch */
 byte batch_pages[MAX_PAGES], batch_orders[MAX_PAGES], batch_failed;
 bit alive[3];                   /* the worker's thread runs */
 byte child;                     /* we are a forked child, and this is the process of its only thread */
@@ -59,7 +59,7 @@ byte calls;                     /* callbacks that are running */
 byte may_fail = MAY_FAIL;
 bit flushing;
 
-/* The zone lock is handed over to whoever has waited too long (_lock.pxd); where threads go on for ever, it has to be. */
+/* The zone lock is handed over to whoever has waited too long (sync/lock.pxd); where threads go on for ever, it has to be. */
 #ifdef CHURN
 byte wanted;
 #ifdef FAULT_LOCK_IS_NOT_HANDED_OVER
@@ -86,7 +86,7 @@ hidden byte fits;
 #define PROVIDED
 #endif
 
-/* ==== allocate and free, past the page sets: _machine.pxd, _core.pyx ============================================ */
+/* ==== allocate and free, past the page sets: zone/page_alloc.pxd, _core.pyx ============================================ */
 
 inline hint_broken(z, first, order) {           /* hint_broken */
 #ifndef FAULT_ALLOCATED_KEEPS_BIT
@@ -246,7 +246,7 @@ proctype Thread(byte me; byte prefer) PROVIDED
     od
 }
 
-/* ==== the run: _hinting.pyx ======================================================================================= */
+/* ==== the run: hinting/worker.pyx ======================================================================================= */
 
 #define GOES_ON (session == own && !stopping && !interrupted)   /* goes_on; all read without the mutex */
 
@@ -852,7 +852,7 @@ end_asleep: if
     CHILD_ENDS
 }
 
-/* ==== on and off: _hinting.pyx ==================================================================================== */
+/* ==== on and off: hinting/worker.pyx ==================================================================================== */
 
 inline mark_free_blocks(z) {                    /* mark_free_blocks; here one block in each hold of the lock */
     if
@@ -1050,7 +1050,7 @@ proctype Controller(byte me) PROVIDED
     od
 }
 
-/* ==== flush: _hinting.pyx ========================================================================================= */
+/* ==== flush: hinting/worker.pyx ========================================================================================= */
 
 proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a worker */
 {

@@ -1,4 +1,4 @@
-/* The zone lock: _lock.pxd. What hinting.pml takes for a bit: one thread has it, and nobody sleeps beside a free lock.
+/* The zone lock: sync/lock.pxd. What hinting.pml takes for a bit: one thread has it, and nobody sleeps beside a free lock.
  *
  * Stores of `word` and `woken` wait in a store buffer, one of each thread, until they reach memory, in order and at any
  * time, as on x86. An atomic operation and a system call wait for their own thread's buffer, a heavy barrier (membarrier)

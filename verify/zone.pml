@@ -20,7 +20,7 @@
 #define LOW 0
 #endif
 
-#define TAIL 0                  /* _zone.pxd: what the leaf of a page is; FREE, USED and HELD with the block's order */
+#define TAIL 0                  /* zone/zone.pxd: what the leaf of a page is; FREE, USED and HELD with the block's order */
 #define FREE 1
 #define USED 6
 #define HELD 11
@@ -31,7 +31,7 @@
 #define NOBODY 0                /* in whose hands a page is: the buddy system's, the host's, or a thread's by its number */
 #define HOST 15
 
-typedef PageZone {              /* _zone.pxd: PageZone */
+typedef PageZone {              /* zone/zone.pxd: PageZone */
     bit locked;                 /* `lock.word` */
     bit hook;                   /* `hint_order` is not NO_HINTS */
     bit queued;
@@ -62,7 +62,7 @@ PageZone zone[ZONES];
 /* Used within one indivisible step only, so no part of the state. */
 hidden byte o, head, source, merged, half, buddy, changed, i, all_free, n_free;
 
-/* -- _buddy.pxd ------------------------------------------------------------------------------------------------ */
+/* -- zone/buddy.pxd ------------------------------------------------------------------------------------------------ */
 
 inline free_block_around(z, first) {            /* free_block_around: its order in `source`, its first page in `head` */
     o = 0;
@@ -155,7 +155,7 @@ inline check_zone(z) {                          /* whenever the lock is released
     assert(zone[z].free_pages == n_free)
 }
 
-/* -- _hint.pxd --------------------------------------------------------------------------------------------------- */
+/* -- hinting/bitmap.pxd --------------------------------------------------------------------------------------------------- */
 
 inline hint_assign(z, mask, value) {            /* hint_assign: how many bits changed in `changed` */
     changed = zone[z].hints;
@@ -200,7 +200,7 @@ inline hint_off(z) {                            /* hint_off */
     zone[z].owed = 0
 }
 
-/* -- _wake.pxd --------------------------------------------------------------------------------------------------- */
+/* -- hinting/notify.pxd --------------------------------------------------------------------------------------------------- */
 
 #define TELL_DELAY 1
 #define TELL_WORK 2

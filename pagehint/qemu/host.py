@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 
-from pagehint._arena import Mapping
 from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint._undisturbed import undisturbed
-from pagehint.arena import HUGE_PAGE, Arena
+from pagehint.arena.arena import HUGE_PAGE, Arena
+from pagehint.arena.mapping import Mapping
 from pagehint.errors import HostError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.qemu.process import Discards, QemuProcess, find_qemu
@@ -25,6 +24,7 @@ from pagehint.qemu.ram import DRIVER, FREE, PAGE_SIZE, GuestRam, Part
 from pagehint.sizes import format_size, parse_size
 from pagehint.virtio import Balloon, Qtest, VirtioPci
 from pagehint.virtio.balloon import DEVICE_ID, POISON
+from pagehint.virtio.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

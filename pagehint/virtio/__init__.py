@@ -5,9 +5,9 @@ In the order in which a report takes its way: `Balloon` (the driver), `SplitQueu
 VIRTIO 1.2 specification.
 """
 
-from pagehint.virtio._queue import SplitQueue
 from pagehint.virtio.balloon import Balloon
 from pagehint.virtio.pci import VirtioPci
 from pagehint.virtio.qtest import Qtest
+from pagehint.virtio.split_queue import SplitQueue
 
 __all__ = ["Balloon", "Qtest", "SplitQueue", "VirtioPci"]

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint._undisturbed import interrupted, undisturbed
 from pagehint.errors import HostError, HostTimeoutError, PageHintError
-from pagehint.virtio._queue import SplitQueue
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
+from pagehint.virtio.split_queue import SplitQueue
+from pagehint.virtio.undisturbed import interrupted, undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 
-from pagehint._undisturbed import undisturbed
 from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.undisturbed import undisturbed
 
 
 class Qtest:

@@ -1,0 +1,8 @@
+"""Real memory: a mapping whose pages are handed out as arrays, and given back to its host when they are free.
+
+Begin with `arena.py`, then `mapping.pyx`. Uses the allocator and the rooms below it.
+"""
+
+from pagehint.arena.arena import Arena
+
+__all__ = ["Arena"]

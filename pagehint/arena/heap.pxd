@@ -1,0 +1,129 @@
+"""NumPy's requests on an arena: large ones are runs of its pages, to the page; the rest is for whoever was there before.
+
+No Python object, and no need of the GIL: NumPy calls with it mostly, but grows an array that it reads from text without.
+"""
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+from libc.string cimport memset
+from pagehint.sync.atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
+from pagehint.zone.check cimport OK
+from pagehint.zone.page_alloc cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run, machine_resize_run
+from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
+from pagehint.zone.zeroed cimport was_zeroed
+from pagehint.zone.zone cimport MT_MOVABLE, PageZone
+
+cdef extern from *:
+    # Cython has no atomic pointers.
+    Heap *load_heap "__atomic_load_n" (Heap **p, int order) noexcept nogil
+    void store_heap "__atomic_store_n" (Heap **p, Heap *value, int order) noexcept nogil
+    void *load_pointer "__atomic_load_n" (void **p, int order) noexcept nogil
+    void store_pointer "__atomic_store_n" (void **p, void *value, int order) noexcept nogil
+
+cdef enum:
+    THRESHOLD = 65536           # bytes; what is smaller would waste much of a page, and the C heap is quick with it
+
+cdef struct Heap:
+    char *base
+    uint64_t nr_bytes
+    Machine *m
+    int page_shift
+    int max_order
+    # Pages of the allocation that begins at a page. NumPy says a size when it frees, but by the array's shape, into which
+    # other libraries write, and which is that of the first try where an array cannot grow while it is read from text.
+    uint32_t *lengths
+    atomic_i32 open
+    uint64_t live               # allocations; the next ones since the beginning
+    uint64_t from_arena
+    uint64_t from_heap
+    uint64_t full
+    uint64_t cleared            # bytes
+    uint64_t spared             # bytes that were zero already
+    Populator *populator        # the mapping's, or NULL
+    uint64_t *populated
+    # Of the heaps that the process's handler has given memory from; see `numpy/handler.pyx`.
+    Heap *next
+    void *listed                # the object that keeps its memory, or NULL
+
+
+cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
+    return <uint64_t>(<const char *> p - h.base) < h.nr_bytes
+
+
+cdef inline uint64_t page_of(const Heap *h, const void *p) noexcept nogil:
+    return <uint64_t>(<const char *> p - h.base) >> h.page_shift
+
+
+cdef inline uint64_t pages_for(const Heap *h, size_t size) noexcept nogil:
+    return (size >> h.page_shift) + ((size & ((<size_t>1 << h.page_shift) - 1)) != 0)
+
+
+cdef inline bint heap_drop(Heap *h) noexcept nogil:
+    """One allocation less; whether it was the last."""
+    return fetch_add64(&h.live, -1, SEQ_CST) == 1
+
+
+cdef inline int alloc_pages(Heap *h, uint64_t n, bint noting, uint64_t *pfn) noexcept nogil:
+    if noting:
+        return machine_alloc_exact(h.m, h.m.default_zone, n, MT_MOVABLE, pfn)
+    return machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, pfn)
+
+
+cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) noexcept nogil:
+    """Pages for a request, or NULL if there is no such run, never waiting for one. Counted as live even then.
+
+    `noting` what is known of its granules, for `heap_clear`. `current`, if not NULL, must still say `h` once it is counted:
+    whoever changes that looks at `live` afterwards.
+    """
+    cdef uint64_t n = pages_for(h, size), pfn = 0
+    fetch_add64(&h.live, 1, SEQ_CST)
+    if (n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h)
+            or alloc_pages(h, n, noting, &pfn) != OK):
+        fetch_add64(&h.full, 1, RELAXED)
+        return NULL
+    fetch_add64(&h.from_arena, 1, RELAXED)
+    h.lengths[pfn] = <uint32_t>n
+    return h.base + (pfn << h.page_shift)
+
+
+cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
+    """Zero an allocation that was just taken, but for the granules that are so."""
+    cdef const PageZone *z = h.m.zones[h.m.default_zone]
+    cdef uint64_t at = <char *> p - h.base, end = at + size, granule, next
+    while at < end:
+        granule = at >> (h.page_shift + z.min_order)
+        next = min((granule + 1) << (h.page_shift + z.min_order), end)
+        if was_zeroed(z.zeroed, granule):
+            fetch_add64(&h.spared, next - at, RELAXED)
+        else:
+            memset(h.base + at, 0, next - at)
+            fetch_add64(&h.cleared, next - at, RELAXED)
+        at = next
+
+
+cdef inline void heap_populate(Heap *h, void *p) noexcept nogil:
+    """Have an allocation that was just taken populated ahead of whoever writes to it."""
+    cdef uint64_t pfn = page_of(h, p)
+    populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
+
+
+cdef inline void heap_leave(Heap *h, void *p, uint64_t n) noexcept nogil:
+    """No more: some or all of these pages, which are all of it, are about to be freed."""
+    populate_end(h.populator, <char *> p, n << h.page_shift)
+
+
+cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
+    """Make an allocation longer or shorter in its place; False if those after it are not free."""
+    cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn], wanted = max(pages_for(h, size), <uint64_t>1)
+    if wanted != n:
+        if wanted < n:
+            heap_leave(h, p, n)
+        if wanted > UINT32_MAX or machine_resize_run(h.m, pfn, n, wanted) != OK:
+            return False
+        h.lengths[pfn] = <uint32_t>wanted
+    return True
+
+
+cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
+    """Free the pages of an allocation, which is live until `heap_drop`."""
+    cdef uint64_t pfn = page_of(h, p)
+    heap_leave(h, p, h.lengths[pfn])
+    machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

@@ -1,0 +1,19 @@
+"""A mapping, as others of this package see it: `arena/mapping.pyx`."""
+from libc.stdint cimport uint64_t
+from pagehint._core cimport Memory
+from pagehint.arena.populate cimport Populator
+
+cdef class Mapping:
+    cdef char *base
+    cdef readonly size_t nr_bytes
+    cdef readonly size_t page_size
+    cdef readonly bint hugepages
+    cdef readonly size_t live_arrays
+    cdef readonly bint open         # arrays may be made; changes, as their number does, while the GIL is held
+    cdef bint discarded
+    cdef bint of_file
+    cdef void *reservation
+    cdef size_t reserved
+    cdef Memory memory              # whose zone knows which granules are zero, or None
+    cdef Populator *populator       # the process's, or NULL if it is not for this one
+    cdef uint64_t populated         # bytes

@@ -1,0 +1,224 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Real memory: a mapping of this process, the pages of it that are arrays, and the function that gives pages back."""
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
+                         MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
+
+from pagehint.sync.atomic cimport RELAXED, ctz64, load64
+from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
+from pagehint.hinting.bitmap cimport hook_breaks
+from pagehint.zone.page_alloc cimport machine_free_run
+from pagehint.arena.madvise cimport Advice, madvise_blocks
+from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
+from pagehint.zone.zeroed cimport zeroed_create
+from pagehint.zone.zone cimport PageZone
+
+import os
+
+import numpy as np
+
+from pagehint import errors
+
+cdef extern from "<sys/mman.h>" nogil:
+    int MADV_FREE
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+cdef enum:
+    GRANULE = 2 << 20           # bytes
+
+cdef Populator populator        # the process's
+populator_init(&populator)
+
+
+cdef void fork_child() noexcept nogil:
+    """There is no thread, and whoever had the mutex has gone."""
+    populator_init(&populator)
+
+
+if pthread_atfork(NULL, NULL, fork_child):
+    raise MemoryError("no memory for what a fork needs")
+
+ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
+
+
+cdef class Mapping:
+    """A mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more. Anonymous, or of a file.
+
+    Not before, even when its memory has gone back: a reporting function that is called late must not find somebody else's
+    memory at these addresses.
+
+    Parameters
+    ----------
+    nr_bytes : int
+        A multiple of `alignment`.
+    alignment : int
+        Bytes, a power of two.
+    hugepages : bool
+        Ask for transparent huge pages; whether the kernel has them is in the attribute of this name.
+    fd : int, optional
+        A file to map, shared with whoever has it mapped as well.
+    parts : sequence of (address, offset, nr_bytes), optional
+        Which parts of the file are where in the mapping; the rest of it cannot be touched.
+    """
+
+    def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
+        cdef size_t over, address, offset, length
+        self.of_file = fd >= 0
+        self.page_size = os.sysconf("SC_PAGESIZE")
+        self.reserved = nr_bytes + alignment
+        self.reservation = mmap(NULL, self.reserved, PROT_NONE if self.of_file else PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if self.reservation == MAP_FAILED:
+            self.reservation = NULL
+            raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
+        over = <size_t>self.reservation % alignment
+        self.base = <char *>self.reservation + (alignment - over if over else 0)
+        self.nr_bytes = nr_bytes
+        for address, offset, length in parts:
+            if mmap(self.base + address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED:
+                raise errors.no_mapping(errno, f"no mapping of {length} bytes of a file for an arena")
+        self.hugepages = hugepages and madvise(self.base, nr_bytes, MADV_HUGEPAGE) == 0
+        self.open = True
+
+    def __dealloc__(self):
+        if self.reservation != NULL:
+            munmap(self.reservation, self.reserved)
+
+    def know_zeroes(self, PageAllocator pages not None):
+        """Keep account of which granules are zero. The mapping is anonymous and fresh, `pages` is the allocator over it."""
+        cdef PageZone *z = pages.memory.m.zones[0]
+        self.memory = pages.memory
+        z.zeroed = zeroed_create(z.nr_granules)
+        if z.zeroed == NULL:
+            raise MemoryError("no memory for what is known of an arena's granules")
+        hook_breaks(z)
+        # Who wants small pages wants no more of them than he touches.
+        if self.hugepages:
+            self.populator = &populator
+
+    @staticmethod
+    def adopt(PageAllocator pages not None):
+        """Let an allocator be an arena's: first fit, so that what is in use shares as few granules as can be; no growth."""
+        cdef int i
+        pages.memory.of_arena = True
+        for i in range(pages.memory.m.nr_zones):
+            pages.memory.m.zones[i].first_fit = True
+
+    def retire(self):
+        """Have no arrays from now on, unless there are some already; returns how many."""
+        self.open = self.open and self.live_arrays > 0
+        return self.live_arrays
+
+    def reopen(self):
+        """Have arrays again, if there is still memory."""
+        self.open = not self.discarded
+
+    def discard(self):
+        """Give the memory back, and keep the addresses; nothing may use it any more. Retired before."""
+        self.discarded = True
+        munlock(self.reservation, self.reserved)
+        if self.of_file:
+            # Nothing there from now on; the file lives as long as others have it.
+            mmap(self.reservation, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        else:
+            madvise(self.reservation, self.reserved, MADV_DONTNEED)
+            mprotect(self.reservation, self.reserved, PROT_NONE)
+
+    @property
+    def populated_bytes(self):
+        """Bytes that were made resident ahead of their first use."""
+        return load64(&self.populated, RELAXED)
+
+    @property
+    def address(self):
+        """Address of the first byte."""
+        return <size_t>self.base
+
+    def resident_pages(self):
+        """Pages that are in memory, as the kernel says (mincore), by granules of 2 MiB. O(pages)."""
+        cdef size_t pages = self.nr_bytes // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
+        counts = np.zeros((pages + granule - 1) // granule, np.uint32)
+        present = bytearray(granule)
+        cdef uint32_t[::1] count = counts
+        cdef unsigned char[::1] is_in = present
+        cdef int failed = 0
+        with nogil:
+            while at < pages and not failed:
+                n = min(pages - at, granule)
+                failed = mincore(self.base + at * self.page_size, n * self.page_size, &is_in[0])
+                for i in range(n):
+                    count[at // granule] += is_in[i] & 1
+                at += n
+        if failed:
+            raise OSError(errno, os.strerror(errno))
+        return counts
+
+    def advise_capsule(self, str advice):
+        """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps it mapped."""
+        cdef Advice *data = <Advice *> malloc(sizeof(Advice))
+        if data == NULL:
+            raise MemoryError("no memory for the advice")
+        data.base = self.base
+        data.page_shift = ctz64(self.page_size)
+        data.advice = ADVICE[advice]
+        data.owner = <void *> self
+        data.zeroed = NULL
+        if self.memory is not None:
+            data.zeroed = self.memory.m.zones[0].zeroed
+            data.min_order = self.memory.min_order
+        capsule = PyCapsule_New(<void *> <pagehint_hint_fn> madvise_blocks, PAGEHINT_HINT_SIGNATURE, release_advice)
+        PyCapsule_SetContext(capsule, data)
+        Py_INCREF(self)
+        return capsule
+
+
+cdef void release_advice(object capsule) noexcept:
+    cdef Advice *data = <Advice *> PyCapsule_GetContext(capsule)
+    Py_DECREF(<Mapping> data.owner)
+    free(data)
+
+
+@cython.final
+@cython.no_gc_clear     # collected in a cycle, too, it needs its memory to free its pages
+cdef class Block:
+    """Pages of an arena in use as one buffer; freed with the last reference to it, from whichever thread."""
+
+    cdef Mapping mapping
+    cdef Memory memory
+    cdef uint64_t pfn
+    cdef uint64_t nr_pages
+    cdef Py_ssize_t nr_bytes
+
+    def __cinit__(self, Mapping mapping not None, PageAllocator pages not None, uint64_t pfn, uint64_t nr_pages,
+                  Py_ssize_t nr_bytes):
+        self.mapping = mapping
+        self.memory = pages.memory
+        self.pfn = pfn
+        self.nr_pages = nr_pages
+        self.nr_bytes = nr_bytes
+        mapping.live_arrays += 1
+        if not mapping.open:
+            raise ValueError("the arena is closed")
+        with nogil:
+            populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), pages.memory.m.zones[0], pfn, nr_pages,
+                           &mapping.populated)
+
+    def __dealloc__(self):
+        if self.mapping is not None:
+            with nogil:
+                populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
+                             self.nr_pages * self.mapping.page_size)
+                machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
+            # Not before: the arena may be closed once this is 0.
+            self.mapping.live_arrays -= 1
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.mapping.base + self.pfn * self.mapping.page_size, self.nr_bytes, 0, flags)

@@ -1,0 +1,281 @@
+"""Populating ahead: a thread makes memory resident that was given back, just before its owner writes to it.
+
+The kernel zeroes a granule in about the time in which NumPy fills it, so memory that goes back early would halve the speed
+of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
+windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
+owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
+time, one after the other, gain nothing. The first window needs no probe if the last array that was followed was written
+to, as nearly all are. So one that nobody touches costs 16 MiB, and those after it nothing; one that is touched in part costs
+the next window more, up to 128 MiB in what is large.
+
+One thread in a process, and one allocation at a time, that of which most is left; who has another faults its pages in, as
+ever. On machines of several NUMA nodes memory may come from the thread's one.
+"""
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport int64_t, uint64_t
+from posix.mman cimport madvise
+from posix.signal cimport sigset_t
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
+from pagehint.sync.clock cimport monotonic_ns
+from pagehint.sync.lock cimport pthread_t
+from pagehint.sync.condition cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
+                              pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
+from pagehint.zone.zeroed cimport Zeroed, was_zeroed
+from pagehint.zone.zone cimport PageZone
+
+cdef extern from "<sched.h>" nogil:
+    ctypedef struct cpu_set_t:
+        pass
+    int sched_getaffinity(int pid, size_t, cpu_set_t *)
+    int CPU_COUNT(const cpu_set_t *)
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_attr_t:
+        pass
+    int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
+    int PTHREAD_CREATE_DETACHED
+    int pthread_attr_init(pthread_attr_t *)
+    int pthread_attr_destroy(pthread_attr_t *)
+    int pthread_attr_setinheritsched(pthread_attr_t *, int)
+    int pthread_attr_setdetachstate(pthread_attr_t *, int)
+    int pthread_attr_setaffinity_np(pthread_attr_t *, size_t, const cpu_set_t *)
+    int pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_setname_np(pthread_t, const char *)
+
+cdef extern from "<signal.h>" nogil:
+    int SIG_SETMASK
+    int sigfillset(sigset_t *)
+    int pthread_sigmask(int, const sigset_t *, sigset_t *)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void *address, size_t length, unsigned char *present)
+
+cdef enum:
+    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14, which not all headers have
+    FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
+    LAST_WINDOW = 32
+    LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: a part of the time in which a granule is filled
+    PATIENCE_EACH = 1000000     # for each granule up to the probe, and 20 more: whoever is slower needs no help
+    PATIENCE_GRANULES = 20
+    PATIENCE_MOST = 1000000000
+    GRANULE_PAGES = 512         # at most
+
+cdef struct Populator:
+    pthread_mutex_t mutex
+    pthread_cond_t wake         # the thread waits here
+    pthread_cond_t settled      # who frees waits here, for the granule that is being populated
+    bint started                # there is a thread
+    bint refused                # there will be none: one CPU, or a kernel that cannot populate
+    atomic_i32 active           # there may be an allocation, or a granule being populated
+    atomic_i32 trusting         # the last allocation that was followed was written to
+    # The allocation, of granules of a mapping, all that it has a part of; none if `end` is 0.
+    uint64_t job                # another with each
+    const char *start
+    bint seen                   # its owner has touched a probe
+    char *base
+    int shift
+    uint64_t pages              # of a granule
+    const Zeroed *zeroed        # what was noted of it says which granules are cold
+    uint64_t probe              # the first of the window
+    uint64_t at                 # it is populated up to here
+    uint64_t next               # it ends here
+    uint64_t end
+    uint64_t window             # cold granules of the next one, besides its probe
+    uint64_t last               # the probe before this one, or the first granule
+    uint64_t *populated         # bytes
+    int64_t give_up             # when, if nobody touches the probe; 0: not waiting yet
+    char *busy                  # what is being populated, or looked at, without the mutex
+    char *busy_end
+
+
+cdef inline void populator_init(Populator *p) noexcept nogil:
+    """Also in a forked child, where there is no thread."""
+    pthread_mutex_init(&p.mutex, NULL)
+    cond_init(&p.wake)
+    cond_init(&p.settled)
+    p.started = p.refused = p.active = p.trusting = False
+    p.probe = p.end = 0
+    p.busy = p.busy_end = NULL
+
+
+cdef inline void drop_job(Populator *p) noexcept nogil:
+    p.probe = p.end = 0
+    p.job += 1
+
+
+cdef inline uint64_t next_cold(const Zeroed *zeroed, uint64_t granule, uint64_t end) noexcept nogil:
+    """The first cold granule from here on, or the end."""
+    while granule < end and not was_zeroed(zeroed, granule):
+        granule += 1
+    return granule
+
+
+cdef inline void open_window(Populator *p) noexcept nogil:
+    """The next cold granules, as many as a window has, are to be populated. Mutex held."""
+    cdef uint64_t _i
+    p.at = p.next
+    for _i in range(p.window):
+        p.next = min(next_cold(p.zeroed, p.next, p.end) + 1, p.end)
+    p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
+
+
+cdef inline void next_window(Populator *p) noexcept nogil:
+    """The owner is in this window. Mutex held."""
+    p.seen = p.trusting = True
+    p.last = p.probe
+    p.give_up = 0
+    p.probe = next_cold(p.zeroed, p.next, p.end)
+    if p.probe >= p.end:
+        drop_job(p)
+        return
+    p.next = p.probe + 1
+    open_window(p)
+
+
+cdef inline void wait_for_owner(Populator *p) noexcept nogil:
+    """Nobody has touched the probe yet. Mutex held."""
+    cdef int64_t now = monotonic_ns()
+    if p.give_up == 0:
+        p.give_up = now + min(<int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH, <int64_t>PATIENCE_MOST)
+    if now >= p.give_up:
+        p.trusting = p.seen
+        drop_job(p)
+        return
+    sleep_until(&p.wake, &p.mutex, now + LOOK_AGAIN)
+
+
+cdef inline void populate_granule(Populator *p) noexcept nogil:
+    """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, but for that."""
+    cdef uint64_t granule, job = p.job, last = p.pages - 1
+    cdef size_t size = <size_t>1 << p.shift
+    cdef unsigned char present[GRANULE_PAGES]
+    cdef uint64_t *populated = p.populated
+    cdef int failed
+    cdef bint probe
+    p.at = next_cold(p.zeroed, p.at, p.next)
+    probe = p.at >= p.next
+    granule = p.probe if probe else p.at
+    p.busy = p.base + (granule << p.shift)
+    p.busy_end = p.busy + size
+    pthread_mutex_unlock(&p.mutex)
+    failed = errno if mincore(p.busy, size, present) else 0
+    if not probe and not present[0] & 1 and not failed:
+        failed = errno if madvise(p.busy, size, POPULATE_WRITE) else 0
+    pthread_mutex_lock(&p.mutex)
+    p.busy = p.busy_end = NULL
+    pthread_cond_broadcast(&p.settled)
+    p.refused |= failed == EINVAL
+    # Whose it was, if he has gone: he waits for us still.
+    if not probe and not failed and not present[0] & 1:
+        fetch_add64(populated, size, RELAXED)
+    if p.job != job:
+        return
+    # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
+    if failed or (present[0] & 1) != (present[last] & 1):
+        p.trusting = False
+        drop_job(p)
+    elif not probe:
+        p.at += 1
+    elif present[0] & 1:
+        next_window(p)
+    else:
+        wait_for_owner(p)
+
+
+cdef inline void *populate_for_ever(void *arg) noexcept nogil:
+    cdef Populator *p = <Populator *> arg
+    pthread_mutex_lock(&p.mutex)
+    while True:
+        if p.end:
+            populate_granule(p)
+        else:
+            p.active = False
+            sleep_until(&p.wake, &p.mutex, NEVER)
+
+
+cdef inline bint populator_start(Populator *p) noexcept nogil:
+    """Have a thread, to which no signal comes, where the main one may run. Mutex held.
+
+    Whoever needs it first may be a worker with one CPU, or with another policy, and it serves all.
+    """
+    cdef pthread_t thread
+    cdef pthread_attr_t attr
+    cdef cpu_set_t cpus
+    cdef sigset_t every, before
+    if p.started or p.refused:
+        return p.started and not p.refused
+    pthread_attr_init(&attr)
+    pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED)
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
+    # It fails where there are more CPUs than a set has room for, and then one is not all there is.
+    if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
+        p.refused = CPU_COUNT(&cpus) == 1       # there it would only be in the owner's way
+        pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
+    sigfillset(&every)
+    pthread_sigmask(SIG_SETMASK, &every, &before)
+    p.started = not p.refused and pthread_create(&thread, &attr, populate_for_ever, p) == 0
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    pthread_attr_destroy(&attr)
+    if p.started:
+        pthread_setname_np(thread, "pagehint-ahead")
+    return p.started
+
+
+cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const PageZone *z, uint64_t page, uint64_t n,
+                                uint64_t *populated) noexcept nogil:
+    """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits.
+
+    `p` may be NULL: nobody follows.
+    """
+    cdef uint64_t end = ((page + n - 1) >> z.min_order) + 1, cold, second
+    cdef bint window
+    if p == NULL:
+        return
+    cold = next_cold(z.zeroed, page >> z.min_order, end)
+    second = next_cold(z.zeroed, cold + 1, end)
+    # The first is the owner's in any case, and the second a probe, too, if he is not trusted.
+    if second >= end or not p.trusting and next_cold(z.zeroed, second + 1, end) >= end:
+        return
+    pthread_mutex_lock(&p.mutex)
+    if p.end - p.probe <= end - cold and populator_start(p):
+        # Nobody has come to the one that had a window at once: one such is enough.
+        window = p.trusting and (p.end == 0 or p.seen)
+        p.job += 1
+        p.start = base + (page << page_shift)
+        p.seen = False
+        p.base = base
+        p.shift = page_shift + z.min_order
+        p.pages = <uint64_t>1 << z.min_order
+        p.zeroed = z.zeroed
+        p.last = page >> z.min_order
+        p.probe = cold
+        p.at = p.next = cold + 1
+        p.end = end
+        p.window = FIRST_WINDOW
+        if window:
+            open_window(p)
+        p.populated = populated
+        p.give_up = 0
+        p.active = True
+        pthread_cond_signal(&p.wake)
+    pthread_mutex_unlock(&p.mutex)
+
+
+cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexcept nogil:
+    """Leave this memory, which begins where it did, alone from now on: it is about to be freed. May wait for one granule."""
+    cdef unsigned char present[GRANULE_PAGES]
+    if p == NULL or not p.active:
+        return
+    pthread_mutex_lock(&p.mutex)
+    if p.end and p.start == start:
+        # It may be gone so soon that nobody has looked.
+        if p.trusting and not p.seen:
+            p.trusting = (mincore(p.base + (p.probe << p.shift), <size_t>1 << p.shift, present) == 0
+                          and present[0] & present[p.pages - 1] & 1)
+        drop_job(p)
+    while p.busy < start + nr_bytes and start < p.busy_end:
+        sleep_until(&p.settled, &p.mutex, NEVER)
+    pthread_mutex_unlock(&p.mutex)

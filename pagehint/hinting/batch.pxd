@@ -1,0 +1,112 @@
+"""A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
+from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
+from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
+from pagehint.sync.atomic cimport PH_ASSERT, unlikely
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
+from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
+from pagehint.sync.lock cimport assert_held
+from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
+from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
+from pagehint.zone.zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
+
+cdef extern from "pagehint.h":
+    ctypedef struct pagehint_block:
+        uint64_t pfn
+        uint32_t order
+        uint32_t zone
+
+cdef struct Batch:              # what is out; beside the zones, so that a forked child can put it back
+    pagehint_block *blocks
+    uint8_t *failed
+    uint64_t room               # blocks that fit
+    uint64_t n                  # blocks that are out, changed under the lock of
+    PageZone *zone
+
+cdef enum:
+    SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
+
+
+cdef inline uint64_t next_ripe(const PageZone *z, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:
+    """First ripe granule at or after `granule` whose bit is set, or `end`. Needs no lock. O(bits that are not ripe)."""
+    cdef HintScan scan
+    if granule >= end:
+        return end
+    scan_begin(z, &scan, granule)
+    granule = scan_next(z, &scan, end)
+    while granule < end and not is_ripe(z, granule, ripe):
+        granule = scan_next(z, &scan, end)
+    return granule
+
+
+cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order, Ripe *ripe,
+                                   pagehint_block *blocks) noexcept nogil:
+    """Isolate up to `max_blocks` blocks from granule `cursor` on, and move it past them; return how many.
+
+    Each is as large as the set bits, the free block around them and `max_order` allow, and all of it is ripe. What is left
+    of the free block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
+    """
+    cdef uint64_t n = 0, granule, page, head = 0, end
+    cdef HintScan scan
+    cdef int order, source
+    cdef bint choose = ripe.until != INT64_MAX
+    assert_held(&z.lock)
+    end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
+    if cursor[0] >= end:
+        return 0
+    scan_begin(z, &scan, cursor[0])
+    while n < max_blocks:
+        granule = scan_next(z, &scan, end)
+        cursor[0] = min(granule + 1, end)
+        if granule == end:
+            break
+        if choose and not is_ripe(z, granule, ripe):
+            continue                        # its bit stays, and its stamp, for another look
+        page = granule << z.min_order
+        source = free_block_around(z, page, z.min_order, &head)
+        PH_ASSERT(source != NOT_FREE)       # the bit is exact
+        if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+            continue                        # its bit stays for the day the pageblock is given back
+        order = z.min_order
+        while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
+               and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
+            order += 1
+        if choose:
+            order = ripe_order(z, granule, order, ripe)
+            ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
+        hint_assign(z, granule, granules_of(z, order), False)
+        buddy_take(z, page, order, HELD)
+        if unlikely(z.zeroed != NULL):
+            zeroed_note(z.zeroed, granule, granules_of(z, order))
+            zeroed_clear(z.zeroed, granule, granules_of(z, order))
+        test_point(AT_BIT_TAKEN)
+        blocks[n].pfn = z.base_pfn + page
+        blocks[n].order = order
+        blocks[n].zone = z.index
+        if order > z.min_order:
+            cursor[0] = granule + granules_of(z, order)
+            scan_begin(z, &scan, min(cursor[0], z.nr_granules - 1))
+        n += 1
+        z.isolated_pages += <uint64_t>1 << order
+        z.counters.blocks_isolated += 1
+    return n
+
+
+cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
+    """Return a batch by the ordinary merge path, hook off; what failed is hinted again. O(n * max_page_order)."""
+    cdef uint64_t i, page
+    cdef int order
+    assert_held(&z.lock)
+    for i in range(n):
+        page = blocks[i].pfn - z.base_pfn
+        order = blocks[i].order
+        buddy_free(z, page, order)
+        z.isolated_pages -= <uint64_t>1 << order
+        z.counters.blocks_returned += 1
+        test_point(AT_BETWEEN_PUT_BACK_AND_RE_HINT)
+        if failed[i]:
+            z.counters.blocks_failed += 1
+            if z.hint_order == z.min_order:
+                hint_mark(z, page, order)
+        else:
+            z.counters.blocks_reported += 1
+            z.counters.pages_reported += <uint64_t>1 << order

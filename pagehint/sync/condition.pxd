@@ -1,0 +1,48 @@
+"""Mutexes and conditions of the C library, for who may sleep: the engine, and the thread that populates ahead.
+
+What is taken on every operation is a `sync/lock.pxd`.
+"""
+from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_MONOTONIC, timespec
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, const pthread_mutexattr_t *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_cond_init(pthread_cond_t *, const pthread_condattr_t *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
+
+cdef enum:
+    NEVER = -1
+
+
+cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
+    """With times by the monotonic clock."""
+    cdef pthread_condattr_t attr
+    pthread_condattr_init(&attr)
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+    pthread_cond_init(cond, &attr)
+
+
+cdef inline void sleep_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t until) noexcept nogil:
+    """Sleep until signalled or, unless `until` is NEVER, until then. Mutex held."""
+    cdef timespec ts
+    if until == NEVER:
+        pthread_cond_wait(cond, mutex)
+    else:
+        ts.tv_sec = until // 1000000000
+        ts.tv_nsec = until % 1000000000
+        pthread_cond_timedwait(cond, mutex, &ts)

@@ -1,0 +1,106 @@
+"""Is this block allocated, exactly so? Every wrong free is told here, before anything has changed.
+
+May run without the zone lock on a block its caller owns: the answer OK is then certain, any other is a reason
+to take the lock and ask again, since a neighbour may have been changing.
+"""
+from libc.stdint cimport uint64_t
+from pagehint.sync.atomic cimport ACQUIRE, load8, load64
+from pagehint.zone.leaf cimport low_ones
+from pagehint.zone.zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, TAIL, USED,
+                             is_split)
+
+cdef enum:
+    OK = 0
+    E_AGAIN = 1             # the lock is contended and the caller holds the GIL
+    E_NOMEM = 2
+    E_NO_ZONE = 3           # outside every zone
+    E_ABSENT = 4            # in a hole or an offline section, or crossing into one
+    E_ALIGN = 5
+    E_FREE = 6              # already free, in a page set or in the buddy: a double free
+    E_SIZE = 7              # allocated, with another size
+    E_INSIDE = 8            # not the first page of its block
+    E_BUSY = 9              # asked for exactly this block, and part of it is in use
+    E_ISOLATE = 10
+    E_HELD = 11             # out for reporting, or a per-CPU page set
+    E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
+    E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: ask again when it is shared
+
+
+cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:
+    """Pages `at` to `at + n` of a split leaf are one allocated block."""
+    cdef uint64_t free = load64(&z.leaves[i].free, ACQUIRE), head = load64(&z.leaves[i].head, ACQUIRE)
+    cdef uint64_t mask = low_ones(n) << at, first = <uint64_t>1 << at
+    if head & free & first:
+        return E_HELD
+    if free & first:
+        return E_FREE
+    if not head & first:
+        return E_INSIDE
+    if (head | free) & mask != first:
+        return E_SIZE
+    if at + n < LEAF_PAGES and not ((head | free) >> (at + n)) & 1:
+        return E_SIZE
+    return OK
+
+
+cdef inline int check_kind(const PageZone *z, uint64_t i) noexcept nogil:
+    """What is wrong with freeing something at the first page of a leaf that is not split and not such a block."""
+    cdef int kind = load8(&z.kinds[i], ACQUIRE)
+    if kind == 0:
+        return E_ABSENT
+    if kind & KIND_STATE == FREE:
+        return E_FREE
+    if kind & KIND_STATE == USED or kind == EXACT:
+        return E_SIZE
+    if kind == TAIL:
+        return E_INSIDE
+    return E_HELD
+
+
+cdef inline int check_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
+    """The block of this order at this page is allocated, as one block of this order."""
+    cdef uint64_t i = page >> LEAF_SHIFT
+    cdef int kind = load8(&z.kinds[i], ACQUIRE)
+    if order < LEAF_SHIFT:
+        if is_split(kind):
+            return check_words(z, i, page & 63, 1 << order)
+    elif kind == (USED | order):
+        return OK
+    elif is_split(kind):
+        return check_words(z, i, page & 63, LEAF_PAGES) or E_SIZE
+    if page & 63 and kind & KIND_STATE == USED:
+        return E_INSIDE
+    return check_kind(z, i)
+
+
+cdef inline int check_exact(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """`n` pages, not one buddy block, are allocated as one run. Zone lock held. O(n / 64)."""
+    cdef uint64_t i = page >> LEAF_SHIFT, last, words
+    cdef int kind = z.kinds[i], rest = n & 63
+    if kind == OWNED:               # holds blocks only
+        return check_words(z, i, page & 63, <int>min(n, <uint64_t>(LEAF_PAGES - (page & 63)))) or E_SIZE
+    if is_split(kind) and (page & 63) + n <= LEAF_PAGES:
+        return check_words(z, i, page & 63, <int>n)
+    if kind != EXACT or page & 63:
+        if is_split(kind):
+            return check_words(z, i, page & 63, 1) or E_SIZE
+        return check_kind(z, i)
+    last = i + (n >> LEAF_SHIFT)
+    if last > z.nr_leaves or (last == z.nr_leaves and rest) or n < LEAF_PAGES:
+        return E_SIZE
+    i += 1
+    while i < last:
+        if z.kinds[i] != TAIL:
+            return E_SIZE
+        i += 1
+    # `last` is the leaf after the whole ones: the run must end exactly `rest` pages into it.
+    if last == z.nr_leaves:
+        return OK
+    if z.kinds[last] == TAIL:
+        return E_SIZE
+    if not is_split(z.kinds[last]):
+        return E_SIZE if rest else OK
+    words = z.leaves[last].free | z.leaves[last].head
+    if words & low_ones(rest) or not (words >> rest) & 1:
+        return E_SIZE
+    return OK

@@ -1,0 +1,70 @@
+"""Walking over a zone's free blocks in order of address, and what is counted that way. Zone lock held."""
+from libc.stdint cimport uint32_t, uint64_t
+from pagehint.sync.atomic cimport ACQUIRE, ctz64, load8
+from pagehint.zone.buddy cimport NOT_FREE, free_block_around, leaf_top
+from pagehint.hinting.bitmap cimport hint_mark_freed
+from pagehint.zone.leaf cimport leaf_avail, low_ones, maximal_order
+from pagehint.zone.zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZone, is_split
+
+cdef packed struct FreeBlock:
+    uint64_t pfn
+    uint32_t order
+
+
+cdef inline int next_free_block(const PageZone *z, uint64_t *page) noexcept nogil:
+    """Order of the first maximal free block that begins at or after `page`, and where; NOT_FREE at the end."""
+    cdef uint64_t i = page[0] >> LEAF_SHIFT, avail
+    cdef int kind, at
+    while i < z.nr_leaves:
+        kind = load8(&z.kinds[i], ACQUIRE)
+        if is_split(kind):
+            avail = leaf_avail(&z.leaves[i])
+            if page[0] >> LEAF_SHIFT == i:
+                avail &= ~low_ones(page[0] & 63)
+            if avail:
+                at = ctz64(avail)
+                page[0] = i << LEAF_SHIFT | at
+                return maximal_order(leaf_avail(&z.leaves[i]), at, leaf_top(z))
+            i += 1
+        elif kind & KIND_STATE == FREE:
+            page[0] = i << LEAF_SHIFT
+            return kind & KIND_ORDER
+        elif kind & KIND_STATE:
+            i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT)
+        else:
+            i += 1
+    return NOT_FREE
+
+
+cdef inline uint64_t list_free_blocks(const PageZone *z, FreeBlock *blocks, uint64_t room) noexcept nogil:
+    """Write down the maximal free blocks, as many as there is room for; return how many there are."""
+    cdef uint64_t page = 0, n = 0
+    cdef int order = next_free_block(z, &page)
+    while order != NOT_FREE:
+        if n < room:
+            blocks[n].pfn = z.base_pfn + page
+            blocks[n].order = order
+        n += 1
+        page += <uint64_t>1 << order
+        order = next_free_block(z, &page)
+    return n
+
+
+cdef inline bint mark_free_blocks(PageZone *z, uint64_t *page, uint64_t most) noexcept nogil:
+    """Set the bits of whatever is free from `page` on, up to `most` blocks; False when the zone's end is reached.
+
+    Begins with the block around `page`, which may have grown since the last round.
+    """
+    cdef uint64_t n = 0, head = page[0]
+    cdef int order
+    if page[0] < z.nr_leaves << LEAF_SHIFT and free_block_around(z, page[0], 0, &head) != NOT_FREE:
+        page[0] = head
+    while n < most:
+        order = next_free_block(z, page)
+        if order == NOT_FREE:
+            return False
+        if order >= z.min_order:
+            hint_mark_freed(z, page[0], order)
+        page[0] += <uint64_t>1 << order
+        n += 1
+    return True

@@ -1,0 +1,305 @@
+"""All zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
+
+Every operation returns OK or an `E_` code from `zone/check.pxd`, and has changed nothing unless it returns OK. Asked to
+TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
+"""
+from libc.stdint cimport int32_t, uint64_t
+from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint.sync.seeded_fault cimport canary
+from pagehint.zone.check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK,
+                              check_exact, check_used)
+from pagehint.hinting.queue cimport Engine
+from pagehint.hinting.bitmap cimport hint_broken, hint_freed
+from pagehint.sync.lock cimport Lock, lock_acquire, lock_release
+from pagehint.zone.migratetype cimport zone_take
+from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
+                            pcp_here, sets_drain, sets_hold, sets_let_go)
+from pagehint.zone.run cimport can_grow, exact_free, exact_mark, find_run, range_resize, range_take
+from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
+from pagehint.hinting.notify cimport zone_unlock
+from pagehint.zone.watermark cimport WMARK_MIN, may_take
+from pagehint.zone.withhold cimport page_used, withhold_page
+from pagehint.zone.zeroed cimport zeroed_note
+from pagehint.zone.zone cimport LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+
+cdef enum:
+    PATIENCE = 4096             # blocks and runs that first fit looks at: some 10 us
+
+cdef enum How:
+    TRY = 0                     # do not wait for a lock
+    WAIT = 1
+    ALONE = 2                   # the caller is between `machine_hold` and `machine_let_go`: past the page sets
+
+cdef struct ZoneTry:            # one step of a zonelist
+    int zone
+    uint64_t reserve            # pages kept there from requests that prefer another zone; changes without a lock
+
+cdef struct Machine:
+    int nr_zones
+    int nr_cpus
+    PageZone **zones
+    ZoneTry *zonelists          # [preferred][nr_zones]
+    int *zonelist_length
+    int default_zone
+    Lock last_resort            # of the one that holds all page sets; taken before them
+    uint64_t bulk_blocks        # of bulk calls on their way: some withheld, some one block still that is to be many
+    uint64_t bulk_calls         # on their way
+    int32_t bulk_stopped        # by a fork, which waits for those and lets no other begin
+    Engine engine
+
+
+cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
+    """The zone of a PFN, or NULL. O(zones), of which a machine has few."""
+    cdef PageZone *z
+    cdef int i
+    for i in range(m.nr_zones):
+        z = m.zones[i]
+        if z.start_pfn <= pfn < peek64(&z.end_pfn):
+            return z
+    return NULL
+
+
+cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
+    """Past the page sets. Zone lock held."""
+    cdef int source
+    if not may_take(z, <uint64_t>1 << order, reserve):
+        return E_NOMEM
+    source = zone_take(z, mt, order, USED, page)
+    if source == NOT_FREE:
+        return E_NOMEM
+    hint_broken(z, page[0], order, source)
+    return OK
+
+
+cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, How how,
+                           uint64_t *page) noexcept nogil:
+    cdef int rc
+    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
+        return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, how, page)
+    if not lock_acquire(&z.lock, how):
+        return E_AGAIN
+    rc = zone_alloc_held(z, order, mt, reserve, page)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
+    """As `machine_alloc`, with all that seldom happens."""
+    cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
+    cdef uint64_t page = 0
+    cdef int i, rc
+    for i in range(m.zonelist_length[preferred]):
+        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
+        if rc != E_NOMEM:
+            pfn[0] = m.zones[step[i].zone].base_pfn + page
+            return rc
+    return E_NOMEM
+
+
+cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
+    """A block from the preferred zone or one it falls back to."""
+    cdef PageZone *z = m.zones[preferred]
+    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and peek64(&z.watermark[WMARK_MIN]) == 0
+            and likely(pcp_alloc_quick(z, pcp_here(z, m.nr_cpus), mt, order, pfn))):
+        pfn[0] += z.base_pfn
+        return OK
+    return zonelist_alloc(m, preferred, order, mt, how, pfn)
+
+
+cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Granules that a run overlaps."""
+    return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
+
+
+cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
+    """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted.
+
+    First fit leaves fewer granules in partial use than the smallest block does (`benchmarks.placement`), and comes back to
+    memory that was in use a moment ago; but it looks at what is in use, so not for ever.
+    """
+    cdef int order = 64 - clz64(n - 1) if n > 1 else 0, rc = E_NOMEM
+    lock_acquire(&z.lock, True)
+    if may_take(z, n, reserve):
+        page[0] = find_run(z, n, PATIENCE) if z.first_fit and n >= LEAF_PAGES else <uint64_t>-1
+        if page[0] == <uint64_t>-1:
+            if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
+                # Only found so, not used: back it goes, hook off, and just the run is taken; the rest keeps its hints.
+                buddy_free(z, page[0], order)
+            else:
+                page[0] = find_run(z, n, <uint64_t>-1)
+        if page[0] != <uint64_t>-1:
+            rc = OK
+            if z.zeroed != NULL:
+                zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
+            range_take(z, page[0], page[0] + n)
+            exact_mark(z, page[0], n)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_alloc_exact(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
+    """A run from the preferred zone or one it falls back to."""
+    cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
+    cdef uint64_t page = 0
+    cdef int i
+    for i in range(m.zonelist_length[preferred]):
+        if zone_alloc_exact(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
+            pfn[0] = m.zones[step[i].zone].base_pfn + page
+            return OK
+    return E_NOMEM
+
+
+cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) noexcept nogil:
+    """The zone that holds all of `n` pages."""
+    zone[0] = find_zone(m, pfn)
+    if zone[0] == NULL:
+        return E_NO_ZONE
+    return OK if n <= peek64(&zone[0].end_pfn) - pfn else E_ABSENT
+
+
+cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Past the page sets. Zone lock held. E_OWNED: ask again when the leaf is shared, for which no lock may be held."""
+    cdef bint ours
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if order >= LEAF_SHIFT:
+        ours = z.kinds[page >> LEAF_SHIFT] == (USED | order)
+    elif z.atomic_words:
+        ours = withhold_page(z, page, order)
+    else:
+        ours = page_used(z, page, order)
+    if unlikely(not ours):
+        test_point(AT_REFUSED_BY_A_LEAF)
+        # Not by a look at who owns the leaf: it may have been shared since we were refused.
+        return check_used(z, page, order) or E_OWNED
+    hint_freed(z, page, order, buddy_free(z, page, order))
+    return OK
+
+
+cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, How how) noexcept nogil:
+    """As `machine_free`, with all that seldom happens."""
+    cdef int rc
+    if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
+        rc = pcp_free(z, pcp_here(z, nr_cpus), page, order, how)
+        if rc != E_HELD:
+            return rc
+    while True:
+        if not lock_acquire(&z.lock, how):
+            return E_AGAIN
+        rc = zone_free_held(z, page, order)
+        zone_unlock(z)
+        if rc != E_OWNED:
+            return rc
+        if not leaf_disown(z, page >> LEAF_SHIFT, how == ALONE, how):
+            return E_AGAIN
+
+
+cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
+    cdef PageZone *z = NULL
+    cdef int rc = locate(m, pfn, 1, &z)
+    if rc != OK:
+        return rc
+    if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE
+            and likely(pcp_free_quick(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order))):
+        return OK
+    return zone_free(z, m.nr_cpus, pfn - z.base_pfn, order, how)
+
+
+cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, 1, &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    lock_acquire(&z.lock, True)
+    rc = check_exact(z, page, n)
+    if rc == OK:
+        exact_free(z, page, n)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
+                                  uint64_t *pfn) noexcept nogil:
+    """`n` contiguous pages: a block, where that is what they are, and where blocks are as good as runs."""
+    cdef int rc = E_NOMEM
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and (n < LEAF_PAGES or not m.zones[preferred].first_fit):
+        rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
+    return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
+
+
+cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
+    """Free what `machine_alloc_run` gave."""
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
+        return OK
+    return machine_free_exact(m, pfn, n)
+
+
+cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Make what `machine_alloc_run` gave longer, or shorter and free its tail. Only of a zone without page sets."""
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, max(n, wanted), &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    lock_acquire(&z.lock, True)
+    if wanted > n and not (may_take(z, wanted - n, 0) and can_grow(z, page, n, wanted)):
+        rc = E_BUSY
+    else:
+        range_resize(z, page, n, wanted)
+    zone_unlock(z)
+    return rc
+
+
+cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
+    """Exactly this block, by place, so neither migratetype nor watermark is asked; isolate ones are not to be had."""
+    cdef PageZone *z = NULL
+    cdef uint64_t page
+    cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if not lock_acquire(&z.lock, may_block):
+        return E_AGAIN
+    rc = E_BUSY
+    if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+        rc = E_ISOLATE
+    else:
+        source = buddy_take(z, page, order, USED)
+        if source != NOT_FREE:
+            hint_broken(z, page, order, source)
+            rc = OK
+    zone_unlock(z)
+    return rc
+
+
+cdef inline void machine_drain(Machine *m) noexcept nogil:
+    """Empty every per-CPU page set of every zone."""
+    cdef int i
+    canary()
+    for i in range(m.nr_zones):
+        sets_drain(m.zones[i], m.nr_cpus)
+
+
+cdef inline void machine_hold(Machine *m) noexcept nogil:
+    """Empty every page set and keep them so until `machine_let_go`: what fails now, fails for want of memory.
+
+    Else another CPU's set could take in one batch what was drained for us, or two large requests each fail because of
+    what the other had for a moment.
+    """
+    cdef int i
+    lock_acquire(&m.last_resort, True)
+    for i in range(m.nr_zones):
+        sets_hold(m.zones[i], m.nr_cpus, True)
+
+
+cdef inline void machine_let_go(Machine *m) noexcept nogil:
+    cdef int i
+    for i in range(m.nr_zones):
+        sets_let_go(m.zones[i], m.nr_cpus)
+    lock_release(&m.last_resort)

@@ -1,0 +1,209 @@
+"""Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
+from libc.stdint cimport uint32_t, uint64_t
+from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
+from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split, set_head,
+                              set_kind)
+from pagehint.hinting.bitmap cimport hint_broken, hint_freed
+from pagehint.zone.leaf cimport leaf_avail, low_ones
+from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
+                             PAGEBLOCK_ORDER, PageZone, TAIL, USED, is_split, type_of)
+
+
+cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
+    """Order of the largest aligned block that begins at `page` and ends by `end`."""
+    cdef int order = ctz64(page) if page else 63
+    order = min(order, max_order)
+    while page + (<uint64_t>1 << order) > end:
+        order -= 1
+    return order
+
+
+cdef inline int block_order_before(uint64_t start, uint64_t page, int max_order) noexcept nogil:
+    """Order of the largest aligned block that ends at `page` and begins at or after `start`."""
+    cdef int order = min(ctz64(page), max_order)
+    while page - start < <uint64_t>1 << order:
+        order -= 1
+    return order
+
+
+cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+    """First page of a run that is not in the buddy, or `end`. O(blocks)."""
+    cdef uint64_t head = 0
+    cdef int order
+    while page < end:
+        order = free_block_around(z, page, 0, &head)
+        if order == NOT_FREE:
+            return page
+        page = head + (<uint64_t>1 << order)
+    return end
+
+
+cdef inline void range_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+    """Take a run, all of it free, out of the buddy, as blocks. O(blocks)."""
+    cdef int order, source
+    while page < end:
+        order = block_order_at(page, end, z.max_order)
+        source = buddy_take(z, page, order, USED)
+        if source == NOT_FREE:
+            # The block spans several free ones (of isolate and other pageblocks, which do not merge).
+            order = free_block_around(z, page, 0, &page)
+            PH_ASSERT(order != NOT_FREE)
+            source = buddy_take(z, page, order, USED)
+        hint_broken(z, page, order, source)
+        page += <uint64_t>1 << order
+
+
+cdef inline void range_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
+    """Give a run back to the buddy, hook on. From its end, so that the lists hand out low addresses first."""
+    cdef int order
+    while page > start:
+        order = block_order_before(start, page, z.max_order)
+        page -= <uint64_t>1 << order
+        hint_freed(z, page, order, buddy_free(z, page, order))
+
+
+cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogil:
+    """These leaves are inside something that begins before them. Eight at a time; atomically, as statistics look at them."""
+    while i < end:
+        if i & 7 == 0 and end - i >= 8:
+            store64(<uint64_t *> &z.kinds[i], TAIL * <uint64_t>0x0101010101010101, RELAXED)
+            i += 8
+        else:
+            set_kind(z, i, TAIL)
+            i += 1
+
+
+cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+    """Absent pages become present and free."""
+    cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
+    # In a leaf of which a part is absent, or where no block can be a whole leaf, pages are known by their bits.
+    if z.leaf_top < LEAF_SHIFT:
+        whole = last = (end + LEAF_PAGES - 1) >> LEAF_SHIFT
+    while i < min(whole, (end + LEAF_PAGES - 1) >> LEAF_SHIFT):
+        leaf_expose(z, i)
+        i += 1
+    if whole < last:
+        mark_tails(z, whole, last)
+    if last >= whole and (end & (LEAF_PAGES - 1)) and z.leaf_top == LEAF_SHIFT:
+        leaf_expose(z, last)
+    z.managed_pages += end - start
+    range_free(z, start, end)
+
+
+cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
+    """Make an absent leaf one whose pages are known by their bits, all absent."""
+    if z.kinds[i] == ABSENT:
+        leaf_split(z, i, <uint64_t>-1, <uint64_t>-1, FULL)
+
+
+cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+    """Pages, all of them free, become absent."""
+    cdef uint64_t i, mask
+    range_take(z, start, end)
+    z.managed_pages -= end - start
+    while start < end:
+        i = start >> LEAF_SHIFT
+        if start & 63 or end - start < LEAF_PAGES or is_split(z.kinds[i]):
+            mask = low_ones(<int>min(end - start, <uint64_t>(LEAF_PAGES - (start & 63)))) << (start & 63)
+            set_head(z, i, z.leaves[i].head | mask)
+            change_free(z, i, 0, mask)
+        else:
+            set_kind(z, i, ABSENT)
+        start = (i + 1) << LEAF_SHIFT
+
+
+cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Make one allocation of the blocks that a run was taken as."""
+    cdef uint64_t i = page >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT, mask
+    if (page & 63) + n <= LEAF_PAGES and is_split(z.kinds[i]):
+        mask = low_ones(<int>n) << (page & 63)
+        set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
+        return
+    mark_tails(z, i, last)
+    z.links[i].prev = <uint32_t>(last - i)      # on no list: how far `find_run` may jump
+    set_kind(z, i, EXACT)
+    if (page + n) & 63:
+        set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
+
+
+cdef inline void exact_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Make blocks again of a run that `exact_mark` made one allocation."""
+    cdef uint64_t i
+    if z.kinds[page >> LEAF_SHIFT] == EXACT and z.leaf_top < LEAF_SHIFT:
+        for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
+            change_free(z, i, <uint64_t>-1, 0)
+            set_head(z, i, 0)
+            set_kind(z, i, FULL)
+
+
+cdef inline void exact_free(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Give a run that `exact_mark` made one allocation back to the buddy."""
+    exact_unmark(z, page, n)
+    range_free(z, page, page + n)
+
+
+cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Whether the pages after an allocation are free, and to be had. O(blocks)."""
+    cdef uint64_t end = page + wanted, block
+    if page & 63 and (page & 63) + wanted > LEAF_PAGES:
+        return False                # what is in more than one leaf begins with a leaf
+    if z.isolate_pageblocks:
+        for block in range((page + n) >> PAGEBLOCK_ORDER, ((end - 1) >> PAGEBLOCK_ORDER) + 1):
+            if z.types[block] == MT_ISOLATE:
+                return False
+    return first_not_free(z, page + n, end) == end
+
+
+cdef inline void range_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
+    """Make an allocation of `n` pages, block or run, one of another length; those it grows into are free. No page sets.
+
+    The old pages are freed for a moment, hook off, and taken again with what they have merged with; nobody sees it.
+    """
+    cdef uint64_t at = page + n
+    cdef int order
+    exact_unmark(z, page, n)
+    while at > page:
+        order = block_order_before(page, at, z.max_order)
+        at -= <uint64_t>1 << order
+        buddy_free(z, at, order)
+    range_take(z, page, page + wanted)
+    if wanted < n:
+        range_take(z, page + wanted, page + n)
+        range_free(z, page + wanted, page + n)
+    exact_mark(z, page, wanted)
+
+
+cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
+    """First page of a free run of `n` pages that begins at a leaf, across buddies, the lowest; -1 if there is none.
+
+    O(blocks and runs before it, and leaves in parts); -1 as well when that would be more than `patience`.
+    """
+    cdef uint64_t i = 0, start = 0, run = 0, avail, pages
+    cdef int kind
+    while i < z.nr_leaves and patience:
+        patience -= 1
+        kind = load8(&z.kinds[i], ACQUIRE)
+        pages = 0
+        if run == 0:
+            start = i
+        if kind & KIND_STATE == FREE:
+            if type_of(z, i) != MT_ISOLATE:
+                pages = <uint64_t>1 << (kind & KIND_ORDER)
+            i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT)
+            run = run + pages if pages else 0
+        elif is_split(kind):
+            avail = leaf_avail(&z.leaves[i]) if type_of(z, i) != MT_ISOLATE else 0
+            pages = LEAF_PAGES if avail == <uint64_t>-1 else ctz64(~avail)
+            if run + pages >= n:
+                return start << LEAF_SHIFT
+            run = run + pages if pages == LEAF_PAGES else 0
+            i += 1
+        else:
+            run = 0
+            if kind == EXACT:
+                i += z.links[i].prev
+            else:
+                i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
+        if run >= n:
+            return start << LEAF_SHIFT
+    return <uint64_t>-1

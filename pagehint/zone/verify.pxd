@@ -1,0 +1,251 @@
+"""The consistency check: every invariant of the metadata, from scratch. Zone lock and page set locks held.
+
+Written so as to share as little as it can with the code it checks, and to follow no number out of an array: what it reads
+may be wrong.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load8, load64, popcount64
+from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
+from pagehint.zone.owned_leaf cimport OWNER, owned_by
+from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
+from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
+                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
+                             PageZone, SPLIT, TAIL, is_split, list_first,
+                             list_head, type_of)
+
+cdef struct Finding:
+    const char *what            # NULL: all is well
+    uint64_t page
+
+cdef struct Count:
+    uint64_t blocks[NR_TYPES][NR_ORDERS]
+    uint64_t listed[NR_TYPES][NR_ORDERS]
+    uint64_t free_pages
+    uint64_t withheld           # pages in split leaves with both bits set
+    uint64_t held_pages         # in leaves held as a whole
+
+
+cdef inline bint found(Finding *f, const char *what, uint64_t page) noexcept nogil:
+    f.what = what
+    f.page = page
+    return True
+
+
+cdef inline bint found_in_all(const PageZone *z, Finding *f, const char *what) noexcept nogil:
+    """A count of the whole zone is wrong: at its first page, which need not be that of its first leaf."""
+    return found(f, what, z.start_pfn - z.base_pfn)
+
+
+cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f) noexcept nogil:
+    """A leaf whose pages are known by their bits."""
+    cdef uint64_t avail = leaf_avail(&z.leaves[i])
+    cdef int mt = type_of(z, i), at = 0, order, largest = -1
+    while at < LEAF_PAGES:
+        if not (avail >> at) & 1:
+            at += 1
+            continue
+        order = 0
+        while (order < z.max_order and order < LEAF_SHIFT and at & (1 << order) == 0
+               and (avail >> at) & low_ones(2 << order) == low_ones(2 << order)):
+            order += 1
+        if order == LEAF_SHIFT:
+            return found(f, "a wholly free leaf is not merged", i << LEAF_SHIFT)
+        c.blocks[mt][order] += 1
+        largest = max(largest, order)
+        at += 1 << order
+    c.free_pages += popcount64(avail)
+    c.withheld += popcount64(load64(&z.leaves[i].free, RELAXED) & z.leaves[i].head)
+    if z.kinds[i] == OWNED:
+        if largest >= 0 or not z.links[i].next & <uint32_t>OWNER:
+            return found(f, "a page set's own leaf has free pages, or no owner", i << LEAF_SHIFT)
+    elif z.kinds[i] != (FULL if largest < 0 else SPLIT + largest):
+        return found(f, "a leaf's kind is not its largest free order", i << LEAF_SHIFT)
+    if largest >= 0:
+        c.listed[mt][largest] += 1
+    return False
+
+
+cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, Count *c, Finding *f) noexcept nogil:
+    cdef uint64_t i = 0, j, n, buddy, before = load64(bulk_blocks, ACQUIRE)
+    cdef int kind, order
+    for j in range((z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES):
+        if z.types[j] >= NR_TYPES:
+            return found(f, "an unknown migratetype", j << PAGEBLOCK_ORDER)
+    while i < z.nr_leaves:
+        kind = load8(&z.kinds[i], ACQUIRE)
+        n = 1
+        if is_split(kind):
+            if verify_leaf(z, i, c, f):
+                return True
+        elif kind == TAIL:
+            return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
+        elif kind == EXACT:
+            while i + n < z.nr_leaves and load8(&z.kinds[i + n], RELAXED) == TAIL:
+                n += 1
+        elif kind & KIND_STATE:
+            order = kind & KIND_ORDER
+            if order < LEAF_SHIFT or order > z.max_order:
+                return found(f, "a block's order is out of range", i << LEAF_SHIFT)
+            n = <uint64_t>1 << (order - LEAF_SHIFT)
+            if i & (n - 1) or i + n > z.nr_leaves:
+                return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
+            for j in range(i + 1, i + n):
+                if (load8(&z.kinds[j], RELAXED) != TAIL
+                        and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE)))):
+                    return found(f, "a block begins inside another", j << LEAF_SHIFT)
+            if kind & KIND_STATE == FREE:
+                buddy = i ^ n
+                if (order < z.max_order and buddy < z.nr_leaves and load8(&z.kinds[buddy], RELAXED) == kind
+                        and (type_of(z, buddy) == MT_ISOLATE) == (type_of(z, i) == MT_ISOLATE)):
+                    return found(f, "two free buddies are not merged", i << LEAF_SHIFT)
+                for j in range(i // PAGEBLOCK_LEAVES, (i + n - 1) // PAGEBLOCK_LEAVES + 1):
+                    if (z.types[j] == MT_ISOLATE) != (type_of(z, i) == MT_ISOLATE):
+                        return found(f, "a free block is isolated in part", j << PAGEBLOCK_ORDER)
+                c.blocks[type_of(z, i)][order] += 1
+                c.listed[type_of(z, i)][order] += 1
+                c.free_pages += <uint64_t>1 << order
+            elif kind & KIND_STATE == HELD:
+                c.held_pages += <uint64_t>1 << order
+        elif kind != ABSENT:
+            return found(f, "an unknown kind of leaf", i << LEAF_SHIFT)
+        i += n
+    return False
+
+
+cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noexcept nogil:
+    cdef const FreeArea *area
+    cdef uint64_t n
+    cdef uint64_t i, prev
+    cdef int mt, order, kind
+    for mt in range(NR_TYPES):
+        area = &z.areas[mt]
+        for order in range(NR_ORDERS):
+            if area.nr_free[order] != c.blocks[mt][order]:
+                return found_in_all(z, f, "nr_free is not the number of free blocks")
+            n = 0
+            if (z.nonempty[mt] >> order) & 1:
+                prev = list_head(mt, order)
+                i = list_first(z, mt, order)
+                while i != list_head(mt, order):
+                    n += 1
+                    if i >= z.nr_leaves:
+                        if n == 1:
+                            return found_in_all(z, f, "a free list begins outside the zone")
+                        return found(f, "a free list leads out of the zone", prev << LEAF_SHIFT)
+                    kind = z.kinds[i]
+                    if kind != (SPLIT + order if order < LEAF_SHIFT else FREE | order) or type_of(z, i) != mt:
+                        return found(f, "a leaf is on the wrong free list", i << LEAF_SHIFT)
+                    if z.links[i].prev != prev:
+                        return found(f, "a free list is not linked both ways", i << LEAF_SHIFT)
+                    if n > c.listed[mt][order]:
+                        return found(f, "a free list is longer than there are blocks for it", i << LEAF_SHIFT)
+                    prev = i
+                    i = z.links[i].next
+            if n < c.listed[mt][order]:
+                return found_in_all(z, f, "a free block is on no list")
+    return False
+
+
+cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
+    """Every bit set stands for a granule inside one free block; the count is that of the bits."""
+    cdef uint64_t granule, count = 0
+    # To the end of the last word: behind the zone, no bit may be set either.
+    for granule in range((z.nr_granules + 63) // 64 * 64):
+        if not (z.hints[granule >> 6] >> (granule & 63)) & 1:
+            continue
+        count += 1
+        if granule >= z.nr_granules or not granule_is_free(z, granule << z.min_order):
+            return found(f, "a hint for a granule that is not free", granule << z.min_order)
+    for granule in range(0, z.nr_granules, 64):
+        if (z.hint_words[granule >> 12] >> ((granule >> 6) & 63)) & 1 != (z.hints[granule >> 6] != 0):
+            return found(f, "the second level of the hints is not in step", granule << z.min_order)
+    if count != z.hint_count:
+        return found_in_all(z, f, "the hint count is not the number of bits")
+    if z.hint_order == NO_HINTS and count:
+        return found_in_all(z, f, "hints while hinting is off")
+    return False
+
+
+cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogil:
+    cdef uint64_t i = page >> LEAF_SHIFT, h, avail
+    cdef int order
+    if is_split(z.kinds[i]):
+        avail = leaf_avail(&z.leaves[i])
+        return z.min_order < LEAF_SHIFT and (avail >> (page & 63)) & low_ones(1 << z.min_order) == low_ones(1 << z.min_order)
+    for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
+        h = page >> order << order >> LEAF_SHIFT
+        if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
+            return True         # the leaves after the first are its tails: `verify_leaves` has looked
+    return False
+
+
+cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64_t n, Count *c, Finding *f) noexcept nogil:
+    """`n` pairs (start, end) are what is absent; nothing else is withheld than that, page sets and one batch."""
+    cdef uint64_t page, absent = 0, k
+    for k in range(n):
+        absent += ranges[2 * k + 1] - ranges[2 * k]
+        page = ranges[2 * k]
+        while page < ranges[2 * k + 1]:
+            if is_split(z.kinds[page >> LEAF_SHIFT]):
+                if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
+                        & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
+                    return found(f, "an absent page is in use", page)
+                c.withheld -= 1
+                page += 1
+            elif z.kinds[page >> LEAF_SHIFT] != ABSENT:
+                return found(f, "an absent leaf is in use", page)
+            else:
+                page = ((page >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+    if z.managed_pages != (z.nr_leaves << LEAF_SHIFT) - absent:
+        return found_in_all(z, f, "managed pages are not what is left of the leaves when the absent are taken off")
+    return False
+
+
+cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *f) noexcept nogil:
+    cdef Pcp *pcp
+    cdef const Leaf *leaf
+    cdef uint64_t page, bit
+    cdef int cpu, mt, order, k
+    if z.pcp == NULL:
+        return False
+    for cpu in range(nr_cpus):
+        pcp = <Pcp *> z.pcp + cpu
+        for mt in range(PCP_TYPES):
+            c.held_pages -= pcp.reserve[mt].end - pcp.reserve[mt].page
+            for order in range(PCP_ORDERS):
+                for k in range(pcp.stacks[mt][order].count):
+                    page = pcp.stacks[mt][order].blocks[k]
+                    bit = <uint64_t>1 << (page & 63)
+                    leaf = &z.leaves[page >> LEAF_SHIFT]
+                    if (page >> LEAF_SHIFT >= z.nr_leaves or not is_split(z.kinds[page >> LEAF_SHIFT])
+                            or not load64(&leaf.free, RELAXED) & leaf.head & bit):
+                        return found(f, "a block in a per-CPU page set is not withheld", page)
+                    if leaf_is_owned(z, page >> LEAF_SHIFT) and not owned_by(z, page >> LEAF_SHIFT, pcp.mark):
+                        return found(f, "a block in a per-CPU page set is in a leaf that another owns", page)
+                    c.withheld -= 1
+    return False
+
+
+cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent,
+                             const uint64_t *bulk_blocks, Finding *f) noexcept nogil:
+    """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
+
+    `absent` are `nr_absent` pairs (start, end); `bulk_blocks` how many blocks bulk calls are about to have freed or
+    allocated: before and after we look, for they begin and end without this zone's lock.
+    """
+    cdef Count c
+    cdef uint64_t before = load64(bulk_blocks, ACQUIRE)
+    memset(&c, 0, sizeof(c))
+    f.what = NULL
+    if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
+            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
+        return True
+    if c.free_pages != z.free_pages:
+        return found_in_all(z, f, "free_pages is not the number of free pages")
+    before = max(before, load64(bulk_blocks, ACQUIRE))
+    if z.isolated_pages == 0 and (c.withheld > before or (c.held_pages > z.bulk_pages and not before)):
+        return found_in_all(z, f, "pages are withheld, but neither absent nor in a page set nor out for reporting")
+    if c.held_pages > z.isolated_pages + z.bulk_pages and not before:
+        return found_in_all(z, f, "more pages are held than are out for reporting")
+    return False

@@ -1,0 +1,68 @@
+"""The first step of every free that does not hold the zone lock: an allocated block becomes nobody's.
+
+One bit, set atomically, decides between two threads that free the same block: the second finds it set. From then on
+nobody may free or allocate the block but whoever set the bit.
+"""
+from libc.stdint cimport uint64_t
+from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
+from pagehint.zone.leaf cimport Leaf, order_ones
+from pagehint.sync.testpoint cimport AT_BEFORE_THE_WITHHOLDING, AT_WITHHELD_NOT_LOOKED_AGAIN, test_point
+from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, is_shared
+
+
+cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint64_t pages, int order) noexcept nogil:
+    """By the words of a split leaf, allocated blocks begin at `starts`, and `pages` are all their pages.
+
+    So their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0).
+    """
+    cdef uint64_t after = starts << (1 << order)
+    return ((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) == 0
+
+
+cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
+    """The block of order < 6 at this page is allocated. Certain if nobody flips bits meanwhile."""
+    cdef const Leaf *leaf = &z.leaves[page >> LEAF_SHIFT]
+    return (words_used(load64(&leaf.free, ACQUIRE), load64(&leaf.head, ACQUIRE), <uint64_t>1 << (page & 63),
+                       order_ones[order] << (page & 63), order)
+            and is_shared(load8(&z.kinds[page >> LEAF_SHIFT], ACQUIRE)))
+
+
+cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
+    """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
+
+    `pages` are all their pages. Without the zone lock False means no more than "take it and ask again": a neighbour may
+    have been changing.
+    """
+    cdef Leaf *leaf = &z.leaves[i]
+    cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
+    if (unlikely(not words_used(free, head, starts, pages, order))
+            or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE)))):
+        return False
+    if not z.atomic_words:
+        leaf.free = free | starts
+        return True
+    test_point(AT_BEFORE_THE_WITHHOLDING)
+    while unlikely(not swap64_if(&leaf.free, free, free | starts)):
+        free = load64(&leaf.free, ACQUIRE)
+        if free & starts:
+            return False
+    test_point(AT_WITHHELD_NOT_LOOKED_AGAIN)
+    # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
+    head = load64(&leaf.head, ACQUIRE)
+    if unlikely(not words_used(free, head, starts, pages, order)) or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE))):
+        unwithhold(z, i, starts)
+        return False
+    return True
+
+
+cdef inline bint withhold_page(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `withhold`, for the one block of order < 6 at this page."""
+    return withhold(z, page >> LEAF_SHIFT, <uint64_t>1 << (page & 63), order_ones[order] << (page & 63), order)
+
+
+cdef inline void unwithhold(PageZone *z, uint64_t i, uint64_t starts) noexcept nogil:
+    """Back to allocated."""
+    if z.atomic_words:
+        fetch_and64(&z.leaves[i].free, ~starts, ACQ_REL)
+    else:
+        z.leaves[i].free &= ~starts

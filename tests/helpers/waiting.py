@@ -1,0 +1,13 @@
+"""Waiting for another thread or process."""
+
+from __future__ import annotations
+
+import time
+
+
+def wait_for(condition, what="the worker"):
+    """Wait for another thread, as long as it may ever take."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not get there"
+        time.sleep(0.001)

@@ -1,0 +1,84 @@
+# cython: language_level=3
+"""For test_verify.py: breaks the metadata of a machine's last zone on purpose, one number at a time."""
+from libc.stdint cimport uint64_t
+
+from pagehint._core cimport PageAllocator
+from pagehint.zone.owned_leaf cimport OWNER
+from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
+from pagehint.zone.zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES, OWNED,
+                             PageZone, SPLIT, TAIL, USED, list_head)
+
+KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
+         "USED": USED}
+ISOLATE, MOVABLE, RECLAIMABLE, TYPES, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_TYPES, <uint64_t>OWNER
+
+
+def head_of_list(int mt, int order):
+    return list_head(mt, order)
+
+
+cdef PageZone *last_zone(PageAllocator pages):
+    return pages.memory.m.zones[pages.memory.m.nr_zones - 1]
+
+
+def stacked(PageAllocator pages):
+    """The bottom of each stack in the per-CPU page sets, as (number of the CPU, migratetype, order, page of the zone)."""
+    cdef PageZone *z = last_zone(pages)
+    cdef Pcp *pcp
+    cdef int cpu, mt, order
+    found = []
+    for cpu in range(pages.memory.m.nr_cpus):
+        pcp = <Pcp *> z.pcp + cpu
+        for mt in range(PCP_TYPES):
+            for order in range(PCP_ORDERS):
+                if pcp.stacks[mt][order].count:
+                    found.append((cpu, mt, order, pcp.stacks[mt][order].blocks[0]))
+    return found
+
+
+def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
+    """Put a value somewhere, and return what was there."""
+    cdef PageZone *z = last_zone(pages)
+    cdef Pcp *pcp
+    cdef uint64_t old
+    if field == "free":
+        old, z.leaves[i].free = z.leaves[i].free, value
+    elif field == "head":
+        old, z.leaves[i].head = z.leaves[i].head, value
+    elif field == "kind":
+        old, z.kinds[i] = z.kinds[i], value
+    elif field == "type":
+        old, z.types[i] = z.types[i], value
+    elif field == "next":
+        old, z.links[i].next = z.links[i].next, value
+    elif field == "prev":
+        old, z.links[i].prev = z.links[i].prev, value
+    elif field == "nonempty":
+        old, z.nonempty[i] = z.nonempty[i], value
+    elif field == "nr_free":
+        old = z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS]
+        z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS] = value
+    elif field == "hints":
+        old, z.hints[i] = z.hints[i], value
+    elif field == "hint_words":
+        old, z.hint_words[i] = z.hint_words[i], value
+    elif field == "hint_count":
+        old, z.hint_count = z.hint_count, value
+    elif field == "free_pages":
+        old, z.free_pages = z.free_pages, value
+    elif field == "managed_pages":
+        old, z.managed_pages = z.managed_pages, value
+    elif field == "isolated_pages":
+        old, z.isolated_pages = z.isolated_pages, value
+    elif field == "bulk_pages":
+        old, z.bulk_pages = z.bulk_pages, value
+    elif field == "bulk_blocks":
+        old, pages.memory.m.bulk_blocks = pages.memory.m.bulk_blocks, value
+    elif field == "stacked":        # the bottom of the first stack that has one
+        cpu, mt, order, _ = stacked(pages)[0]
+        pcp = <Pcp *> z.pcp + <int>cpu
+        old = pcp.stacks[<int>mt][<int>order].blocks[0]
+        pcp.stacks[<int>mt][<int>order].blocks[0] = value
+    else:
+        raise ValueError(field)
+    return old
