@@ -9,7 +9,7 @@ import numpy as np
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from posix.mman cimport MADV_DONTNEED, madvise
 
-from pagehint._core cimport (E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, Machine, MT_MOVABLE, OK,
+from pagehint._core cimport (E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, MT_MOVABLE, Machine, OK,
                              PAGEHINT_HINT_SIGNATURE, PageAllocator, PageZone, WAIT, machine_alloc, machine_alloc_bulk,
                              machine_free, machine_free_bulk, pagehint_block, pagehint_hint_fn)
 from pagehint.hinting.bitmap cimport HintScan, hint_find, hint_store, scan_begin, scan_next

@@ -10,14 +10,14 @@
 """
 from libc.stdint cimport uint64_t
 cimport numpy as cnp
-from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
+from pagehint.allocator.memory cimport Memory
+from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
-from pagehint.zone.check cimport (E_ABSENT, E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, OK)
 from pagehint.hinting.queue cimport Engine
 from pagehint.hinting.worker cimport HintingEngine
-from pagehint.hinting.batch cimport pagehint_block
+from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
+from pagehint.zone.check cimport E_ABSENT, E_ALIGN, E_FREE, E_HELD, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, OK
 from pagehint.zone.page_alloc cimport How, Machine, WAIT, machine_alloc, machine_free
-from pagehint.allocator.memory cimport Memory
 from pagehint.zone.zone cimport MT_MOVABLE, MT_RECLAIMABLE, MT_UNMOVABLE, PageZone
 
 cdef class Zone:

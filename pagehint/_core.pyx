@@ -21,24 +21,24 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
 from pagehint.allocator.arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
-from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
-from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.zone.check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
-from pagehint.hinting.queue cimport Engine, SECOND, engine_now, engine_resume
-from pagehint.hinting.bitmap cimport hint_find
-from pagehint.hinting.worker cimport HintingEngine
-from pagehint.sync.lock cimport lock_acquire, lock_release
-from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
-                                machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
-from pagehint.zone.metadata cimport zone_metadata_bytes
 from pagehint.allocator.memory cimport Memory
-from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
-from pagehint.zone.page_set cimport Pcp, pcp_held
+from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
+from pagehint.hinting.bitmap cimport hint_find
+from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.hinting.queue cimport Engine, SECOND, engine_now, engine_resume
+from pagehint.hinting.worker cimport HintingEngine
+from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint.sync.condition cimport NEVER
+from pagehint.sync.lock cimport lock_acquire, lock_release
+from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
+from pagehint.zone.check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint.zone.free_blocks cimport FreeBlock, list_free_blocks
+from pagehint.zone.metadata cimport zone_metadata_bytes
+from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
+                                       machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
+from pagehint.zone.page_set cimport Pcp, pcp_held
+from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint.zone.watermark cimport report_gate
 from pagehint.zone.zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER, PageZone
 

@@ -5,8 +5,8 @@ with is imported where they refuse.
 """
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
-from pagehint.hinting.queue cimport SECOND
 from pagehint.allocator.memory cimport Memory
+from pagehint.hinting.queue cimport SECOND
 from pagehint.sync.condition cimport NEVER
 from pagehint.zone.zone cimport MT_MOVABLE
 

@@ -15,25 +15,26 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from pagehint.allocator.arguments cimport as_count, as_pfn, as_type
+from pagehint.hinting.batch cimport put_back
+from pagehint.hinting.bitmap cimport hint_evaluate, hint_off
+from pagehint.hinting.limit cimport NO_LIMIT, limit_enforce
+from pagehint.hinting.notify cimport notify_unlocked, zone_unlock
+from pagehint.hinting.queue cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
+                                     engine_unlock, engine_wait_batch)
 from pagehint.sync.atomic cimport RELAXED, store64
+from pagehint.sync.clock cimport monotonic_ns
+from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
+from pagehint.sync.testpoint cimport AT_FORK, test_point
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.bulk cimport bulk_resume, bulk_stop
 from pagehint.zone.check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
-from pagehint.sync.clock cimport monotonic_ns
-from pagehint.hinting.queue cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
-                               engine_unlock, engine_wait_batch)
-from pagehint.hinting.bitmap cimport hint_evaluate, hint_off
-from pagehint.hinting.batch cimport put_back
-from pagehint.hinting.limit cimport NO_LIMIT, limit_enforce
-from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
-from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain
-from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_keep_ages, zone_open
+from pagehint.zone.metadata cimport (aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_keep_ages,
+                                     zone_open)
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
+from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain
 from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint.zone.run cimport first_not_free, range_appear, range_vanish
-from pagehint.sync.testpoint cimport AT_FORK, test_point
 from pagehint.zone.verify cimport Finding, verify_zone
-from pagehint.hinting.notify cimport notify_unlocked, zone_unlock
 from pagehint.zone.watermark cimport report_gate
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 

@@ -4,10 +4,11 @@ No Python object, and no need of the GIL: NumPy calls with it mostly, but grows 
 """
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.string cimport memset
+from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
 from pagehint.zone.check cimport OK
-from pagehint.zone.page_alloc cimport Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run, machine_resize_run
-from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
+from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run,
+                                       machine_resize_run)
 from pagehint.zone.zeroed cimport was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone
 

@@ -10,12 +10,12 @@ from libc.stdlib cimport free, malloc
 from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
                          MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
 
-from pagehint.sync.atomic cimport RELAXED, ctz64, load64
 from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
-from pagehint.hinting.bitmap cimport hook_breaks
-from pagehint.zone.page_alloc cimport machine_free_run
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
+from pagehint.hinting.bitmap cimport hook_breaks
+from pagehint.sync.atomic cimport RELAXED, ctz64, load64
+from pagehint.zone.page_alloc cimport machine_free_run
 from pagehint.zone.zeroed cimport zeroed_create
 from pagehint.zone.zone cimport PageZone
 

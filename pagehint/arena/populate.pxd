@@ -17,9 +17,10 @@ from posix.mman cimport madvise
 from posix.signal cimport sigset_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.lock cimport pthread_t
 from pagehint.sync.condition cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
-                              pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
+                                      pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+                                      sleep_until)
+from pagehint.sync.lock cimport pthread_t
 from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport PageZone
 

@@ -4,8 +4,8 @@ Each has a stamp, the time at which the hook set its bit, written under the zone
 ones needs no lock: who finds one looks again under it.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.hinting.queue cimport Engine, engine_now
+from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
 

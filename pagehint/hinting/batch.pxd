@@ -1,11 +1,11 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
-from pagehint.sync.atomic cimport PH_ASSERT, unlikely
-from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
+from pagehint.sync.atomic cimport PH_ASSERT, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
 from pagehint.zone.zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
 

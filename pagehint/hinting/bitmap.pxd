@@ -6,12 +6,12 @@ the first that is not empty, so that an empty terabyte is passed over in a hundr
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.age cimport age_begin
-from pagehint.sync.atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch,
-                               store64, unlikely)
+from pagehint.hinting.limit cimport limit_enforce
+from pagehint.sync.atomic cimport (PH_ASSERT, RELAXED, ctz64, likely, load64, load_i32, popcount64, prefetch, store64,
+                                   unlikely)
+from pagehint.sync.lock cimport assert_held
 from pagehint.zone.buddy cimport Taken
 from pagehint.zone.leaf cimport low_ones
-from pagehint.hinting.limit cimport limit_enforce
-from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_HINTS, PageZone, usable_free_pages
 

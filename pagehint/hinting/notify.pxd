@@ -1,9 +1,9 @@
 """Releasing a zone's lock, and telling the engine what happened under it. Lock order: set, zone; engine alone."""
 from libc.stdint cimport INT64_MAX, int64_t
-from pagehint.sync.atomic cimport unlikely
-from pagehint.hinting.queue cimport Engine, engine_notify
 from pagehint.hinting.bitmap cimport hint_ready
 from pagehint.hinting.limit cimport limit_queue
+from pagehint.hinting.queue cimport Engine, engine_notify
+from pagehint.sync.atomic cimport unlikely
 from pagehint.sync.lock cimport lock_release
 from pagehint.sync.testpoint cimport AT_BEFORE_THE_ENGINE_IS_TOLD, test_point
 from pagehint.zone.zone cimport PageZone

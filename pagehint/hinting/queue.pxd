@@ -6,9 +6,10 @@ after it has released its own lock.
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.lock cimport pthread_self, pthread_t
 from pagehint.sync.condition cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
-                              pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
+                                      pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+                                      sleep_until)
+from pagehint.sync.lock cimport pthread_self, pthread_t
 from pagehint.sync.testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
 cdef enum:

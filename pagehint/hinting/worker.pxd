@@ -1,10 +1,10 @@
 """The hinting engine of a memory: its callbacks, its worker, and the batch that is out."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from pagehint.hinting.age cimport Ripe
-from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.batch cimport Batch
-from pagehint.zone.page_alloc cimport Machine
 from pagehint.allocator.memory cimport Memory
+from pagehint.hinting.age cimport Ripe
+from pagehint.hinting.batch cimport Batch
+from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
 cdef class HintingEngine:

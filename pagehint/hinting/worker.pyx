@@ -17,26 +17,26 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from pagehint.hinting.age cimport LOOKS, Ripe, ripe_at
 from pagehint.allocator.arguments cimport as_duration, as_order, as_positive
-from pagehint.sync.atomic cimport RELAXED, load64
-from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.sync.clock cimport monotonic_ns
-from pagehint.hinting.queue cimport (Engine, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin,
-                               engine_batch_end, engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock,
-                               engine_next, engine_now, engine_over, engine_release, engine_stop, engine_unlock)
-from pagehint.hinting.bitmap cimport hint_evaluate, hint_off, hint_on
-from pagehint.hinting.hold_times cimport hold_note
-from pagehint.hinting.batch cimport isolate_batch, next_ripe, pagehint_block, put_back
-from pagehint.hinting.limit cimport zone_excess
-from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
-from pagehint.zone.page_alloc cimport machine_drain
 from pagehint.allocator.memory cimport Memory
-from pagehint.sync.condition cimport NEVER, pthread_cond_broadcast, pthread_cond_signal, sleep_until
-from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT, AT_END_OF_A_RUN,
-                                  AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
+from pagehint.hinting.age cimport LOOKS, Ripe, ripe_at
+from pagehint.hinting.batch cimport isolate_batch, next_ripe, pagehint_block, put_back
+from pagehint.hinting.bitmap cimport hint_evaluate, hint_off, hint_on
+from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.hinting.hold_times cimport hold_note
+from pagehint.hinting.limit cimport zone_excess
 from pagehint.hinting.notify cimport zone_unlock
+from pagehint.hinting.queue cimport (Engine, SECOND, SIGNAL_CHECK, engine_backoff, engine_batch_begin, engine_batch_end,
+                                     engine_claim, engine_disarm, engine_due, engine_hurried, engine_lock, engine_next,
+                                     engine_now, engine_over, engine_release, engine_stop, engine_unlock)
+from pagehint.sync.atomic cimport RELAXED, load64
+from pagehint.sync.clock cimport monotonic_ns
+from pagehint.sync.condition cimport NEVER, pthread_cond_broadcast, pthread_cond_signal, sleep_until
+from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
+from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
+                                      AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.free_blocks cimport mark_free_blocks
+from pagehint.zone.page_alloc cimport machine_drain
 from pagehint.zone.watermark cimport report_gate
 from pagehint.zone.zone cimport PageZone, usable_free_pages
 

@@ -16,11 +16,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
+from pagehint._core cimport Memory, PageAllocator
+from pagehint.arena.heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate,
+                                  heap_resize, heap_take, load_heap, load_pointer, page_of, store_heap, store_pointer)
 from pagehint.arena.mapping cimport Mapping
 from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
-from pagehint._core cimport Memory, PageAllocator
-from pagehint.arena.heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate, heap_resize,
-                             heap_take, load_heap, load_pointer, page_of, store_heap, store_pointer)
 
 from pagehint import errors
 

@@ -13,8 +13,8 @@ way between their rounds, and the worker waits for a moment when nobody has the 
 asleep the lock is handed over rather than set free.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from pagehint.sync.atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, add64, cpu_relax, fetch_add_i32, likely, load_i32,
-                               store_i32, swap_i32_if, unlikely)
+from pagehint.sync.atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, add64, cpu_relax, fetch_add_i32, likely,
+                                   load_i32, store_i32, swap_i32_if, unlikely)
 from pagehint.sync.barrier cimport heavy_barrier, light_barrier
 from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.testpoint cimport AT_ABOUT_TO_SLEEP, AT_SLEEP_ANNOUNCED, test_point

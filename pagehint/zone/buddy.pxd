@@ -5,14 +5,15 @@ byte of their first leaf. Every function keeps three things together: free lists
 A free block is listed under the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
-from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, add64, clz32, clz64, ctz64, fetch_and64, fetch_or64,
-                               likely, load8, load64, popcount64, store8, store64, sub64)
-from pagehint.zone.leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order, leaf_avail,
-                             lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts, order_ones,
-                             spread)
+from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, add64, clz32, clz64, ctz64, fetch_and64,
+                                   fetch_or64, likely, load64, load8, popcount64, store64, store8, sub64)
 from pagehint.sync.lock cimport assert_held
+from pagehint.zone.leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order,
+                                 leaf_avail, lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts,
+                                 order_ones, spread)
 from pagehint.zone.zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                             PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, list_first, type_of)
+                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, list_first,
+                                 type_of)
 
 cdef enum:
     NOT_FREE = -1

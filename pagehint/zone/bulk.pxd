@@ -5,17 +5,17 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.sync.atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64, prefetch,
-                               store_i32)
+from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
+from pagehint.hinting.notify cimport zone_unlock
+from pagehint.sync.atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64,
+                                   prefetch, store_i32)
+from pagehint.sync.lock cimport lock_acquire, lock_give_way, usleep
 from pagehint.zone.buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
 from pagehint.zone.check cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK, check_used
-from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
 from pagehint.zone.leaf cimport aligned_starts, low_ones, spread
-from pagehint.sync.lock cimport lock_acquire, lock_give_way, usleep
-from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint.zone.migratetype cimport zone_take, zone_take_many
+from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
-from pagehint.hinting.notify cimport zone_unlock
 from pagehint.zone.watermark cimport spare_pages
 from pagehint.zone.withhold cimport unwithhold, withhold, withhold_page
 from pagehint.zone.zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, list_first

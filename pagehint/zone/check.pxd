@@ -4,10 +4,9 @@ May run without the zone lock on a block its caller owns: the answer OK is then 
 to take the lock and ask again, since a neighbour may have been changing.
 """
 from libc.stdint cimport uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, load8, load64
+from pagehint.sync.atomic cimport ACQUIRE, load64, load8
 from pagehint.zone.leaf cimport low_ones
-from pagehint.zone.zone cimport (EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, TAIL, USED,
-                             is_split)
+from pagehint.zone.zone cimport EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, TAIL, USED, is_split
 
 cdef enum:
     OK = 0

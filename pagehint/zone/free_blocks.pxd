@@ -1,8 +1,8 @@
 """Walking over a zone's free blocks in order of address, and what is counted that way. Zone lock held."""
 from libc.stdint cimport uint32_t, uint64_t
+from pagehint.hinting.bitmap cimport hint_mark_freed
 from pagehint.sync.atomic cimport ACQUIRE, ctz64, load8
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around, leaf_top
-from pagehint.hinting.bitmap cimport hint_mark_freed
 from pagehint.zone.leaf cimport leaf_avail, low_ones, maximal_order
 from pagehint.zone.zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZone, is_split
 

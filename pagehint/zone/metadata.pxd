@@ -4,12 +4,12 @@ from libc.stdlib cimport free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
-from pagehint.sync.atomic cimport RELAXED, RELEASE, store64
-from pagehint.zone.leaf cimport Leaf
 from pagehint.hinting.limit cimport NO_LIMIT
+from pagehint.sync.atomic cimport RELAXED, RELEASE, store64
 from pagehint.sync.lock cimport lock_init
-from pagehint.zone.zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS, NR_LISTS,
-                             PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
+from pagehint.zone.leaf cimport Leaf
+from pagehint.zone.zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS,
+                                 NR_LISTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)

@@ -5,13 +5,13 @@ when at least half of it is free; only else take the smallest block that fits an
 """
 from libc.stdint cimport uint8_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, add64, clz64, load8, popcount64, store8, sub64
-from pagehint.zone.buddy cimport (NOT_FREE, Taken, buddy_alloc, buddy_alloc_many, buddy_free, buddy_take, free_block_around,
-                              leaf_top)
-from pagehint.zone.leaf cimport count_blocks, leaf_avail
 from pagehint.sync.lock cimport assert_held
+from pagehint.zone.buddy cimport (NOT_FREE, Taken, buddy_alloc, buddy_alloc_many, buddy_free, buddy_take,
+                                  free_block_around, leaf_top)
+from pagehint.zone.leaf cimport count_blocks, leaf_avail
 from pagehint.zone.zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE, MT_MOVABLE,
-                             MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT, is_split,
-                             list_add, list_del, list_first)
+                                 MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT,
+                                 is_split, list_add, list_del, list_first)
 
 
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:

@@ -7,7 +7,7 @@ until it is whole and reserved again. The owner is noted in the leaf's links, wh
 The idea is that of sharded free lists (mimalloc: Leijen, Zorn, de Moura, APLAS 2019), with the locks of `sync/biased_lock.pxd`.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, load8, load32, store32, store64, unlikely
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, load32, load8, store32, store64, unlikely
 from pagehint.zone.buddy cimport leaf_fill, set_kind
 from pagehint.zone.leaf cimport aligned_starts
 from pagehint.zone.zone cimport FULL, HELD, LINE_LEAVES, OWNED, PageZone

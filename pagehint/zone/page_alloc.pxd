@@ -4,20 +4,20 @@ Every operation returns OK or an `E_` code from `zone/check.pxd`, and has change
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
-from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
-from pagehint.sync.seeded_fault cimport canary
-from pagehint.zone.check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK,
-                              check_exact, check_used)
-from pagehint.hinting.queue cimport Engine
 from pagehint.hinting.bitmap cimport hint_broken, hint_freed
+from pagehint.hinting.notify cimport zone_unlock
+from pagehint.hinting.queue cimport Engine
+from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_release
+from pagehint.sync.seeded_fault cimport canary
+from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint.zone.check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
+                                  OK, check_exact, check_used)
 from pagehint.zone.migratetype cimport zone_take
 from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
-                            pcp_here, sets_drain, sets_hold, sets_let_go)
+                                     pcp_here, sets_drain, sets_hold, sets_let_go)
 from pagehint.zone.run cimport can_grow, exact_free, exact_mark, find_run, range_resize, range_take
-from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
-from pagehint.hinting.notify cimport zone_unlock
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
 from pagehint.zone.zeroed cimport zeroed_note

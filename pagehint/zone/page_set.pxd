@@ -10,22 +10,23 @@ of the stack: it is not handed out while the zone has others, and is the first t
 halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint.sync.atomic cimport (ACQ_REL, ACQUIRE, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load8, load32,
-                               peek64, popcount64, store8, unlikely)
-from pagehint.sync.biased_lock cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave, bias_release,
-                             bias_revoke)
+from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
+from pagehint.hinting.notify cimport zone_unlock
+from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load32,
+                                   load8, peek64, popcount64, store8, unlikely)
+from pagehint.sync.biased_lock cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave,
+                                        bias_release, bias_revoke)
+from pagehint.sync.lock cimport lock_acquire
+from pagehint.sync.testpoint cimport AT_ABOUT_TO_SHARE_A_LEAF, AT_SET_DRAINED, test_point
 from pagehint.zone.buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
 from pagehint.zone.check cimport E_AGAIN, E_HELD, E_NOMEM, OK
-from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
 from pagehint.zone.leaf cimport aligned_starts
-from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.migratetype cimport zone_take_many
-from pagehint.zone.owned_leaf cimport OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark, share_leaf, share_line
-from pagehint.sync.testpoint cimport AT_ABOUT_TO_SHARE_A_LEAF, AT_SET_DRAINED, test_point
+from pagehint.zone.owned_leaf cimport (OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark,
+                                       share_leaf, share_line)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint.zone.withhold cimport withhold_page
 from pagehint.zone.zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone
-from pagehint.hinting.notify cimport zone_unlock
 
 cdef extern from *:
     """

@@ -1,12 +1,12 @@
 """Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
-from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split, set_head,
-                              set_kind)
 from pagehint.hinting.bitmap cimport hint_broken, hint_freed
+from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
+from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split,
+                                  set_head, set_kind)
 from pagehint.zone.leaf cimport leaf_avail, low_ones
 from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                             PAGEBLOCK_ORDER, PageZone, TAIL, USED, is_split, type_of)
+                                 PAGEBLOCK_ORDER, PageZone, TAIL, USED, is_split, type_of)
 
 
 cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:

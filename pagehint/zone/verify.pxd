@@ -5,14 +5,13 @@ may be wrong.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
-from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load8, load64, popcount64
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load64, load8, popcount64
 from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
 from pagehint.zone.owned_leaf cimport OWNER, owned_by
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
-from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
-                             MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER,
-                             PageZone, SPLIT, TAIL, is_split, list_first,
-                             list_head, type_of)
+from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES,
+                                 LEAF_SHIFT, MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES,
+                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, is_split, list_first, list_head, type_of)
 
 cdef struct Finding:
     const char *what            # NULL: all is well

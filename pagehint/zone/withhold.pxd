@@ -4,9 +4,9 @@ One bit, set atomically, decides between two threads that free the same block: t
 nobody may free or allocate the block but whoever set the bit.
 """
 from libc.stdint cimport uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load8, load64, swap64_if, unlikely
-from pagehint.zone.leaf cimport Leaf, order_ones
+from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load64, load8, swap64_if, unlikely
 from pagehint.sync.testpoint cimport AT_BEFORE_THE_WITHHOLDING, AT_WITHHELD_NOT_LOOKED_AGAIN, test_point
+from pagehint.zone.leaf cimport Leaf, order_ones
 from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, is_shared
 
 

@@ -8,7 +8,7 @@ it, sets it where it was set before: pages that had been touched may come back f
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memset
-from pagehint.sync.atomic cimport ACQ_REL, ACQUIRE, RELAXED, fetch_and64, fetch_or64, load64, store64
+from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, RELAXED, fetch_and64, fetch_or64, load64, store64
 
 cdef struct Zeroed:
     uint64_t nr_granules

@@ -9,8 +9,8 @@ kernel provides on first touch, stamps in another; a zone that grows by hotplug 
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32
-from pagehint.zone.leaf cimport Leaf
 from pagehint.sync.lock cimport Lock, assert_held
+from pagehint.zone.leaf cimport Leaf
 from pagehint.zone.zeroed cimport Zeroed
 
 cdef enum:

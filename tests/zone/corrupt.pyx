@@ -5,8 +5,8 @@ from libc.stdint cimport uint64_t
 from pagehint._core cimport PageAllocator
 from pagehint.zone.owned_leaf cimport OWNER
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
-from pagehint.zone.zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES, OWNED,
-                             PageZone, SPLIT, TAIL, USED, list_head)
+from pagehint.zone.zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES,
+                                 OWNED, PageZone, SPLIT, TAIL, USED, list_head)
 
 KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
          "USED": USED}
