@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Host, real, survives
+from allocators import real
+from hosts import RecordingHost
+from processes import survives
 
 import pagehint as ph
 from pagehint import layout
@@ -824,7 +826,7 @@ def test_a_trace_of_the_wrong_type_is_refused(ops, pfns):
 def test_how_long_locks_are_held_and_waited_for():
     pages = real("1GiB")
     assert pages.stats().locks is None
-    with pages.hinting(Host().callbacks, workqueue="manual"):
+    with pages.hinting(RecordingHost().callbacks, workqueue="manual"):
         pages.flush_hinting()
     locks = pages.stats(locks=True).locks
     # Two rounds a batch, one to isolate and one to put back, and one that finds nothing more.

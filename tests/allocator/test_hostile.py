@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import survives
+from processes import survives
 
 import pagehint as ph
 

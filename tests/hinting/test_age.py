@@ -6,7 +6,9 @@ import threading
 import time
 
 import pytest
-from conftest import Host, in_child, real, survives
+from allocators import real
+from hosts import RecordingHost
+from processes import in_child, survives
 from waiting import wait_for
 
 import pagehint as ph
@@ -246,7 +248,7 @@ def test_ripe_hints_under_the_gate_go_out_when_it_opens(make, few_host, clock):
 def test_an_impossible_age_is_refused(bad):
     pages = real("16MiB")
     with pytest.raises((ValueError, TypeError)):
-        pages.enable_hinting(Host().callbacks, min_age=bad)
+        pages.enable_hinting(RecordingHost().callbacks, min_age=bad)
     assert not pages.hinting_enabled
     with pytest.raises(ph.HintingInactiveError):
         pages.min_age  # noqa: B018
@@ -335,7 +337,7 @@ def test_the_worker_wakes_when_the_oldest_is_ripe():
 def test_hints_left_by_a_flush_are_found_when_they_are_ripe():
     """A flush ends all looking later; what is freed after it must begin it anew."""
     pages = real("64MiB")
-    host = Host(2)
+    host = RecordingHost(2)
     with pages.hinting(host.callbacks, threshold=1, delay=None, min_age=0.02):
         for _ in range(20):
             pages.free_pages(pages.alloc_pages(9), 9)
@@ -393,7 +395,7 @@ def test_a_forked_child_begins_with_ages_of_its_own(few_host, clock):
 
     def child():
         assert not pages.hinting_enabled
-        host = Host(2)
+        host = RecordingHost(2)
         pages.free_pages(pages.alloc_pages(9), 9)
         with pages.hinting(host.callbacks, workqueue="manual", threshold=1, min_age=1.0, clock=clock):
             pages.run_pending()

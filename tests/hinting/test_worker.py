@@ -10,7 +10,8 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import Host, real
+from allocators import real
+from hosts import RecordingHost
 from waiting import wait_for
 
 import pagehint as ph
@@ -73,7 +74,7 @@ def test_a_free_during_a_run_makes_it_run_again(few_host):
 @pytest.mark.parametrize("most", [1, 3, 16, 60])
 def test_never_more_than_max_pages_are_out(make, most):
     pages = make("256MiB")
-    host = Host(most)
+    host = RecordingHost(most)
     out = []
     host.answer = lambda blocks: out.append((len(blocks), pages.stats().isolated_pages))
     with pages.hinting(host.callbacks, workqueue="manual"):
@@ -301,7 +302,7 @@ def test_settings_are_checked():
             getattr(pages, name)
         with pytest.raises(ph.HintingInactiveError):
             setattr(pages, name, 1)
-    with pages.hinting(Host().callbacks, workqueue="manual"):
+    with pages.hinting(RecordingHost().callbacks, workqueue="manual"):
         for name, value in (
             ("max_pages", 0),
             ("threshold", -1),
@@ -320,7 +321,7 @@ def test_settings_are_checked():
     with pytest.raises(TypeError):
         pages.enable_hinting(print)
     with pytest.raises(ValueError, match="clock"):
-        pages.enable_hinting(Host().callbacks, clock=time.monotonic)
+        pages.enable_hinting(RecordingHost().callbacks, clock=time.monotonic)
 
 
 def test_what_needs_hinting_says_so():
@@ -329,7 +330,7 @@ def test_what_needs_hinting_says_so():
         with pytest.raises(ph.HintingInactiveError):
             call()
     pages.disable_hinting()  # nothing to do
-    with pages.hinting(Host().callbacks), pytest.raises(ph.PageHintError, match="manual"):
+    with pages.hinting(RecordingHost().callbacks), pytest.raises(ph.PageHintError, match="manual"):
         pages.run_pending()
     assert not pages.hinting_enabled
 
@@ -343,7 +344,7 @@ def test_from_inside_a_callback_nothing_waits_for_itself(workqueue):
         for call in (
             pages.disable_hinting,
             pages.flush_hinting,
-            lambda: pages.enable_hinting(Host().callbacks),
+            lambda: pages.enable_hinting(RecordingHost().callbacks),
             *([pages.run_pending] if workqueue == "manual" else []),
         ):
             try:
@@ -408,7 +409,7 @@ def test_the_worker_retries_what_failed_without_being_asked(few_host):
 
 def test_flush_reports_what_is_in_page_sets():
     pages = ph.PageAllocator("64MiB")
-    host = Host()
+    host = RecordingHost()
     with pages.hinting(host.callbacks):
         pages.flush_hinting()
         host.take()
@@ -570,7 +571,7 @@ def test_flush_returning_although_disable_cut_it_short(workqueue):
 def test_ctrl_c_in_the_clock_vanishing(clock):
     """What ends the program comes out of the call that asked the clock, and out of no run; and no run is cut short."""
     pages = real([ph.ZoneSpec("low", 0, 1 << 14), ph.ZoneSpec("high", 1 << 14, 1 << 14)])
-    host = Host(1)
+    host = RecordingHost(1)
     broken = []
 
     def read():
@@ -638,7 +639,7 @@ def test_the_bitmap_is_a_view(few_host):
 
 def test_an_allocator_that_is_collected_stops_its_worker():
     pages = real("64MiB")
-    host = Host()
+    host = RecordingHost()
     pages.enable_hinting(host.callbacks)
     pages.flush_hinting()
     memory = weakref.ref(pages.memory)
@@ -658,7 +659,7 @@ def test_the_worker_going_on_when_its_allocator_is_collected_in_a_cycle(shape):
         pass
 
     pages = real("64MiB")
-    host = Host()
+    host = RecordingHost()
     pages.enable_hinting(host.callbacks, workqueue="manual" if shape == "manual" else "thread")
     memory = weakref.ref(pages.memory)
     workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]

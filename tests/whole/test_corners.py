@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import survives
+from processes import survives
 
 import pagehint as ph
 from pagehint.virtio import SplitQueue

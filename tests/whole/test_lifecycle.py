@@ -12,7 +12,9 @@ import threading
 import time
 
 import pytest
-from conftest import Host, in_child, real, survives
+from allocators import real
+from hosts import RecordingHost
+from processes import in_child, survives
 
 import pagehint as ph
 
@@ -42,7 +44,7 @@ def test_after_fork_the_child_has_a_usable_allocator_with_hinting_off(pcp):
         with pytest.raises(ph.OutOfMemoryError):
             pages.alloc_pages()
         pages.free_pages_bulk([pfn * 1024 for pfn in range(64)], 10)
-        host = Host()
+        host = RecordingHost()
         with pages.hinting(host.callbacks, delay=0.0):
             pages.flush_hinting()
             assert sum(1 << order for _, order in host.blocks) == 65536
@@ -59,7 +61,7 @@ def test_after_fork_the_child_has_a_usable_allocator_with_hinting_off(pcp):
 
 def test_fork_while_threads_work():
     pages = ph.PageAllocator("256MiB")
-    pages.enable_hinting(Host().callbacks, delay=0.0)
+    pages.enable_hinting(RecordingHost().callbacks, delay=0.0)
     stop = threading.Event()
 
     def churn():
@@ -89,7 +91,7 @@ def test_fork_while_threads_work():
 
 def test_fork_from_inside_a_callback():
     pages = real("64MiB")
-    host = Host()
+    host = RecordingHost()
     host.answer = lambda blocks: (
         in_child(lambda: (pages.verify(), pages.alloc_pages_bulk(16, 10))) if len(host.batches) == 1 else None
     )
@@ -376,7 +378,7 @@ def test_a_fork_while_allocators_are_made_and_collected():
 
     def child():
         pages = ph.PageAllocator("64MiB")
-        with pages.hinting(Host().callbacks):
+        with pages.hinting(RecordingHost().callbacks):
             pages.flush_hinting()
         pages.verify()
 
