@@ -265,24 +265,6 @@ def test_without_an_age_everything_is_ripe(make, few_host, clock, none):
         assert pages.min_age == 1.5
 
 
-def test_explain_says_what_is_too_young(few_host, clock):
-    pages = real("64MiB")
-    pages.alloc_pages_at(0, 9)
-    with pages.hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1, min_age=1.0, clock=clock):
-        clock.sleep(1)
-        pages.free_pages(0, 9)
-        pages.set_migratetype(0, 512, "isolate")
-        pages.free_pages(pages.alloc_pages_at(1024, 10), 10)
-        explanation = pages.explain()
-        assert explanation["warm"].pages == 1024
-        assert explanation["isolate"].pages == 512
-        assert explanation["pending"].pages == 16384 - 1024 - 512
-        assert "min_age" in explanation["warm"].why
-        pages.flush_hinting()
-        assert pages.explain()["warm"].pages == 0
-        assert "warm" not in repr(pages.explain())
-
-
 def test_stamps_cost_nothing_unless_wanted(few_host):
     pages = real("1TiB")
     before = pages.zones[0].metadata_bytes

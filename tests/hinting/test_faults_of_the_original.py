@@ -1,4 +1,4 @@
-"""One regression test for each fault of the original page hinting series (SPEC.md, end of section 4), by its name."""
+"""One regression test for each fault of the original page hinting series of 2019, by its name."""
 
 from __future__ import annotations
 
