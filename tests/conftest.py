@@ -15,7 +15,7 @@ from allocators import real
 from clocks import Clock
 from hosts import RecordingHost
 
-from pagehint.testing.oracle import ReferenceAllocator
+from pagehint.testing.oracle import OracleAllocator
 
 # `nightly` is 20,000 steps of each state machine; the default is for everybody's every run.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
@@ -29,7 +29,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=[real, ReferenceAllocator], ids=["pagehint", "oracle"])
+@pytest.fixture(params=[real, OracleAllocator], ids=["pagehint", "oracle"])
 def make(request):
     """Make an allocator: the compiled one without page sets, or the oracle in plain Python."""
     return request.param

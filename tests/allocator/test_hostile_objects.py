@@ -1,4 +1,4 @@
-"""Objects that are not what they seem: made without a constructor, copied, of another machine, a clock without sense."""
+"""Objects that are not what they seem: made without a constructor, copied, of another machine, or a senseless clock."""
 
 from __future__ import annotations
 
