@@ -1,4 +1,4 @@
-"""What must hold between two operations, whoever reports: the allocator, its oracle, and the memory in between."""
+"""What must hold between two operations: the allocator and its oracle agree, and memory in use keeps its contents."""
 
 from __future__ import annotations
 

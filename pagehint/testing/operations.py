@@ -351,7 +351,7 @@ class Operations:
     def everything_reportable_is_reported(self) -> None:
         raise NotImplementedError
 
-    # -- what is the same, whoever reports
+    # -- what is the same in both
 
     def zone_pairs(self) -> list[tuple[ph.Zone, OracleZone]]:
         return list(zip(self.pages.zones, self.oracle.zones, strict=True))

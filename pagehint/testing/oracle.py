@@ -40,7 +40,7 @@ COUNTS = (
 
 
 class OracleAllocator(OracleMemory):
-    """The whole: memory, and the hinting of what is free in it, by whoever calls."""
+    """The whole: memory, and the hinting of what is free in it. The work is done by the caller, as with "manual"."""
 
     def __init__(self, memory: str | int | Iterable[ph.ZoneSpec], **options: Any) -> None:
         super().__init__(memory, **options)

@@ -332,7 +332,7 @@ def test_hints_left_by_a_flush_are_found_when_they_are_ripe():
 
 @pytest.mark.parametrize("pcp", [False, True])
 def test_threads_whose_temporaries_come_and_go(pcp):
-    """Nothing is reported that was free for less than `min_age`, whoever frees it; and in the end everything is."""
+    """Nothing is reported that was free for less than `min_age`, whatever frees it; in the end everything is."""
     pages = ph.PageAllocator("256MiB", pcp=pcp)
     busy = {}  # first page -> when it was freed last, or None while it is in use
     early, reported = [], []

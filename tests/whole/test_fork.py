@@ -97,7 +97,7 @@ def test_fork_from_inside_a_callback():
 
 
 def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something():
-    """A fork stops everything with the GIL held; nobody who has what it waits for may be waiting for the GIL."""
+    """A fork waits for locks with the GIL held, so that a thread may not wait for the GIL while it has one of them."""
     code = """
         import os, threading
         import pagehint as ph

@@ -20,7 +20,7 @@ if not _core.DEBUG:
 
 from points import Hold, Thread, compiled_points
 
-# The orders cannot hang: whoever is held goes on after twenty seconds, and whoever waits gives up before that.
+# The orders cannot hang: a held thread goes on after twenty seconds, and one that waits gives up before that.
 pytestmark = [
     pytest.mark.timeout(120, method="thread"),
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
@@ -292,7 +292,7 @@ def test_offline_waits_for_a_block_of_the_section_that_is_out():
 
 @pytest.mark.parametrize("point", ["at: sleep announced", "at: about to sleep"])
 def test_a_lock_that_is_released_while_somebody_goes_to_sleep(few_host, point):
-    """He sees that it is free, or is seen by the holder, who does not come back to it."""
+    """It sees that the lock is free, or the holder sees it and wakes it up. The holder does not take the lock again."""
     pages = real("16MiB")
     block = pages.alloc_pages_at(0, 9)
     few_host.answer = False
@@ -326,9 +326,9 @@ def test_a_former_owner_interrupted_between_its_two_looks_comes_in_with_another(
     looks[0].wait()
     with Hold("at: set drained") as inside, Hold("at: owner waited for") as outside:
         other = Thread(lambda: [pages.free_pages(pfn) for pfn in others])
-        inside.wait()  # in the set, which was the first one's when he looked
+        inside.wait()  # in the set, which was the owner's at its first look
         looks[0].let_go()
-        outside.wait()  # sees that it is not his any more
+        outside.wait()  # the owner sees that the set is not its own any more
         outside.let_go()
         inside.let_go()
         other.result()
@@ -374,7 +374,7 @@ def test_a_double_free_racing_with_itself_after_the_first_has_marked_the_block(o
 
 @pytest.mark.parametrize("point", ["at: set drained", "at: before the withholding"])
 def test_a_double_free_racing_with_itself_before_the_first_has_marked_the_block(one_set, point):
-    """Who comes second is refused, though he came first."""
+    """The free that marks the block second is refused, though it began first."""
     pages = ph.PageAllocator("256MiB")
     *blocks, twice, _neighbour = pages.alloc_pages_bulk(130).tolist()
     if point == "at: set drained":

@@ -114,7 +114,7 @@ def test_a_signal_handler_disabling_while_the_main_thread_disables():
 
 
 def test_a_signal_handler_switching_while_the_main_thread_enables():
-    """The one that came first is the one that is on; nobody waits for himself."""
+    """The first `enable_hinting` that comes through wins, and a thread does not wait for itself."""
     code = """
         import signal, threading
         import pagehint as ph

@@ -29,7 +29,7 @@ def test_linux_watermarks_and_reserve():
     assert sum(mark.min for mark in marks) == pytest.approx(4 * (sum(managed) * 4) ** 0.5 / 4, rel=0.001)
     assert all(mark.high - mark.low == mark.low - mark.min for mark in marks)
     assert layout.lowmem_reserve([ph.ZoneSpec("DMA", 0, 10), ph.ZoneSpec("Normal", 10, 2560)], [10, 2560], 0, 1) == 10
-    # DMA gives nothing to those who could have Normal memory, until it is asked for by name.
+    # DMA gives nothing to requests that could have Normal memory, until it is asked for by name.
     zone = pages.zones[0]
     reserve = int(pages.zoneinfo().split("protection: (")[1].split(")")[0].split(", ")[2])
     assert reserve > zone.managed_pages
@@ -65,7 +65,7 @@ def test_the_lowmem_reserve_follows_hotplug():
 
 
 def test_lowmem_reserve_holds_in_front_of_page_sets():
-    """What lies in a lower zone's set is not for those who must leave that zone its reserve."""
+    """The pages in a lower zone's set are not for requests that must leave that zone its reserve."""
     pages = ph.PageAllocator.x86_64("8GiB")
     for order in (10, 0):
         with contextlib.suppress(ph.OutOfMemoryError):
