@@ -33,8 +33,8 @@ the shortest sequence of operations that shows it::
 
 try:
     import hypothesis  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError("pagehint.testing needs Hypothesis: pip install 'pagehint[test]'") from missing
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("pagehint.testing needs Hypothesis: pip install 'pagehint[test]'") from _missing
 
 from pagehint.testing.layouts import LAYOUTS, ZoneLayout
 from pagehint.testing.machine import HintingMachine
