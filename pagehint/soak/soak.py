@@ -331,7 +331,7 @@ class Round:
                 stats = pages.stats()
                 require(not pages.hinting_enabled, "hinting is still on")
                 require(stats.allocated_pages == 0, f"{stats.allocated_pages} pages are still allocated")
-                require(stats.isolated_pages == 0, f"{stats.isolated_pages} pages are still isolated")
+                require(stats.reporting_pages == 0, f"{stats.reporting_pages} pages are still isolated")
                 require(stats.free_pages == stats.managed_pages, "free pages are missing")
                 require(stats.hints_pending == 0, "hints are left")
             require(not self.owner.any(), "pages are still owned")

@@ -21,7 +21,7 @@ from pagehint.testing.page_marks import Frames
 
 Pages = NDArray[np.bool_]  # by PFN
 
-PAGE_COUNTS = ("managed_pages", "free_pages", "pcp_pages", "isolated_pages", "allocated_pages", "hints_pending")
+PAGE_COUNTS = ("managed_pages", "free_pages", "pcp_pages", "reporting_pages", "allocated_pages", "hints_pending")
 
 
 class HostError(Exception):
@@ -320,7 +320,7 @@ class ManualJudge(Judge):
         for name in (*COUNTS, *PAGE_COUNTS):
             assert getattr(stats, name) == getattr(expected, name), name
         assert stats.managed_pages == stats.free_pages + stats.allocated_pages
-        assert stats.isolated_pages == 0
+        assert stats.reporting_pages == 0
 
 
 class OwningHost(Host):
@@ -548,7 +548,7 @@ class ThreadedJudge(Judge):
         assert stats.allocated_pages == expected.allocated_pages
         assert not (self.of_zones("free") & self.taken).any()
         if not self.on:
-            assert stats.isolated_pages == stats.hints_pending == 0
+            assert stats.reporting_pages == stats.hints_pending == 0
             if stats.pcp_pages == 0:
                 self.same_free_blocks()
 

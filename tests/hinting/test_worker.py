@@ -75,11 +75,11 @@ def test_never_more_than_max_pages_are_out(make, most):
     pages = make("256MiB")
     host = Host(most)
     out = []
-    host.answer = lambda blocks: out.append((len(blocks), pages.stats().isolated_pages))
+    host.answer = lambda blocks: out.append((len(blocks), pages.stats().reporting_pages))
     with pages.hinting(host.callbacks, workqueue="manual"):
         pages.flush_hinting()
         if make is real:
-            assert pages.stats().isolated_pages == 0
+            assert pages.stats().reporting_pages == 0
     assert max(n for n, _ in out) == most
     assert all(isolated == n << 10 for n, isolated in out)
 
@@ -140,7 +140,7 @@ def test_reporting_thread_does_not_wait_on_itself(few_host):
     with pages.hinting(few_host.callbacks, workqueue="manual"):
         pages.flush_hinting()
     assert outcome[-1] == "out of memory"
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
     pages.verify()
 
 
@@ -156,7 +156,7 @@ def test_no_false_out_of_memory_while_blocks_are_out(call):
 
     pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 32), delay=0.0)
     assert reporting.wait(60)
-    assert pages.stats().isolated_pages == 32768
+    assert pages.stats().reporting_pages == 32768
     arguments = {
         "alloc_pages": (10,),
         "alloc_pages_bulk": (32, 10),
@@ -381,7 +381,7 @@ def test_an_interrupt_on_the_callers_thread_reaches_the_caller(few_host):
         with pytest.raises(KeyboardInterrupt):
             pages.flush_hinting()
         assert few_host.calls == ["prepare", "hint_pages", "cleanup"]
-        assert pages.stats().isolated_pages == 0
+        assert pages.stats().reporting_pages == 0
         assert pages.stats().hints_pending == 32
         few_host.answer = None
         pages.flush_hinting()
