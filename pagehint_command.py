@@ -1,4 +1,7 @@
-"""The command `pagehint`, outside the package: importing that takes a while, in which Ctrl-C shall be no traceback."""
+"""The entry point of the command `pagehint`.
+
+It is outside the package, because importing that takes a while, and Ctrl-C meanwhile must not be a traceback.
+"""
 
 import sys
 

@@ -36,8 +36,11 @@ extensions = [
     )
     for name in (
         "hinting.callbacks",
-        "hinting.worker",
+        "hinting.report",
+        "hinting.engine",
+        "allocator.fork",
         "allocator.memory",
+        "allocator.refusal",
         "_core",
         "arena.mapping",
         "numpy.handler",

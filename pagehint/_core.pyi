@@ -10,11 +10,12 @@ from pagehint.allocator.memory import Memory as Memory
 from pagehint.allocator.memory import _PageblockType, _Pfn
 from pagehint.hinting.callbacks import BLOCK_DTYPE as BLOCK_DTYPE
 from pagehint.hinting.callbacks import PageHintingCallbacks as PageHintingCallbacks
-from pagehint.hinting.worker import _Order, _Workqueue
 from pagehint.layout import Watermarks, ZoneSpec
 from pagehint.stats.explain import Explanation
 from pagehint.stats.stats import Stats
 
+_Order = SupportsIndex
+_Workqueue = Literal["thread", "manual"]
 _AllocType = Literal["movable", "unmovable", "reclaimable"]
 _Watermarks = Literal["linux"] | tuple[SupportsIndex, SupportsIndex, SupportsIndex] | Watermarks | None
 _Indices = Sequence[SupportsIndex] | NDArray[np.integer]

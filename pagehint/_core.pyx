@@ -4,9 +4,9 @@
 
 Without binding, since Cython's own functions do not look whether `self` is what they take it for.
 
-What runs without Python stands in the `.pxd` files beside this one, one concept each; the memory under the allocator in
-`allocator/memory.pyx`, the engine in `hinting/worker.pyx`. A freed page's way is
-`_machine` → `_pcp` → `_buddy` (merge) → `_hint` (bit) → `_wake` → `_engine` (queue) → `_isolate` → report → put back.
+The memory under the allocator is in `allocator/memory.pyx`, the engine in `hinting/engine.pyx`. The way of a freed page:
+`zone/page_alloc` → `zone/page_set` → `zone/buddy` (merge) → `zone/hook` → `hinting/watch` (bit) → `hinting/notify` →
+`hinting/queue` → `hinting/batch` (isolate) → `hinting/report` → `hinting/batch` (put back).
 """
 import atexit
 import html
@@ -21,26 +21,28 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint.allocator.arguments cimport as_count, as_order, as_order_at, as_pfn, as_type, migratetypes
+from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_settings, as_type, migratetypes
 from pagehint.allocator.memory cimport Memory
+from pagehint.allocator.refusal cimport order_refusal, refusal
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
 from pagehint.hinting.bitmap cimport hint_find
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.queue cimport Engine, SECOND, engine_now, engine_resume
-from pagehint.hinting.worker cimport HintingEngine
+from pagehint.hinting.engine cimport hinting_engine
+from pagehint.hinting.gate cimport report_gate
+from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
+from pagehint.hinting.queue cimport Settings, WorkQueue, queue_now
+from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
-from pagehint.sync.condition cimport NEVER
+from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint.zone.check cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint.zone.free_blocks cimport FreeBlock, list_free_blocks
-from pagehint.zone.metadata cimport zone_metadata_bytes
 from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
-                                       machine_drain, machine_free, machine_free_run, machine_hold, machine_let_go)
-from pagehint.zone.page_set cimport Pcp, pcp_held
+                                       machine_drain, machine_free, machine_free_run)
+from pagehint.zone.page_set cimport Pcp, pcp_pages
+from pagehint.zone.status cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
-from pagehint.zone.watermark cimport report_gate
-from pagehint.zone.zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NO_HINTS, NR_TYPES, PAGEBLOCK_ORDER, PageZone
+from pagehint.zone.zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NR_TYPES, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
 from pagehint.hinting import callbacks as _callbacks
@@ -106,23 +108,22 @@ cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
         raise ValueError(f"{array.shape[0]} orders for {pfns.shape[0]} blocks")
     bad = first_outside(array, memory.max_page_order)
     if bad >= 0:
-        raise memory.order_refusal(array[bad], pfns[bad])
+        raise order_refusal(memory, array[bad], pfns[bad])
     return array.astype(np.uint32)
 
 
 # ---- zones --------------------------------------------------------------------------------------------------
 
-cdef inline PageZone *snapshot(PageZone *z, PageZone *copy) noexcept nogil:
+cdef inline void snapshot(PageZone *z, HintedZone *copy) noexcept nogil:
     """The zone's figures as they are at one moment."""
     cdef size_t lock = <char *> &z.lock - <char *> z, rest = <char *> &z.free_pages - <char *> z
     lock_acquire(&z.lock, True)
     # Of the lock itself only what its holder writes.
     memcpy(copy, z, lock)
-    copy.lock.acquired, copy.lock.contended = z.lock.acquired, z.lock.contended
-    copy.lock.longest_wait = z.lock.longest_wait
-    memcpy(<char *> copy + rest, <char *> z + rest, sizeof(PageZone) - rest)
+    copy.zone.lock.acquired, copy.zone.lock.contended = z.lock.acquired, z.lock.contended
+    copy.zone.lock.longest_wait = z.lock.longest_wait
+    memcpy(<char *> copy + rest, <char *> z + rest, sizeof(HintedZone) - rest)
     lock_release(&z.lock)
-    return copy
 
 
 cdef class Zone:
@@ -189,7 +190,7 @@ cdef class Zone:
     @property
     def metadata_bytes(self):
         """Bytes of metadata: leaf words, links, kinds, pageblock types, hint bitmap, lists, per-CPU page sets."""
-        return zone_metadata_bytes(self.z) + (self.memory.m.nr_cpus * sizeof(Pcp) if self.z.pcp != NULL else 0)
+        return hinted_zone_metadata_bytes(self.z) + (self.memory.m.nr_cpus * sizeof(Pcp) if self.z.pcp != NULL else 0)
 
     @property
     def hint_base_pfn(self):
@@ -200,7 +201,7 @@ cdef class Zone:
     def hint_bitmap(self):
         """The hint bits, one a granule of ``2**min_order`` pages from `hint_base_pfn` on: a read-only uint64 view."""
         cdef cnp.npy_intp words = <cnp.npy_intp>((load64(&self.z.nr_granules, RELAXED) + 63) // 64)
-        cdef cnp.ndarray view = cnp.PyArray_SimpleNewFromData(1, &words, cnp.NPY_UINT64, self.z.hints)
+        cdef cnp.ndarray view = cnp.PyArray_SimpleNewFromData(1, &words, cnp.NPY_UINT64, hints_of(self.z).bits)
         cnp.set_array_base(view, self)
         view.flags.writeable = False
         return view
@@ -224,20 +225,22 @@ cdef class Zone:
 
     def figures(self):
         """Everything countable about the zone, as of one moment: what the tables and texts are made of."""
-        cdef PageZone copy
+        cdef HintedZone copy
         cdef Machine *m = &self.memory.m
-        cdef uint64_t held_back, young
+        cdef uint64_t in_isolation = 0, young = 0
         cdef int mt, o, cpu
         with nogil:
             snapshot(self.z, &copy)
-            held_back = min(hints_in_isolation(self.z), copy.hint_count) if copy.isolate_pageblocks else 0
-            young = min(hints_too_young(self.z, copy.min_age), copy.hint_count - held_back) if copy.min_age else 0
-        counters = copy.counters
+            if copy.zone.isolate_pageblocks:
+                in_isolation = min(hints_in_isolation(self.z), copy.hints.count)
+            if copy.hints.min_age:
+                young = min(hints_too_young(self.z, copy.hints.min_age), copy.hints.count - in_isolation)
+        counters = copy.hints.counters
         sets = []
-        if copy.pcp != NULL:
+        if copy.zone.pcp != NULL:
             for cpu in range(m.nr_cpus):
-                held = pcp_held(<Pcp *> copy.pcp + cpu)
-                sets.append((held, 2 * (<Pcp *> copy.pcp + cpu).batch, (<Pcp *> copy.pcp + cpu).batch))
+                held = pcp_pages(<Pcp *> copy.zone.pcp + cpu)
+                sets.append((held, 2 * (<Pcp *> copy.zone.pcp + cpu).batch, (<Pcp *> copy.zone.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
         # As in Linux, one number for each type of zone, whichever node asks.
         first_of_name = {}
@@ -246,28 +249,28 @@ cdef class Zone:
         return {
             "name": self.spec.name,
             "node": self.spec.node,
-            "start_pfn": copy.start_pfn,
-            "spanned_pages": copy.end_pfn - copy.start_pfn,
-            "managed_pages": copy.managed_pages,
-            "free_pages": copy.free_pages,
-            "isolated_pages": copy.isolated_pages,
-            "offline_pages": sum(end - start for start, end in self.memory.offline[copy.index]),
-            "nr_free": [[copy.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
+            "start_pfn": copy.zone.start_pfn,
+            "spanned_pages": copy.zone.end_pfn - copy.zone.start_pfn,
+            "managed_pages": copy.zone.managed_pages,
+            "free_pages": copy.zone.free_pages,
+            "reporting_pages": copy.hints.reporting_pages,
+            "offline_pages": sum(end - start for start, end in self.memory.offline[copy.zone.index]),
+            "nr_free": [[copy.zone.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
             "pageblocks": self.pageblock_types(),
-            "watermarks": self.memory.watermarks[copy.index],
+            "watermarks": self.memory.watermarks[copy.zone.index],
             "protection": [self.reserve(other) for other in first_of_name.values()],
             "page_sets": sets,
-            "hints_pending": copy.hint_count,
-            "hints_in_isolation": held_back,
+            "hints_pending": copy.hints.count,
+            "hints_in_isolation": in_isolation,
             "hints_too_young": young,
-            "threshold": copy.threshold,
-            "gate": report_gate(&copy, m.engine.max_pages),
-            "hinting": copy.hint_order != NO_HINTS,
-            "lock_acquired": copy.lock.acquired,
-            "lock_contended": copy.lock.contended,
-            "longest_wait": copy.lock.longest_wait,
-            "longest_hold": copy.longest_hold,
-            "holds": list(copy.holds),
+            "threshold": copy.hints.threshold,
+            "gate": report_gate(&copy.zone, self.memory.queue.max_pages),
+            "hinting": bool(copy.hints.on),
+            "lock_acquired": copy.zone.lock.acquired,
+            "lock_contended": copy.zone.lock.contended,
+            "longest_wait": copy.zone.lock.longest_wait,
+            "longest_hold": copy.hints.longest_hold,
+            "holds": list(copy.hints.holds),
             **counters,
         }
 
@@ -305,21 +308,21 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
     O(bits), so without the lock: what is hinted or retyped meanwhile may be counted or not.
     """
-    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(z, 0, end)
+    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     while granule < end:
         count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
-        granule = hint_find(z, granule + 1, end)
+        granule = hint_find(hints_of(z), granule + 1, end)
     return count
 
 
 cdef uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
     """Bits whose granules have been free for less than `min_age`, but for isolated ones. Without the lock, as above."""
-    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(z, 0, end)
-    cdef Ripe ripe = ripe_at(engine_now(<Engine *> z.engine), min_age, False)
+    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
+    cdef Ripe ripe = ripe_at(queue_now(<WorkQueue *> hints_of(z).queue), min_age, False)
     while granule < end:
         count += (load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) != MT_ISOLATE
-                  and not is_ripe(z, granule, &ripe))
-        granule = hint_find(z, granule + 1, end)
+                  and not is_ripe(hints_of(z), granule, &ripe))
+        granule = hint_find(hints_of(z), granule + 1, end)
     return count
 
 
@@ -381,13 +384,13 @@ cdef class PageAllocator:
             if spec.end_pfn - base > 1 << 32:
                 raise ValueError(f"zone {spec.name} spans {spec.spanned_pages} pages; a zone has at most 2**32")
         self.memory = Memory(specs, page, top, least, pcp, marks)
-        self.engine = HintingEngine(self.memory)
+        self.engine = hinting_engine(self.memory, &self.memory.m, &self.memory.queue, &self.memory.batch)
         self.zone_objects = tuple([Zone(self.memory, i) for i in range(len(specs))])
         _engines.add(self.engine)
 
     def __dealloc__(self):
         # Not joined: this may be the worker's own thread, letting go of the last reference.
-        if self.memory is not None and self.memory.m.engine.enabled:
+        if self.memory is not None and self.memory.queue.enabled:
             self.engine.abandon()
 
     @classmethod
@@ -444,12 +447,10 @@ cdef class PageAllocator:
             with nogil:
                 rc = machine_alloc(m, prefer, o, mt, WAIT, &pfn)
         if rc == E_NOMEM:
-            self.memory.settle()
+            self.memory.begin_last_resort()
             with nogil:
-                machine_hold(m)
                 rc = machine_alloc(m, prefer, o, mt, ALONE, &pfn)
-                machine_let_go(m)
-                engine_resume(&m.engine)
+            self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"order {o}, {migratetype}")
         return <long>pfn        # which C makes an int of faster than of an unsigned number; PFNs are far below
@@ -466,14 +467,14 @@ cdef class PageAllocator:
         cdef uint64_t at = as_pfn(pfn)
         cdef int o = as_order_at(self.memory, order, pfn), rc
         cdef Machine *m = &self.memory.m
-        if m.engine.injected_clock:
+        if self.memory.queue.injected_clock:
             self.engine.tick()
         rc = machine_free(m, at, o, TRY)
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_free(m, at, o, WAIT)
         if rc != OK:
-            raise self.memory.refusal(rc, at, f"order {o}")
+            raise refusal(self.memory, rc, at, f"order {o}")
 
     def alloc_pages_bulk(self, count, order=0, migratetype="movable", zone=None):
         """Allocate `count` blocks of one order, all or none; returns their PFNs, an ndarray of uint64.
@@ -492,12 +493,10 @@ cdef class PageAllocator:
         with nogil:
             rc = machine_alloc_bulk(m, prefer, o, mt, WAIT, out, n)
         if rc == E_NOMEM:
-            self.memory.settle()
+            self.memory.begin_last_resort()
             with nogil:
-                machine_hold(m)
                 rc = machine_alloc_bulk(m, prefer, o, mt, ALONE, out, n)
-                machine_let_go(m)
-                engine_resume(&m.engine)
+            self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
         return pfns
@@ -529,12 +528,12 @@ cdef class PageAllocator:
         else:
             orders = as_orders(self.memory, order, where)
             each = <uint32_t *> orders.data
-        if m.engine.injected_clock:
+        if self.memory.queue.injected_clock:
             self.engine.tick()
         with nogil:
             rc = machine_free_bulk(m, at, each, o, n, &refused)
         if rc != OK:
-            raise self.memory.refusal(rc, at[refused], f"order {o if each == NULL else each[refused]}, index {refused}")
+            raise refusal(self.memory, rc, at[refused], f"order {o if each == NULL else each[refused]}, index {refused}")
 
     def run_ops(self, ops, pfns, migratetype="movable", zone=None):
         """Run an array of allocations and frees in one call, without the GIL: a trace, replayed.
@@ -573,7 +572,7 @@ cdef class PageAllocator:
         trace = trace.view(np.uint64).copy()
         n, nr_slots = <uint64_t>trace.shape[0], <uint64_t>table.shape[0]
         op = <Op *> trace.data
-        if m.engine.injected_clock:
+        if self.memory.queue.injected_clock:
             self.engine.tick()
         while True:
             with nogil:
@@ -582,13 +581,11 @@ cdef class PageAllocator:
             if rc != E_NOMEM:
                 break
             # The one that failed again, with all that is in page sets and out for reporting back.
-            self.memory.settle()
+            self.memory.begin_last_resort()
             with nogil:
-                machine_hold(m)
                 rc = machine_run_ops(m, prefer, mt, self.memory.max_page_order, op, done + 1, ALONE,
                                      <uint64_t *> table.data, nr_slots, &done)
-                machine_let_go(m)
-                engine_resume(&m.engine)
+            self.memory.end_last_resort()
             if rc != OK:
                 break
         if rc != OK:
@@ -602,7 +599,7 @@ cdef class PageAllocator:
             error = errors.BadPageError(
                 f"operation {index}: slot {op.slot} of {table.shape[0]}, order {op.order}, op {op.op}: out of range")
         else:
-            error = self.memory.refusal(rc, (<uint64_t *> table.data)[op.slot], f"operation {index}, order {op.order}")
+            error = refusal(self.memory, rc, (<uint64_t *> table.data)[op.slot], f"operation {index}, order {op.order}")
         error.index = index
         raise error
 
@@ -625,14 +622,12 @@ cdef class PageAllocator:
                 rc = machine_alloc_at(m, at, o, True)
         # No memory will be there however long we wait.
         if rc == E_BUSY and self.memory.absence(at, <uint64_t>1 << o) is None:
-            self.memory.settle()
+            self.memory.begin_last_resort()
             with nogil:
-                machine_hold(m)
                 rc = machine_alloc_at(m, at, o, True)
-                machine_let_go(m)
-                engine_resume(&m.engine)
+            self.memory.end_last_resort()
         if rc != OK:
-            raise self.memory.refusal(rc, at, f"order {o}", <uint64_t>1 << o)
+            raise refusal(self.memory, rc, at, f"order {o}", <uint64_t>1 << o)
         return at
 
     def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
@@ -647,12 +642,10 @@ cdef class PageAllocator:
         with nogil:
             rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, WAIT, &pfn)
         if rc == E_NOMEM:
-            self.memory.settle()
+            self.memory.begin_last_resort()
             with nogil:
-                machine_hold(m)
                 rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, ALONE, &pfn)
-                machine_let_go(m)
-                engine_resume(&m.engine)
+            self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} contiguous pages, {migratetype}")
         return pfn
@@ -668,12 +661,12 @@ cdef class PageAllocator:
         cdef uint64_t at = as_pfn(pfn), n = as_count(nr_pages, "nr_pages", 1)
         cdef Machine *m = &self.memory.m
         cdef int rc
-        if m.engine.injected_clock:
+        if self.memory.queue.injected_clock:
             self.engine.tick()
         with nogil:
             rc = machine_free_run(m, at, n, self.memory.max_page_order)
         if rc != OK:
-            raise self.memory.refusal(rc, at, f"{n} pages")
+            raise refusal(self.memory, rc, at, f"{n} pages")
 
     def drain_pcp(self):
         """Give everything in the per-CPU page sets back to the zones, by the ordinary path: it merges, and it hints."""
@@ -764,9 +757,12 @@ cdef class PageAllocator:
         The worker keeps the callbacks, and what they refer to, alive. One that refers to the allocator keeps the
         allocator, which is then not collected, and the worker not stopped, before `disable_hinting`.
         """
+        cdef Settings settings
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
-        self.engine.enable(callbacks, workqueue, threshold, delay, max_report_order, mark_free, min_age, clock)
+        settings = as_settings(self.memory, callbacks.max_pages, workqueue, threshold, delay, max_report_order, min_age,
+                               clock)
+        self.engine.enable(callbacks, &settings, mark_free, clock)
         self.marked = bool(mark_free)
 
     def disable_hinting(self):
@@ -810,7 +806,7 @@ cdef class PageAllocator:
     @property
     def hinting_enabled(self):
         """Whether hinting is on."""
-        return bool(self.memory.m.engine.enabled)
+        return bool(self.memory.queue.enabled)
 
     @property
     def last_error(self):
@@ -821,37 +817,37 @@ cdef class PageAllocator:
     def max_pages(self):
         """Most blocks out at once; may be set while hinting is on."""
         self.engine.require_hinting("max_pages")
-        return self.memory.m.engine.max_pages
+        return self.memory.queue.max_pages
 
     @max_pages.setter
     def max_pages(self, value):
-        self.engine.change(max_pages=operator.index(value))     # None would change nothing
+        self.engine.set_max_pages(as_positive(value, "max_pages"))
 
     @property
     def threshold(self):
         """Hinted granules at which a zone is reported; may be set while hinting is on, None for `max_pages`."""
         self.engine.require_hinting("threshold")
-        return self.memory.m.engine.threshold or self.memory.m.engine.max_pages
+        return self.memory.queue.threshold or self.memory.queue.max_pages
 
     @threshold.setter
     def threshold(self, value):
-        self.engine.change(threshold=value, any_threshold=True)
+        self.engine.set_threshold(0 if value is None else as_positive(value, "threshold"))
 
     @property
     def delay(self):
         """Seconds until fewer hints than the threshold are reported, or None; may be set while hinting is on."""
         self.engine.require_hinting("delay")
-        return None if self.memory.m.engine.delay == NEVER else self.memory.m.engine.delay / <double>SECOND
+        return None if self.memory.queue.delay == NEVER else self.memory.queue.delay / <double>SECOND
 
     @delay.setter
     def delay(self, value):
-        self.engine.change(delay=value, any_delay=True)
+        self.engine.set_delay(as_duration(value, "delay"))
 
     @property
     def min_age(self):
         """Seconds that a granule is free before it is reported, or None; as hinting was enabled."""
         self.engine.require_hinting("min_age")
-        return None if self.memory.m.engine.min_age == NEVER else self.memory.m.engine.min_age / <double>SECOND
+        return None if self.memory.queue.min_age == NEVER else self.memory.queue.min_age / <double>SECOND
 
     # -- what there is to see
 
@@ -883,7 +879,7 @@ cdef class PageAllocator:
         locks : bool, default False
             Also how long the zone locks were waited for and held: a `LockStats`, in the attribute `locks`.
         """
-        cdef Engine *e = &self.memory.m.engine
+        cdef WorkQueue *q = &self.memory.queue
         zones = [zone.figures() for zone in self.zone_objects]
         holds = map(sum, zip(*[zone["holds"] for zone in zones]))
         pcp = sum(count for zone in zones for count, _, _ in zone["page_sets"])
@@ -894,11 +890,11 @@ cdef class PageAllocator:
             **totals,
             "page_size": self.memory.page_size,
             "pcp_pages": pcp,
-            "allocated_pages": totals["managed_pages"] - totals["free_pages"] - totals["isolated_pages"] - pcp,
-            "work_runs": e.work_runs,
-            "reports": e.reports,
-            "report_errors": e.report_errors,
-            "prepare_errors": e.prepare_errors,
+            "allocated_pages": totals["managed_pages"] - totals["free_pages"] - totals["reporting_pages"] - pcp,
+            "work_runs": q.work_runs,
+            "reports": q.reports,
+            "report_errors": q.report_errors,
+            "prepare_errors": q.prepare_errors,
             "locks": LockStats(
                 max(zone["longest_wait"] for zone in zones),
                 max(zone["longest_hold"] for zone in zones),

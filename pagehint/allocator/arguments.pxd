@@ -1,59 +1,15 @@
-"""From what callers pass to C numbers; what does not fit is refused, and nothing is rounded.
+"""From what callers of an allocator pass to C numbers: orders, migratetypes, durations, and the settings of a session.
 
-Inline, since every call goes through some of them. Such functions have no module's names to use: what they refuse
-with is imported where they refuse.
+Inline, since every call goes through some of them, as in `pagehint/numbers.pxd`.
 """
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
 from pagehint.allocator.memory cimport Memory
-from pagehint.hinting.queue cimport SECOND
-from pagehint.sync.condition cimport NEVER
+from pagehint.allocator.refusal cimport order_refusal
+from pagehint.hinting.queue cimport Settings
+from pagehint.numbers cimport as_positive, small_int
+from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.zone.zone cimport MT_MOVABLE
-
-cdef extern from *:
-    """
-    /* The value of an int from 0 to 2**30 - 1, or -1: what nearly every argument is, read without a call. */
-    static inline long ph_small_int(PyObject *o)
-    {
-        if (!PyLong_CheckExact(o))
-            return -1;
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) : -1;
-    #else
-        return Py_SIZE(o) == 1 ? (long)((PyLongObject *)o)->ob_digit[0] : Py_SIZE(o) == 0 ? 0 : -1;
-    #endif
-    }
-    """
-    long small_int "ph_small_int" (object)
-
-cdef extern from "Python.h":
-    uint64_t PyLong_AsUnsignedLongLong(object) noexcept
-    void *PyErr_Occurred() noexcept
-    void PyErr_Clear() noexcept
-
-
-cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
-    cdef uint64_t number
-    cdef long small = small_int(pfn)
-    if small >= 0:
-        return small
-    if type(pfn) is not int:
-        pfn = PyNumber_Index(pfn)       # no float, whose fraction would be lost
-    # Not by `try`, which costs as much as the rest of the call even where nothing is raised.
-    number = PyLong_AsUnsignedLongLong(pfn)
-    if number == <uint64_t>-1 and PyErr_Occurred():
-        PyErr_Clear()
-        from pagehint import errors, sizes
-        raise errors.BadPageError(f"PFN {sizes.shown(pfn)} is outside every zone")
-    return number
-
-
-cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFFFFFFFFFFF:
-    cdef object number = PyNumber_Index(count)
-    if not least <= number < 1 << 52:
-        from pagehint import errors, sizes
-        raise errors.BadPageError(f"{what} must be from {least} to 2**52, not {sizes.shown(number)}")
-    return number
 
 
 cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
@@ -63,7 +19,7 @@ cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
         order = PyNumber_Index(order)
         number = small_int(order)
     if not 0 <= number <= memory.max_page_order:
-        raise memory.order_refusal(order, pfn)
+        raise order_refusal(memory, order, pfn)
     return <int>number
 
 
@@ -100,9 +56,27 @@ cdef inline int64_t as_duration(object duration, str what) except -2:
     return <int64_t>(seconds * SECOND)
 
 
-cdef inline uint64_t as_positive(object number, str what) except 0:
-    cdef object value = PyNumber_Index(number)
-    if not 1 <= value <= 1 << 20:
-        from pagehint import sizes
-        raise ValueError(f"{what} must be from 1 to 2**20, not {sizes.shown(value)}")
-    return value
+cdef inline Settings as_settings(Memory memory, uint64_t max_pages, object workqueue, object threshold, object delay,
+                                 object max_report_order, object min_age, object clock) except *:
+    """The settings of a session, as `PageAllocator.enable_hinting` is given them."""
+    cdef Settings settings
+    settings.max_pages = max_pages
+    settings.delay = as_duration(delay, "delay")
+    settings.min_age = as_duration(min_age, "min_age")
+    settings.threshold = 0 if threshold is None else as_positive(threshold, "threshold")
+    settings.max_report_order = max(memory.min_order, min(10, memory.max_page_order))
+    if max_report_order is not None:
+        settings.max_report_order = as_order(memory, max_report_order)
+        if settings.max_report_order < memory.min_order:
+            raise ValueError(
+                f"max_report_order {settings.max_report_order} is under min_order {memory.min_order}, the granule"
+            )
+    if workqueue not in ("thread", "manual"):
+        raise ValueError(f"workqueue must be 'thread' or 'manual', not {workqueue!r}")
+    settings.manual = workqueue == "manual"
+    settings.injected_clock = clock is not None
+    if settings.injected_clock and not callable(clock):
+        raise TypeError(f"clock must be callable or None, not {type(clock).__name__}")
+    if settings.injected_clock and not settings.manual:
+        raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
+    return settings

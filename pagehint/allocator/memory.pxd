@@ -1,7 +1,9 @@
 """The zones of a machine, as compiled code may use them: allocate and free without the GIL on ``memory.m``."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
+from pagehint.allocator.fork cimport ForkRecord
 from pagehint.hinting.batch cimport Batch
+from pagehint.hinting.queue cimport WorkQueue
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
@@ -9,14 +11,9 @@ cdef struct Absent:                     # of a zone, lists of (start, end), or N
     PyObject *offline
     PyObject *grown
 
-cdef struct World:                      # what a fork stops: one memory's, in the list of all
-    Machine *m
-    Batch *batch
-    World *prev
-    World *next
-
 cdef class Memory:
     cdef Machine m
+    cdef WorkQueue queue                # the engine's
     cdef readonly tuple specs
     cdef readonly int page_size
     cdef readonly int max_page_order
@@ -28,16 +25,14 @@ cdef class Memory:
     cdef object hotplug_lock
     cdef uint64_t hotplug_forks         # forks before the lock was made
     cdef Batch batch                    # the engine's; out of these zones
-    cdef World world
+    cdef ForkRecord fork_record
     cdef object __weakref__
 
     cdef int set_watermarks(self) except -1
     cdef add_page_sets(self, int i)
-    cdef object place(self, uint64_t pfn, object what)
-    cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=*)
-    cdef object order_refusal(self, object order, object pfn)
     cdef int settle(self) except -1
-    cdef int keep_ages(self) except -1
+    cdef int begin_last_resort(self) except -1
+    cdef void end_last_resort(self) noexcept
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1

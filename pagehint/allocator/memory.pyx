@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""The memory of a machine: its zones, their hotplug, why a call on them is refused, and the check of it all."""
+"""The memory of a machine: its zones, their hotplug, and the check of it all."""
 import os
 import threading
 
@@ -14,32 +14,31 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from pagehint.allocator.arguments cimport as_count, as_pfn, as_type
-from pagehint.hinting.batch cimport put_back
-from pagehint.hinting.bitmap cimport hint_evaluate, hint_off
-from pagehint.hinting.limit cimport NO_LIMIT, limit_enforce
-from pagehint.hinting.notify cimport notify_unlocked, zone_unlock
-from pagehint.hinting.queue cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
-                                     engine_unlock, engine_wait_batch)
-from pagehint.sync.atomic cimport RELAXED, store64
+from pagehint.allocator.arguments cimport as_type
+from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_so_far, zone_resume, zone_stop
+from pagehint.hinting.gate cimport report_gate
+from pagehint.hinting.hinted_zone cimport (NO_LIMIT, hinted_zone_create, hinted_zone_destroy, hinted_zone_open,
+                                           hints_of, keep_ages)
+from pagehint.hinting.limit cimport enforce_limit
+from pagehint.hinting.notify cimport unlock_and_notify
+from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queue_wait_batch
+from pagehint.hinting.verify cimport verify_hints
+from pagehint.hinting.watch cimport evaluate
+from pagehint.numbers cimport as_count, as_pfn
+from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
-from pagehint.sync.testpoint cimport AT_FORK, test_point
-from pagehint.zone.buddy cimport NOT_FREE, free_block_around
-from pagehint.zone.bulk cimport bulk_resume, bulk_stop
-from pagehint.zone.check cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_HELD, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, OK
-from pagehint.zone.metadata cimport (aligned_alloc, leaves_for, zone_create, zone_destroy, zone_extend, zone_keep_ages,
-                                     zone_open)
+from pagehint.sync.lock cimport lock_acquire, lock_init, pthread_self
+from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
-from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain
+from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain, machine_hold, machine_let_go
 from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
-from pagehint.zone.run cimport first_not_free, range_appear, range_vanish
+from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
+from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.verify cimport Finding, verify_zone
-from pagehint.zone.watermark cimport report_gate
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
-from pagehint.sizes import shown
 
 cnp.import_array()
 
@@ -86,7 +85,7 @@ cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ra
             break
     else:
         for k in range(n):
-            range_vanish(z, ranges[2 * k], ranges[2 * k + 1])
+            run_vanish(z, ranges[2 * k], ranges[2 * k + 1])
         swap(offline)
     zone_unlock(z)
     if settled:
@@ -99,7 +98,7 @@ cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *off
     cdef size_t k
     lock_acquire(&z.lock, True)
     for k in range(n, 0, -1):
-        range_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
+        run_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
     swap(offline)
     swap(grown)
     zone_unlock(z)
@@ -115,8 +114,8 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
             retype(z, block, mt)
             block += 1
         # What waited in isolation may be reported now.
-        z.look_at = 0
-        hint_evaluate(z)
+        hints_of(z).look_at = 0
+        evaluate(z)
         zone_unlock(z)
 
 
@@ -125,20 +124,9 @@ cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_p
     lock_acquire(&z.lock, True)
     for i in range(3):
         store64(&z.watermark[i], marks[i], RELAXED)         # page sets look without the lock
-    if 0 < z.wake_at < INT64_MAX:
-        z.wake_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
+    if 0 < z.notify_at < INT64_MAX:
+        z.notify_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
     zone_unlock(z)
-
-
-cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
-    """Stop everything in a zone: its page sets' locks, then its own."""
-    sets_hold(z, nr_cpus, False)
-    lock_acquire(&z.lock, True)
-
-
-cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
-    lock_release(&z.lock)
-    sets_let_go(z, nr_cpus)
 
 
 cdef class Memory:
@@ -152,15 +140,15 @@ cdef class Memory:
         cdef Machine *m = &self.m
         cdef PageZone *z
         cdef int i, j
-        engine_init(&m.engine)
+        queue_init(&self.queue)
         lock_init(&m.last_resort)
-        m.engine.delay_armed = True
+        self.queue.delay_armed = True
         self.specs = tuple(specs)
         self.page_size = page_size
         self.max_page_order = max_page_order
         self.min_order = min_order
         self.hotplug_lock = threading.Lock()
-        self.hotplug_forks = forks
+        self.hotplug_forks = forks_so_far()
         m.nr_cpus = os.cpu_count() or 1
         m.nr_zones = len(self.specs)
         m.default_zone = layout.default_zone(self.specs)
@@ -171,14 +159,14 @@ cdef class Memory:
         if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL or self.absent == NULL:
             raise MemoryError("no memory for the zones")
         for i, spec in enumerate(self.specs):
-            z = zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
+            z = <PageZone *> hinted_zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
                 raise errors.no_mapping(errno, f"no metadata for zone {spec.name} of {spec.spanned_pages} pages")
             m.zones[i] = z
             z.index = i
-            z.engine = &m.engine
-            z.notify = notify_unlocked
-            z.delay_armed = &m.engine.delay_armed
+            z.notify = unlock_and_notify
+            hints_of(z).queue = &self.queue
+            hints_of(z).delay_armed = &self.queue.delay_armed
             self.appear(z, spec.start_pfn, spec.end_pfn)
             if pcp:
                 self.add_page_sets(i)
@@ -189,9 +177,10 @@ cdef class Memory:
         self.linux_watermarks = watermarks == "linux"
         self.watermarks = (watermarks,) * m.nr_zones
         self.set_watermarks()
-        self.world.m = m
-        self.world.batch = &self.batch
-        world_add(&self.world)
+        self.fork_record.m = m
+        self.fork_record.queue = &self.queue
+        self.fork_record.batch = &self.batch
+        fork_record_add(&self.fork_record)
 
     cdef int set_watermarks(self) except -1:
         """By Linux's formulas, where they are wanted, and anew whenever there are more or fewer managed pages."""
@@ -210,7 +199,7 @@ cdef class Memory:
             for j in range(3):
                 marks[j] = self.watermarks[i][j]
             with nogil:
-                set_zone_watermarks(m.zones[i], marks, m.engine.max_pages)
+                set_zone_watermarks(m.zones[i], marks, self.queue.max_pages)
         return 0
 
     cdef add_page_sets(self, int i):
@@ -227,12 +216,12 @@ cdef class Memory:
 
     def __dealloc__(self):
         cdef int i
-        if self.world.m != NULL:
-            world_remove(&self.world)
+        if self.fork_record.m != NULL:
+            fork_record_remove(&self.fork_record)
         if self.m.zones != NULL:
             for i in range(self.m.nr_zones):
                 if self.m.zones[i] != NULL:
-                    zone_destroy(self.m.zones[i])
+                    hinted_zone_destroy(self.m.zones[i])
         if self.absent != NULL:
             for i in range(self.m.nr_zones):
                 Py_XDECREF(self.absent[i].offline)
@@ -287,73 +276,48 @@ cdef class Memory:
                     return f"reaches into {what} at PFN {first:#x}"
         return "reaches beyond the zone's end" if end > z.end_pfn else None
 
-    cdef object place(self, uint64_t pfn, object what):
-        cdef PageZone *z = find_zone(&self.m, pfn)
-        if z == NULL:
-            return f"PFN {pfn:#x} ({what}, outside every zone)"
-        spec = self.specs[z.index]
-        return f"PFN {pfn:#x} ({what}, zone {spec.name}, node {spec.node})"
-
-    cdef object refusal(self, int rc, uint64_t pfn, object what, uint64_t nr_pages=1):
-        """The error for a refused call."""
-        cdef PageZone *z = find_zone(&self.m, pfn)
-        cdef uint64_t head = 0
-        cdef int order
-        where = self.place(pfn, what)
-        if z == NULL:
-            return errors.BadPageError(f"{where}; nothing was changed")
-        why = self.absence(pfn, nr_pages)
-        if why is None:
-            with nogil:
-                lock_acquire(&z.lock, True)
-                order = free_block_around(z, pfn - z.base_pfn, 0, &head)
-                lock_release(&z.lock)
-            if rc == E_INSIDE and order != NOT_FREE:
-                rc = E_FREE
-            why = {
-                E_NO_ZONE: "was outside every zone, before this one grew",
-                E_ABSENT: "was absent, before it came online",
-                E_ALIGN: "not aligned to the order",
-                E_FREE: "already free (a double free?)",
-                E_HELD: "already free, and in a per-CPU page set or out for reporting; or twice in one call",
-                E_SIZE: "allocated, but not as one block of this size (wrong order?)",
-                E_INSIDE: "inside an allocated block, not its first page",
-                E_BUSY: "not all free",
-                E_ISOLATE: "in a pageblock of migratetype isolate",
-            }[rc]
-        return errors.BadPageError(f"{where}: {why}; nothing was changed")
-
-    cdef object order_refusal(self, object order, object pfn):
-        """The error for an order that no block has, at a page or, if that is None, anywhere."""
-        order = shown(order)
-        if pfn is None:
-            zones = ", ".join([f"{spec.name} (node {spec.node})" for spec in self.specs])
-            where = f"order {order} (zones {zones})"
-        else:
-            where = self.place(as_pfn(pfn), f"order {order}")
-        return errors.BadPageError(
-            f"{where}: orders are from 0 to {self.max_page_order} (max_page_order); nothing was changed"
-        )
-
     # -- waiting for memory
 
     cdef int settle(self) except -1:
-        """Drain the page sets, wait until no batch is out, and keep it so until `engine_resume`.
+        """Drain the page sets, wait until no batch is out, and keep it so until `queue_resume`.
 
         A request that has failed before this and fails after it has really no memory.
         """
-        cdef Engine *e = &self.m.engine
         cdef bint done = False
         while not done:
             with nogil:
-                done = engine_wait_batch(e, pthread_self(), monotonic_ns() + SIGNAL_CHECK)
+                done = queue_wait_batch(&self.queue, pthread_self(), monotonic_ns() + SIGNAL_CHECK)
                 if done:
                     machine_drain(&self.m)
             if not done:
                 PyErr_CheckSignals()
         return 0
 
+    cdef int begin_last_resort(self) except -1:
+        """Before a request that has failed is tried a last time: with nothing in page sets, nor out for reporting.
+
+        Until `end_last_resort`, which must follow, with no Python code in between.
+        """
+        self.settle()
+        with nogil:
+            machine_hold(&self.m)
+        return 0
+
+    cdef void end_last_resort(self) noexcept:
+        with nogil:
+            machine_let_go(&self.m)
+            queue_resume(&self.queue)
+
     # -- how much stays in memory
+
+    @property
+    def reporting_pages(self):
+        """Pages that are out with the host just now. Without any lock."""
+        cdef uint64_t pages = 0
+        cdef int i
+        for i in range(self.m.nr_zones):
+            pages += load64(&hints_of(self.m.zones[i]).reporting_pages, RELAXED)
+        return pages
 
     def set_limit(self, int index, limit):
         """Pages in use or warm that a zone keeps at most, while hinting is on; None for no limit."""
@@ -361,20 +325,19 @@ cdef class Memory:
         cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
         with nogil:
             lock_acquire(&z.lock, True)
-            z.limit = pages
-            limit_enforce(z)
+            hints_of(z).limit = pages
+            enforce_limit(z)
             zone_unlock(z)
 
     # -- how long granules have been free
 
-    cdef int keep_ages(self) except -1:
+    def keep_ages(self):
         """Have room for their stamps from now on."""
         cdef int i
         with self.hotplug():
             for i in range(self.m.nr_zones):
-                if zone_keep_ages(self.m.zones[i]):
+                if keep_ages(self.m.zones[i]):
                     raise errors.no_mapping(errno, f"no stamps for the granules of zone {self.specs[i].name}")
-        return 0
 
     # -- hotplug
 
@@ -404,7 +367,7 @@ cdef class Memory:
             try:
                 self.try_offline(pfn, nr_pages, True)
             finally:
-                engine_resume(&self.m.engine)
+                queue_resume(&self.queue)
 
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1:
         """Whether the range is offline now; False only before `settled`, if a page is in use."""
@@ -498,7 +461,7 @@ cdef class Memory:
             raise errors.BadPageError(
                 f"PFN {start:#x}, {end - start} pages: zone {name} cannot grow so far; nothing was changed"
             )
-        if zone_open(z, leaves_for(z, end)):
+        if hinted_zone_open(z, leaves_for(z, end)):
             raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
         gap = [(z.end_pfn, start)] if z.end_pfn < start else []
         grown = change(&self.absent[z.index].grown, self.grown[z.index] + gap)
@@ -550,8 +513,9 @@ cdef class Memory:
                 absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
                     zone_stop(z, self.m.nr_cpus)
-                    bad = verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
-                                      &self.m.bulk_blocks, &finding)
+                    bad = (verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
+                                       hints_of(z).reporting_pages, &self.m.bulk_blocks, &finding)
+                           or verify_hints(z, &finding))
                     zone_resume(z, self.m.nr_cpus)
                 if bad:
                     spec = self.specs[i]
@@ -573,102 +537,7 @@ cdef class Memory:
 
     cdef object hotplug(self):
         """The lock that serialises hotplug; another in a forked child, where nobody may be left to release it."""
-        if self.hotplug_forks != forks:
-            self.hotplug_forks = forks
+        if self.hotplug_forks != forks_so_far():
+            self.hotplug_forks = forks_so_far()
             self.hotplug_lock = threading.Lock()
         return self.hotplug_lock
-
-
-# ---- fork ---------------------------------------------------------------------------------------------------
-# All of it happens inside fork(2), and none of it in Python: Python's own hooks let others' code run in between, which
-# may use an allocator, or be interrupted. We wait for the locks with the GIL; nobody who has one waits for that.
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
-
-cdef Lock worlds_lock               # protects the list, and is held across a fork
-cdef World worlds                   # its head
-cdef uint64_t forks = 0             # how many there have been, from the first process to this one
-
-
-cdef void world_add(World *w) noexcept nogil:
-    lock_acquire(&worlds_lock, True)
-    w.prev = &worlds
-    w.next = worlds.next
-    if w.next != NULL:
-        w.next.prev = w
-    worlds.next = w
-    lock_release(&worlds_lock)
-
-
-cdef void world_remove(World *w) noexcept nogil:
-    lock_acquire(&worlds_lock, True)
-    w.prev.next = w.next
-    if w.next != NULL:
-        w.next.prev = w.prev
-    lock_release(&worlds_lock)
-
-
-cdef void fork_prepare() noexcept nogil:
-    cdef World *w
-    cdef int i
-    test_point(AT_FORK)
-    lock_acquire(&worlds_lock, True)
-    w = worlds.next
-    while w != NULL:
-        lock_acquire(&w.m.last_resort, True)
-        bulk_stop(w.m)
-        for i in range(w.m.nr_zones):
-            zone_stop(w.m.zones[i], w.m.nr_cpus)
-        engine_lock(&w.m.engine)
-        w = w.next
-
-
-cdef void world_resume(World *w) noexcept nogil:
-    """Let go of all but the engine."""
-    cdef int i
-    for i in range(w.m.nr_zones):
-        zone_resume(w.m.zones[i], w.m.nr_cpus)
-    bulk_resume(w.m)
-    lock_release(&w.m.last_resort)
-
-
-cdef void fork_parent() noexcept nogil:
-    cdef World *w = worlds.next
-    while w != NULL:
-        engine_unlock(&w.m.engine)
-        world_resume(w)
-        w = w.next
-    lock_release(&worlds_lock)
-
-
-cdef void fork_child() noexcept nogil:
-    """Every other thread is gone, the worker, perhaps with a batch out, and those that waited for a lock included."""
-    global forks
-    cdef World *w = worlds.next
-    cdef PageZone *z
-    cdef int i, cpu
-    while w != NULL:
-        lock_forget_sleepers(&w.m.last_resort)
-        for i in range(w.m.nr_zones):
-            z = w.m.zones[i]
-            lock_forget_sleepers(&z.lock)
-            if z.pcp != NULL:
-                for cpu in range(w.m.nr_cpus):
-                    lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
-            hint_off(z)
-        if w.batch.n:
-            memset(w.batch.failed, 1, w.batch.n)
-            put_back(w.batch.zone, w.batch.blocks, w.batch.n, w.batch.failed)
-            w.batch.n = 0
-        engine_forked(&w.m.engine)
-        world_resume(w)
-        w = w.next
-    forks += 1
-    lock_forget_sleepers(&worlds_lock)
-    lock_release(&worlds_lock)
-
-
-lock_init(&worlds_lock)
-if pthread_atfork(fork_prepare, fork_parent, fork_child):
-    raise MemoryError("no memory for what a fork needs")

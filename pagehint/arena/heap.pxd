@@ -7,7 +7,7 @@ from libc.string cimport memset
 from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
 from pagehint.zone.check cimport OK
-from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_exact, machine_alloc_run, machine_free_run,
+from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_take_run, machine_alloc_run, machine_free_run,
                                        machine_resize_run)
 from pagehint.zone.zeroed cimport was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone
@@ -64,7 +64,7 @@ cdef inline bint heap_drop(Heap *h) noexcept nogil:
 
 cdef inline int alloc_pages(Heap *h, uint64_t n, bint noting, uint64_t *pfn) noexcept nogil:
     if noting:
-        return machine_alloc_exact(h.m, h.m.default_zone, n, MT_MOVABLE, pfn)
+        return machine_take_run(h.m, h.m.default_zone, n, MT_MOVABLE, pfn)
     return machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, pfn)
 
 

@@ -10,10 +10,12 @@ from libc.stdlib cimport free, malloc
 from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
                          MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
 
-from pagehint._core cimport Memory, PAGEHINT_HINT_SIGNATURE, PageAllocator, pagehint_hint_fn
+from pagehint._core cimport PageAllocator
+from pagehint.allocator.memory cimport Memory
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
-from pagehint.hinting.bitmap cimport hook_breaks
+from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, pagehint_hint_fn
+from pagehint.hinting.watch cimport watch_broken
 from pagehint.sync.atomic cimport RELAXED, ctz64, load64
 from pagehint.zone.page_alloc cimport machine_free_run
 from pagehint.zone.zeroed cimport zeroed_create
@@ -99,7 +101,7 @@ cdef class Mapping:
         z.zeroed = zeroed_create(z.nr_granules)
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
-        hook_breaks(z)
+        watch_broken(z)
         # Who wants small pages wants no more of them than he touches.
         if self.hugepages:
             self.populator = &populator

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pagehint.demo.demo import Outcome
+from pagehint.demo.outcome import Outcome
 
 
 def plottable(path: Path) -> bool:

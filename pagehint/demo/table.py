@@ -1,4 +1,7 @@
-"""What a person sees of the demo in a terminal. Needs the extra "demo" (rich)."""
+"""The demo in a terminal: bars while it runs, a table at the end. Needs the extra "demo" (rich).
+
+The text is ASCII, which every terminal and file can take; rich draws its lines with what the encoding has.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pagehint.demo.demo import Measured, Outcome
+from pagehint.demo.outcome import Measured, Outcome
+from pagehint.demo.processes import Tell
 from pagehint.sizes import format_size
 
 
 @contextmanager
-def live_progress() -> Iterator[Callable[[str, float, int], None]]:
-    """Show a bar and the RSS for each run; yields what to tell about it."""
+def live_progress() -> Iterator[Tell]:
+    """Show a bar and the RSS for each run; yields the function to tell how far a run is."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -59,7 +63,7 @@ def print_outcome(outcome: Outcome, where: str) -> None:
     row("blocks, in calls", lambda run: f"{run.blocks_reported:,} in {run.reports:,}" if run.reports else "none")
     row("seconds of work", lambda run: f"{run.work_seconds:.2f}")
     row("  of which a round", lambda run: f"{min(run.round_seconds):.2f} to {max(run.round_seconds):.2f}")
-    table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}, ± {outcome.noise:.2f} noise")
+    table.add_row("work against off", "1.00", f"{outcome.overhead:.2f}, noise {outcome.noise:.2f}")
     console.print(table)
     both = (outcome.off, outcome.on)
     if outcome.on.host_peak:

@@ -4,7 +4,8 @@ Each has a stamp, the time at which the hook set its bit, written under the zone
 ones needs no lock: who finds one looks again under it.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint.hinting.queue cimport Engine, engine_now
+from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
@@ -28,37 +29,38 @@ cdef inline Ripe ripe_at(int64_t now, int64_t min_age, bint everything) noexcept
 
 cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:
     """Granules have become free; their bits are about to be set. Zone lock held. O(n)."""
-    cdef int64_t now = engine_now(<Engine *> z.engine)
+    cdef Hints *h = hints_of(z)
+    cdef int64_t now = queue_now(<WorkQueue *> h.queue)
     cdef uint64_t i
     assert_held(&z.lock)
-    if z.hint_count == 0 or now + z.min_age < z.look_at:
-        z.look_at = now + z.min_age
+    if h.count == 0 or now + h.min_age < h.look_at:
+        h.look_at = now + h.min_age
     for i in range(granule, granule + n):
-        store64(&z.freed_at[i], <uint64_t>now, RELAXED)
+        store64(&h.freed_at[i], <uint64_t>now, RELAXED)
 
 
-cdef inline bint is_ripe(const PageZone *z, uint64_t granule, Ripe *ripe) noexcept nogil:
+cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:
     """Whether a granule whose bit is set may be reported. Exact under the zone lock."""
     cdef int64_t freed_at
     if ripe.until == INT64_MAX or ripe.excess:
         return True
-    freed_at = <int64_t>load64(&z.freed_at[granule], RELAXED)
+    freed_at = <int64_t>load64(&h.freed_at[granule], RELAXED)
     if freed_at <= ripe.until:
         return True
     ripe.oldest = min(ripe.oldest, freed_at)
     return False
 
 
-cdef inline int ripe_order(const PageZone *z, uint64_t granule, int order, Ripe *ripe) noexcept nogil:
+cdef inline int ripe_order(const Hints *h, int min_order, uint64_t granule, int order, Ripe *ripe) noexcept nogil:
     """Largest order up to `order` of a block from this ripe granule on that is ripe: it is as old as its youngest granule.
 
     Zone lock held. O(granules).
     """
-    cdef int o = z.min_order
+    cdef int o = min_order
     cdef uint64_t n = 1, i
     while o < order:
         for i in range(n, 2 * n):
-            if not is_ripe(z, granule + i, ripe):
+            if not is_ripe(h, granule + i, ripe):
                 return o
         n *= 2
         o += 1

@@ -1,13 +1,15 @@
 """A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
-from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hint_mark, hints_all_set, scan_begin, scan_next
+from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
+from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.watch cimport hint_block
 from pagehint.sync.atomic cimport PH_ASSERT, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
-from pagehint.zone.zone cimport HELD, LEAF_SHIFT, MT_ISOLATE, PageZone, type_of
+from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
 
 cdef extern from "pagehint.h":
     ctypedef struct pagehint_block:
@@ -26,15 +28,15 @@ cdef enum:
     SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
 
 
-cdef inline uint64_t next_ripe(const PageZone *z, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:
+cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:
     """First ripe granule at or after `granule` whose bit is set, or `end`. Needs no lock. O(bits that are not ripe)."""
     cdef HintScan scan
     if granule >= end:
         return end
-    scan_begin(z, &scan, granule)
-    granule = scan_next(z, &scan, end)
-    while granule < end and not is_ripe(z, granule, ripe):
-        granule = scan_next(z, &scan, end)
+    scan_begin(h, &scan, granule)
+    granule = scan_next(h, &scan, end)
+    while granule < end and not is_ripe(h, granule, ripe):
+        granule = scan_next(h, &scan, end)
     return granule
 
 
@@ -45,6 +47,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     Each is as large as the set bits, the free block around them and `max_order` allow, and all of it is ripe. What is left
     of the free block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
     """
+    cdef Hints *h = hints_of(z)
     cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
     cdef int order, source
@@ -53,13 +56,13 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
     if cursor[0] >= end:
         return 0
-    scan_begin(z, &scan, cursor[0])
+    scan_begin(h, &scan, cursor[0])
     while n < max_blocks:
-        granule = scan_next(z, &scan, end)
+        granule = scan_next(h, &scan, end)
         cursor[0] = min(granule + 1, end)
         if granule == end:
             break
-        if choose and not is_ripe(z, granule, ripe):
+        if choose and not is_ripe(h, granule, ripe):
             continue                        # its bit stays, and its stamp, for another look
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
@@ -68,13 +71,13 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             continue                        # its bit stays for the day the pageblock is given back
         order = z.min_order
         while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
-               and hints_all_set(z, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
+               and hints_all_set(h, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
             order += 1
         if choose:
-            order = ripe_order(z, granule, order, ripe)
+            order = ripe_order(h, z.min_order, granule, order, ripe)
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
-        buddy_take(z, page, order, HELD)
+        buddy_take(z, page, order, WITHHELD)
         if unlikely(z.zeroed != NULL):
             zeroed_note(z.zeroed, granule, granules_of(z, order))
             zeroed_clear(z.zeroed, granule, granules_of(z, order))
@@ -84,15 +87,16 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         blocks[n].zone = z.index
         if order > z.min_order:
             cursor[0] = granule + granules_of(z, order)
-            scan_begin(z, &scan, min(cursor[0], z.nr_granules - 1))
+            scan_begin(h, &scan, min(cursor[0], z.nr_granules - 1))
         n += 1
-        z.isolated_pages += <uint64_t>1 << order
-        z.counters.blocks_isolated += 1
+        h.reporting_pages += <uint64_t>1 << order
+        h.counters.blocks_isolated += 1
     return n
 
 
 cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
     """Return a batch by the ordinary merge path, hook off; what failed is hinted again. O(n * max_page_order)."""
+    cdef Hints *h = hints_of(z)
     cdef uint64_t i, page
     cdef int order
     assert_held(&z.lock)
@@ -100,13 +104,13 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
         page = blocks[i].pfn - z.base_pfn
         order = blocks[i].order
         buddy_free(z, page, order)
-        z.isolated_pages -= <uint64_t>1 << order
-        z.counters.blocks_returned += 1
+        h.reporting_pages -= <uint64_t>1 << order
+        h.counters.blocks_returned += 1
         test_point(AT_BETWEEN_PUT_BACK_AND_RE_HINT)
         if failed[i]:
-            z.counters.blocks_failed += 1
-            if z.hint_order == z.min_order:
-                hint_mark(z, page, order)
+            h.counters.blocks_failed += 1
+            if h.on:
+                hint_block(z, page, order)
         else:
-            z.counters.blocks_reported += 1
-            z.counters.pages_reported += <uint64_t>1 << order
+            h.counters.blocks_reported += 1
+            h.counters.pages_reported += <uint64_t>1 << order

@@ -5,7 +5,7 @@ import numpy as np
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetContext, PyCapsule_GetName, PyCapsule_GetPointer
 
-from pagehint.allocator.arguments cimport as_positive
+from pagehint.numbers cimport as_positive
 
 BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32), ("zone", np.uint32)])
 

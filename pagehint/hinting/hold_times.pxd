@@ -1,12 +1,20 @@
-"""How long the engine holds a zone's lock: a histogram of its rounds. Zone lock held throughout."""
+"""The engine's lock rounds: how long each holds a zone's lock, and its end. Zone lock held throughout."""
 from libc.stdint cimport int64_t, uint64_t
+from pagehint.hinting.hinted_zone cimport HOLD_BUCKETS, Hints, hints_of
 from pagehint.sync.atomic cimport clz64
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.zone.zone cimport HOLD_BUCKETS, PageZone
+from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.zone cimport PageZone
 
 
-cdef inline void hold_note(PageZone *z, int64_t began) noexcept nogil:
+cdef inline void note_hold(Hints *h, int64_t began) noexcept nogil:
     """Count a round that began then and is about to end, by the power of two that its nanoseconds are under."""
     cdef uint64_t ns = <uint64_t>max(monotonic_ns() - began, <int64_t>1)
-    z.holds[min(64 - clz64(ns), HOLD_BUCKETS - 1)] += 1
-    z.longest_hold = max(z.longest_hold, ns)
+    h.holds[min(64 - clz64(ns), HOLD_BUCKETS - 1)] += 1
+    h.longest_hold = max(h.longest_hold, ns)
+
+
+cdef inline void end_round(PageZone *z) noexcept nogil:
+    """End a lock round of the engine: the zone is as it was seen if nobody has taken its lock since."""
+    hints_of(z).rounds_seen = z.lock.acquired
+    zone_unlock(z)

@@ -4,44 +4,43 @@ The mechanism is that of `min_age`: over the limit, hints are ripe whatever thei
 cannot be sent away, so the limit is on the sum, and what remains over it is in use.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
+from pagehint.hinting.hinted_zone cimport Hints, NO_LIMIT, hints_of, queue_zone
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
-
-cdef enum:
-    NO_LIMIT = -1
 
 
 cdef inline uint64_t zone_excess(const PageZone *z) noexcept nogil:
     """Pages over the limit: of granules that are not all free, or hinted. Zone lock held. O(max_page_order)."""
-    cdef uint64_t cold = z.isolated_pages, kept
+    cdef const Hints *h = hints_of(z)
+    cdef uint64_t cold = h.reporting_pages, kept
     cdef int mt, o
-    if z.limit == <uint64_t>NO_LIMIT:
+    if h.limit == <uint64_t>NO_LIMIT:
         return 0
     for mt in range(NR_TYPES):
         for o in range(z.min_order, z.max_order + 1):
             cold += z.areas[mt].nr_free[o] << o
-    kept = z.managed_pages - cold + (z.hint_count << z.min_order)
-    return kept - z.limit if kept > z.limit else 0
+    kept = z.managed_pages - cold + (h.count << z.min_order)
+    return kept - h.limit if kept > h.limit else 0
 
 
-cdef inline bint limit_queue(PageZone *z) noexcept nogil:
+cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
     """Queue the zone for now if it is over its limit, and something can be done about it. Zone lock held.
 
     Returns whether that is news: not if it was asked for already.
     """
+    cdef Hints *h = hints_of(z)
     assert_held(&z.lock)
-    if z.limit == <uint64_t>NO_LIMIT or z.hint_count == 0 or (z.queued and z.look_at == 0) or zone_excess(z) == 0:
+    if h.limit == <uint64_t>NO_LIMIT or h.count == 0 or (h.queued and h.look_at == 0) or zone_excess(z) == 0:
         return False
-    z.counters.work_queued += not z.queued
-    z.queued = True
-    z.look_at = 0
+    queue_zone(h)
+    h.look_at = 0
     return True
 
 
-cdef inline void limit_enforce(PageZone *z) noexcept nogil:
+cdef inline void enforce_limit(PageZone *z) noexcept nogil:
     """Have the zone looked at now if it is over its limit. Zone lock held.
 
-    Not if it waits for the gate to open: `zone_unlock` looks at the limit again.
+    Not if it waits for the gate to open: `notify.pxd` looks at the limit again.
     """
-    if not (0 < z.wake_at < INT64_MAX) and limit_queue(z):
-        z.wake_at = 0
+    if not (0 < z.notify_at < INT64_MAX) and queue_over_limit(z):
+        z.notify_at = 0

@@ -5,20 +5,28 @@ after it has released its own lock.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
-from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.condition cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
+from pagehint.sync.clock cimport NEVER, monotonic_ns
+from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_self, pthread_t
 from pagehint.sync.testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
 cdef enum:
-    SECOND = 1000000000         # nanoseconds
     SIGNAL_CHECK = 50000000     # how often a wait looks for Ctrl-C
     BACKOFF_FIRST_MS = 100
     BACKOFF_LAST_MS = 30000
 
-cdef struct Engine:             # what is atomic is read without the mutex, too
+cdef struct Settings:           # of a session, as `enable_hinting` was called
+    bint manual                 # passes run on callers, in run_pending and flush
+    bint injected_clock
+    uint64_t max_pages
+    uint64_t threshold          # 0: as max_pages
+    int64_t delay               # nanoseconds, or NEVER
+    int64_t min_age             # nanoseconds, or NEVER
+    int max_report_order
+
+cdef struct WorkQueue:          # what is atomic is read without the mutex, too
     pthread_mutex_t mutex
     pthread_cond_t wake         # the worker waits here for work, a deadline, or the end
     pthread_cond_t settled      # everybody else: for a batch to be back, a flush to be done, a run to end
@@ -55,172 +63,187 @@ cdef struct Engine:             # what is atomic is read without the mutex, too
     atomic_u64 prepare_errors
 
 
-cdef inline void engine_init(Engine *e) noexcept nogil:
-    pthread_mutex_init(&e.mutex, NULL)
-    cond_init(&e.wake)
-    cond_init(&e.settled)
+cdef inline void queue_init(WorkQueue *q) noexcept nogil:
+    pthread_mutex_init(&q.mutex, NULL)
+    cond_init(&q.wake)
+    cond_init(&q.settled)
 
 
-cdef inline void engine_lock(Engine *e) noexcept nogil:
-    pthread_mutex_lock(&e.mutex)
+cdef inline void queue_lock(WorkQueue *q) noexcept nogil:
+    pthread_mutex_lock(&q.mutex)
 
 
-cdef inline void engine_unlock(Engine *e) noexcept nogil:
-    pthread_mutex_unlock(&e.mutex)
+cdef inline void queue_unlock(WorkQueue *q) noexcept nogil:
+    pthread_mutex_unlock(&q.mutex)
 
 
-cdef inline int64_t engine_now(const Engine *e) noexcept nogil:
+cdef inline int64_t queue_now(const WorkQueue *q) noexcept nogil:
     """By the clock of the session."""
-    return e.clock_read if e.injected_clock else monotonic_ns()
+    return q.clock_read if q.injected_clock else monotonic_ns()
 
 
-cdef inline void engine_disarm(Engine *e) noexcept nogil:
+cdef inline void queue_disarm(WorkQueue *q) noexcept nogil:
     """The delay does not run. Engine mutex held."""
-    e.deadline = NEVER
-    store_i32(&e.delay_armed, e.delay == NEVER, RELAXED)
+    q.deadline = NEVER
+    store_i32(&q.delay_armed, q.delay == NEVER, RELAXED)
 
 
-cdef inline void engine_arm(Engine *e) noexcept nogil:
+cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogil:
+    """Take over the settings of a session that is about to begin; there is no work yet. Queue's mutex held."""
+    q.manual = settings.manual
+    q.injected_clock = settings.injected_clock
+    q.max_pages = settings.max_pages
+    q.threshold = settings.threshold
+    q.max_report_order = settings.max_report_order
+    q.delay = settings.delay
+    q.min_age = settings.min_age
+    q.work_at = INT64_MAX
+    q.failures = 0
+    q.not_before = 0
+    queue_disarm(q)
+
+
+cdef inline void queue_arm(WorkQueue *q) noexcept nogil:
     """Let the delay run, if there is one and it does not yet. Engine mutex held."""
-    if e.delay == NEVER or e.delay_armed:
+    if q.delay == NEVER or q.delay_armed:
         return
-    store_i32(&e.delay_armed, True, RELAXED)
-    e.deadline = engine_now(e) + e.delay
+    store_i32(&q.delay_armed, True, RELAXED)
+    q.deadline = queue_now(q) + q.delay
 
 
-cdef inline void engine_notify(Engine *e, bint queued, int64_t look_at) noexcept nogil:
+cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexcept nogil:
     """A zone has hints: it is `queued`, to be looked at then, or they are too few for that. No zone lock held."""
-    engine_lock(e)
+    queue_lock(q)
     if queued:
-        e.work_at = min(e.work_at, look_at)
+        q.work_at = min(q.work_at, look_at)
     else:
-        engine_arm(e)
-    pthread_cond_signal(&e.wake)
-    engine_unlock(e)
+        queue_arm(q)
+    pthread_cond_signal(&q.wake)
+    queue_unlock(q)
 
 
-cdef inline void engine_claim(Engine *e) noexcept nogil:
+cdef inline void queue_claim(WorkQueue *q) noexcept nogil:
     """A run begins, on this thread. Engine mutex held."""
-    e.running = True
-    e.runner = pthread_self()
+    q.running = True
+    q.runner = pthread_self()
 
 
-cdef inline void engine_release(Engine *e) noexcept nogil:
+cdef inline void queue_release(WorkQueue *q) noexcept nogil:
     """The run is over. Engine mutex held.
 
     `runner` goes first: a thread that found its own number there from an earlier run would take another's for its own.
     """
-    e.runner = 0
-    e.running = False
+    q.runner = 0
+    q.running = False
 
 
-cdef inline bint engine_due(const Engine *e, int64_t now) noexcept nogil:
+cdef inline bint queue_due(const WorkQueue *q, int64_t now) noexcept nogil:
     """Whether a run should begin now. Engine mutex held."""
-    return now >= e.not_before and (now >= e.work_at or (e.deadline != NEVER and now >= e.deadline))
+    return now >= q.not_before and (now >= q.work_at or (q.deadline != NEVER and now >= q.deadline))
 
 
-cdef inline int64_t engine_next(const Engine *e) noexcept nogil:
+cdef inline int64_t queue_next(const WorkQueue *q) noexcept nogil:
     """When to look again if nobody signals. Engine mutex held."""
-    cdef int64_t next = e.work_at if e.deadline == NEVER else min(e.work_at, e.deadline)
-    return NEVER if next == INT64_MAX else max(next, e.not_before)
+    cdef int64_t next = q.work_at if q.deadline == NEVER else min(q.work_at, q.deadline)
+    return NEVER if next == INT64_MAX else max(next, q.not_before)
 
 
-cdef inline void engine_stop(Engine *e) noexcept nogil:
+cdef inline void queue_stop(WorkQueue *q) noexcept nogil:
     """Let the run that is on, and the worker, come to an end. Engine mutex held."""
-    e.stopping = True
-    pthread_cond_broadcast(&e.wake)
-    pthread_cond_broadcast(&e.settled)
+    q.stopping = True
+    pthread_cond_broadcast(&q.wake)
+    pthread_cond_broadcast(&q.settled)
 
 
-cdef inline void engine_over(Engine *e) noexcept nogil:
+cdef inline void queue_over(WorkQueue *q) noexcept nogil:
     """Hinting is off, and no run is on. Engine mutex held."""
-    e.session += 1
-    e.enabled = e.enabling = e.worker = e.injected_clock = False
-    e.work_at = INT64_MAX
-    e.flush_done = e.flush_wanted
-    engine_release(e)
-    engine_disarm(e)
-    store_i32(&e.delay_armed, True, RELAXED)
-    pthread_cond_broadcast(&e.wake)
-    pthread_cond_broadcast(&e.settled)
+    q.session += 1
+    q.enabled = q.enabling = q.worker = q.injected_clock = False
+    q.work_at = INT64_MAX
+    q.flush_done = q.flush_wanted
+    queue_release(q)
+    queue_disarm(q)
+    store_i32(&q.delay_armed, True, RELAXED)
+    pthread_cond_broadcast(&q.wake)
+    pthread_cond_broadcast(&q.settled)
 
 
-cdef inline void engine_forked(Engine *e) noexcept nogil:
+cdef inline void queue_forked(WorkQueue *q) noexcept nogil:
     """In a forked child: nobody else is there, neither the worker nor whoever waited."""
-    engine_init(e)
-    e.out = False
-    e.waiters = 0
-    engine_over(e)
+    queue_init(q)
+    q.out = False
+    q.waiters = 0
+    queue_over(q)
 
 
-cdef inline bint engine_hurried(Engine *e) noexcept nogil:
+cdef inline bint queue_hurried(WorkQueue *q) noexcept nogil:
     """Whether somebody waits for the run to end."""
     cdef bint hurried
-    engine_lock(e)
-    hurried = e.manual or e.stopping or e.flush_wanted > e.flush_done
-    engine_unlock(e)
+    queue_lock(q)
+    hurried = q.manual or q.stopping or q.flush_wanted > q.flush_done
+    queue_unlock(q)
     return hurried
 
 
-cdef inline uint64_t engine_batch_begin(Engine *e, bint *hurry) noexcept nogil:
+cdef inline uint64_t queue_batch_begin(WorkQueue *q, bint *hurry) noexcept nogil:
     """Announce a batch, and return how many blocks it may have: 0 if the run is to end.
 
     Allocations that wait for memory go first, also when the run is to end: they have been promised that nothing goes out.
     There is no hurry while nobody waits for the run to end.
     """
     cdef uint64_t most = 0
-    engine_lock(e)
-    while e.waiters and not e.stopping:
-        sleep_until(&e.settled, &e.mutex, NEVER)
-    if not e.stopping:
-        e.out = True
-        most = e.max_pages
-    hurry[0] = e.manual or e.flush_wanted > e.flush_done
-    engine_unlock(e)
+    queue_lock(q)
+    while q.waiters and not q.stopping:
+        sleep_until(&q.settled, &q.mutex, NEVER)
+    if not q.stopping:
+        q.out = True
+        most = q.max_pages
+    hurry[0] = q.manual or q.flush_wanted > q.flush_done
+    queue_unlock(q)
     return most
 
 
-cdef inline void engine_batch_end(Engine *e) noexcept nogil:
+cdef inline void queue_batch_end(WorkQueue *q) noexcept nogil:
     """The batch is back; whoever waits for memory may try again."""
-    engine_lock(e)
-    e.out = False
-    pthread_cond_broadcast(&e.settled)
-    engine_unlock(e)
+    queue_lock(q)
+    q.out = False
+    pthread_cond_broadcast(&q.settled)
+    queue_unlock(q)
 
 
-cdef inline bint engine_wait_batch(Engine *e, pthread_t self, int64_t until) noexcept nogil:
-    """Wait until no batch is out, and keep it so until `engine_resume`. False, and nothing kept, if time ran out first.
+cdef inline bint queue_wait_batch(WorkQueue *q, pthread_t self, int64_t until) noexcept nogil:
+    """Wait until no batch is out, and keep it so until `queue_resume`. False, and nothing kept, if time ran out first.
 
     The reporting thread itself does not wait on itself.
     """
     cdef bint done
-    engine_lock(e)
-    e.waiters += 1
+    queue_lock(q)
+    q.waiters += 1
     test_point(AT_MEMORY_WAITED_FOR)
-    while e.out and e.runner != self and (until == NEVER or monotonic_ns() < until):
-        sleep_until(&e.settled, &e.mutex, until)
-    done = not e.out or e.runner == self
+    while q.out and q.runner != self and (until == NEVER or monotonic_ns() < until):
+        sleep_until(&q.settled, &q.mutex, until)
+    done = not q.out or q.runner == self
     if not done:
-        e.waiters -= 1
-        pthread_cond_broadcast(&e.settled)
-    engine_unlock(e)
+        q.waiters -= 1
+        pthread_cond_broadcast(&q.settled)
+    queue_unlock(q)
     return done
 
 
-cdef inline void engine_resume(Engine *e) noexcept nogil:
-    engine_lock(e)
-    e.waiters -= e.waiters > 0          # a signal handler may have forked meanwhile, and the child waits for nothing
-    pthread_cond_broadcast(&e.settled)
-    engine_unlock(e)
+cdef inline void queue_resume(WorkQueue *q) noexcept nogil:
+    queue_lock(q)
+    q.waiters -= q.waiters > 0          # a signal handler may have forked meanwhile, and the child waits for nothing
+    pthread_cond_broadcast(&q.settled)
+    queue_unlock(q)
 
 
-cdef inline void engine_backoff(Engine *e, bint failed, int64_t now) noexcept nogil:
+cdef inline void queue_backoff(WorkQueue *q, bint failed, int64_t now) noexcept nogil:
     """After a run: try again later and later while it fails. Engine mutex held."""
     if not failed:
-        e.failures = 0
-        e.not_before = 0
+        q.failures = 0
+        q.not_before = 0
         return
-    e.not_before = now + min(<int64_t>BACKOFF_FIRST_MS << min(e.failures, 20), <int64_t>BACKOFF_LAST_MS) * 1000000
-    e.failures += 1
+    q.not_before = now + min(<int64_t>BACKOFF_FIRST_MS << min(q.failures, 20), <int64_t>BACKOFF_LAST_MS) * 1000000
+    q.failures += 1
     # What failed is hinted again, and no free need follow: the run asks for its own successor.
-    e.work_at = 0
+    q.work_at = 0

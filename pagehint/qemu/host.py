@@ -214,7 +214,7 @@ class Host:
         self._require_open()
         starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
         lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        out = self._arena.pages.stats().isolated_pages * PAGE_SIZE
+        out = self._arena.pages.memory.reporting_pages * PAGE_SIZE
         if lengths.sum() > out:
             raise ValueError(
                 f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena"

@@ -1,8 +1,8 @@
-"""`python -m pagehint.soak`."""
+"""`python -m pagehint.soak`: the same as `pagehint soak`."""
 
 import sys
 
-from pagehint.soak.soak import main
+from pagehint.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["soak", *sys.argv[1:]]))

@@ -98,7 +98,7 @@ def explain_zones(
         add("isolate", zone["free_pages"] - free)
         add("in pcp", sum(count for count, _, _ in zone["page_sets"]))
         add("offline", zone["offline_pages"])
-        add("reporting", zone["isolated_pages"])
+        add("reporting", zone["reporting_pages"])
         if not hinting:
             add("not tracked", free)
             continue

@@ -38,7 +38,7 @@ class Stats:
     managed_pages: int
     free_pages: int
     pcp_pages: int
-    isolated_pages: int
+    reporting_pages: int
     allocated_pages: int
     nr_free: tuple[int, ...]
     hints_pending: int

@@ -4,6 +4,7 @@ What is taken on every operation is a `sync/lock.pxd`.
 """
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, timespec
+from pagehint.sync.clock cimport NEVER, SECOND
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -25,10 +26,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
 
-cdef enum:
-    NEVER = -1
-
-
 cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
     """With times by the monotonic clock."""
     cdef pthread_condattr_t attr
@@ -43,6 +40,6 @@ cdef inline void sleep_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64
     if until == NEVER:
         pthread_cond_wait(cond, mutex)
     else:
-        ts.tv_sec = until // 1000000000
-        ts.tv_nsec = until % 1000000000
+        ts.tv_sec = until // SECOND
+        ts.tv_nsec = until % SECOND
         pthread_cond_timedwait(cond, mutex, &ts)

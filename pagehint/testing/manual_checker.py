@@ -16,7 +16,7 @@ from pagehint.testing.layouts import ZoneLayout
 from pagehint.testing.operations import OPERATIONS, refusal
 from pagehint.testing.oracle import COUNTS
 
-PAGE_COUNTS = ("managed_pages", "free_pages", "pcp_pages", "isolated_pages", "allocated_pages", "hints_pending")
+PAGE_COUNTS = ("managed_pages", "free_pages", "pcp_pages", "reporting_pages", "allocated_pages", "hints_pending")
 
 
 class ManualChecker(Checker):
@@ -169,4 +169,4 @@ class ManualChecker(Checker):
         for name in (*COUNTS, *PAGE_COUNTS):
             assert getattr(stats, name) == getattr(expected, name), name
         assert stats.managed_pages == stats.free_pages + stats.allocated_pages
-        assert stats.isolated_pages == 0
+        assert stats.reporting_pages == 0

@@ -348,7 +348,7 @@ class OracleAllocator(OracleMemory):
             managed_pages=managed,
             free_pages=free,
             pcp_pages=0,
-            isolated_pages=out,
+            reporting_pages=out,
             allocated_pages=sum(sum(z.used.values()) for z in zones),
             nr_free=tuple(sum(counts) for counts in zip(*[z.nr_free for z in zones], strict=True)),
             hints_pending=sum(len(z.hints) for z in zones),

@@ -242,7 +242,7 @@ class ThreadedChecker(Checker):
         assert stats.allocated_pages == expected.allocated_pages
         assert not (self.of_zones("free") & self.taken).any()
         if not self.on:
-            assert stats.isolated_pages == stats.hints_pending == 0
+            assert stats.reporting_pages == stats.hints_pending == 0
             if stats.pcp_pages == 0:
                 self.same_free_blocks()
 

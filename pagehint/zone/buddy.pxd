@@ -11,9 +11,9 @@ from pagehint.sync.lock cimport assert_held
 from pagehint.zone.leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block_starts, count_blocks, largest_order,
                                  leaf_avail, lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts,
                                  order_ones, spread)
-from pagehint.zone.zone cimport (FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, is_split, list_add, list_del, list_first,
-                                 type_of)
+from pagehint.zone.zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
+                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, WITHHELD, is_split, list_add, list_del,
+                                 list_first, type_of)
 
 cdef enum:
     NOT_FREE = -1
@@ -62,7 +62,7 @@ cdef inline void relist(PageZone *z, uint64_t i, int mt, int old, int kind) noex
         list_add(z, i, mt, kind - SPLIT)
 
 
-cdef inline int leaf_top(const PageZone *z) noexcept nogil:
+cdef inline int max_split_order(const PageZone *z) noexcept nogil:
     """Largest order of a free block within a split leaf."""
     return min(z.max_order, LEAF_SHIFT - 1)
 
@@ -115,7 +115,7 @@ cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
     free = load64(&z.leaves[i].free, RELAXED)
     head = z.leaves[i].head
     old = z.kinds[i]
-    merged = maximal_order((free & ~head) | mask, page & 63, z.leaf_top)
+    merged = maximal_order((free & ~head) | mask, page & 63, z.max_leaf_order)
     for o in range(LEAF_ORDERS):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
     # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
@@ -156,13 +156,13 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
     # `free` before `head`, as in `buddy_free`.
     change_free(z, i, 0, pages & ~load64(&z.leaves[i].free, RELAXED))
     set_head(z, i, z.leaves[i].head & ~pages)
-    count_blocks(area.nr_free, before, leaf_top(z), False)
-    if after == <uint64_t>-1 and z.leaf_top == LEAF_SHIFT:
+    count_blocks(area.nr_free, before, max_split_order(z), False)
+    if after == <uint64_t>-1 and z.max_leaf_order == LEAF_SHIFT:
         if old < FULL:
             list_del(z, i, mt, old - SPLIT)
         return merge_leaves(z, i, LEAF_SHIFT)
-    count_blocks(area.nr_free, after, leaf_top(z), True)
-    kind = SPLIT + largest_order(after, leaf_top(z))
+    count_blocks(area.nr_free, after, max_split_order(z), True)
+    kind = SPLIT + largest_order(after, max_split_order(z))
     if kind != old:
         relist(z, i, mt, old, kind)
     return LEAF_SHIFT - 1
@@ -242,7 +242,7 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
 cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
     """Take the best-fitting free block of a migratetype; return the order of the block it came from, or NOT_FREE.
 
-    `state` is USED for a caller's block, HELD for one that goes to a per-CPU page set.
+    `state` is USED for a caller's block, WITHHELD for one that goes to a per-CPU page set.
     """
     cdef uint64_t lists = z.nonempty[mt] >> order, i
     cdef uint64_t[LEAF_ORDERS] starts
@@ -260,7 +260,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
         leaf_take_largest(z, i, mt, order, state, page)
         return order
     # The leaf is listed by its largest block, but a smaller one in it may fit better.
-    orders = maximal_blocks(leaf_avail(&z.leaves[i]), leaf_top(z), starts)
+    orders = maximal_blocks(leaf_avail(&z.leaves[i]), max_split_order(z), starts)
     source = order + ctz64(orders >> order)
     at = ctz64(starts[source])
     page[0] = (i << LEAF_SHIFT) | <uint64_t>at
@@ -295,16 +295,16 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
     cdef int mt = type_of(z, i), old = z.kinds[i], kind
     cdef FreeArea *area = &z.areas[mt]
     cdef uint64_t avail = leaf_avail(&z.leaves[i]), left
-    cdef uint64_t starts = best_fitting(avail, order, leaf_top(z), want), pages = spread(starts, order)
+    cdef uint64_t starts = best_fitting(avail, order, max_split_order(z), want), pages = spread(starts, order)
     cdef int largest
     if not was_whole:
-        count_blocks(area.nr_free, avail, leaf_top(z), False)
+        count_blocks(area.nr_free, avail, max_split_order(z), False)
     left = avail & ~pages
-    count_blocks(area.nr_free, left, leaf_top(z), True)
+    count_blocks(area.nr_free, left, max_split_order(z), True)
     set_head(z, i, z.leaves[i].head | starts)
     change_free(z, i, pages if state == USED else pages & ~starts, 0)
     sub64(&z.free_pages, popcount64(pages))
-    largest = largest_order(left, leaf_top(z))
+    largest = largest_order(left, max_split_order(z))
     kind = FULL if largest < 0 else SPLIT + largest
     if kind != old:
         relist(z, i, mt, old, kind)
@@ -336,14 +336,14 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         taken.starts = leaf_take_many(z, i, order, want, state, False)
         return popcount64(taken.starts)
     if want << order < LEAF_PAGES:
-        split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, HELD)
+        split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, WITHHELD)
         leaf_split(z, i, <uint64_t>-1, 0, FULL)
         add64(&z.free_pages, LEAF_PAGES)
         taken.starts = leaf_take_many(z, i, order, want, state, True)
         return popcount64(taken.starts)
     whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))
     whole = min(whole, largest - LEAF_SHIFT)
-    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, HELD)
+    split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT + whole, WITHHELD)
     taken.nr_leaves = <uint64_t>1 << whole
     taken.whole = True
     taken.starts = aligned_starts[order]
@@ -360,7 +360,7 @@ cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, u
         avail = leaf_avail(&z.leaves[i])
         if (avail >> (page & 63)) & order_ones[order] != order_ones[order]:
             return NOT_FREE
-        o = maximal_order(avail, page & 63, leaf_top(z))
+        o = maximal_order(avail, page & 63, max_split_order(z))
         head[0] = page >> o << o
         return o
     for o in range(LEAF_SHIFT, z.max_order + 1):
@@ -388,7 +388,7 @@ cdef inline int buddy_take(PageZone *z, uint64_t page, int order, int state) noe
         return NOT_FREE
     if is_split(z.kinds[page >> LEAF_SHIFT]):
         leaf_take(z, page >> LEAF_SHIFT, page & 63, order, source,
-                  leaf_others(leaf_avail(&z.leaves[page >> LEAF_SHIFT]), leaf_top(z), head & 63, source), state)
+                  leaf_others(leaf_avail(&z.leaves[page >> LEAF_SHIFT]), max_split_order(z), head & 63, source), state)
     else:
         split_leaves(z, head >> LEAF_SHIFT, source, page, order, state)
     return source

@@ -5,20 +5,20 @@ are marked does it free them. A refusal takes the marks off again, and nothing h
 follow each other are one step: their bits are set, checked and merged together.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
-from pagehint.hinting.notify cimport zone_unlock
 from pagehint.sync.atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64,
                                    prefetch, store_i32)
 from pagehint.sync.lock cimport lock_acquire, lock_give_way, usleep
 from pagehint.zone.buddy cimport NOT_FREE, Taken, buddy_free, leaf_fill, leaf_free, leaf_free_many, set_kind
-from pagehint.zone.check cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK, check_used
+from pagehint.zone.check cimport check_used
+from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts, low_ones, spread
 from pagehint.zone.migratetype cimport zone_take, zone_take_many
 from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, locate, machine_free
 from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
+from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK
 from pagehint.zone.watermark cimport spare_pages
 from pagehint.zone.withhold cimport unwithhold, withhold, withhold_page
-from pagehint.zone.zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, list_first
+from pagehint.zone.zone cimport FULL, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WITHHELD, list_first
 
 cdef enum:
     BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
@@ -114,7 +114,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
             got = zone_take_many(z, mt, order, left, USED, &taken[steps])
             if got == 0:
                 break
-            hint_broken_many(z, &taken[steps], order)
+            notice_broken_many(z, &taken[steps], order)
             next = list_first(z, mt, taken[steps].source)       # the list's head, where there is none
             prefetch(&z.leaves[next])
             prefetch(&z.links[next])
@@ -141,7 +141,7 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
             source = zone_take(z, mt, order, USED, &page)
             if source == NOT_FREE:
                 break
-            hint_broken(z, page, order, source)
+            notice_broken(z, page, order, source)
             next = list_first(z, mt, order)
             prefetch(&z.links[next])
             prefetch(&z.kinds[next])
@@ -154,7 +154,7 @@ cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t r
 
 cdef inline uint64_t zone_alloc_bulk(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
                                      uint64_t n) noexcept nogil:
-    if order < min(LEAF_SHIFT, z.leaf_top + 1):
+    if order < min(LEAF_SHIFT, z.max_leaf_order + 1):
         return zone_alloc_small(z, order, mt, reserve, pfns, n)
     return zone_alloc_large(z, order, mt, reserve, pfns, n)
 
@@ -182,8 +182,8 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
 
 cdef enum BulkStep:
     WITHHOLD
-    RELEASE_HOLD
-    FREE_HELD
+    UNWITHHOLD
+    FREE_WITHHELD
 
 
 cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
@@ -214,7 +214,7 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
         rc = check_used(z, page, order)
     if rc == OK:
         if order >= LEAF_SHIFT:
-            set_kind(z, page >> LEAF_SHIFT, HELD | order)
+            set_kind(z, page >> LEAF_SHIFT, WITHHELD | order)
         elif not withhold_page(z, page, order):
             rc = E_OWNED
     return rc
@@ -228,12 +228,12 @@ cdef inline bint alone(const PageZone *z, const uint64_t *pfns, uint64_t n) noex
 cdef inline void free_many(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
     """Withheld blocks of one leaf become free. Zone lock held."""
     cdef uint64_t page
-    if starts & (starts - 1) and z.hint_order >= LEAF_SHIFT:
-        hint_freed(z, i << LEAF_SHIFT, LEAF_SHIFT, leaf_free_many(z, i, spread(starts, order)))
+    if starts & (starts - 1) and z.freed_from >= LEAF_SHIFT:
+        notice_freed(z, i << LEAF_SHIFT, LEAF_SHIFT, leaf_free_many(z, i, spread(starts, order)))
         return
     while starts:
         page = i << LEAF_SHIFT | ctz64(starts)
-        hint_freed(z, page, order, buddy_free(z, page, order))
+        notice_freed(z, page, order, buddy_free(z, page, order))
         starts &= starts - 1
 
 
@@ -253,9 +253,9 @@ cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int or
     cdef uint64_t got = gather(z, pfns, n, order, &starts)
     if got == 0:
         return E_ALIGN
-    if step == FREE_HELD:
+    if step == FREE_WITHHELD:
         free_many(z, leaf, starts, order)
-    elif step == RELEASE_HOLD:
+    elif step == UNWITHHOLD:
         unwithhold(z, leaf, starts)
     elif not withhold(z, leaf, starts, spread(starts, order), order):
         if locked:
@@ -274,8 +274,8 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
             z.bulk_pages += <uint64_t>1 << order
         return rc
     z.bulk_pages -= <uint64_t>1 << order
-    if step == FREE_HELD:
-        hint_freed(z, page, order, buddy_free(z, page, order))
+    if step == FREE_WITHHELD:
+        notice_freed(z, page, order, buddy_free(z, page, order))
     else:
         set_kind(z, page >> LEAF_SHIFT, USED | order)
     return OK
@@ -287,7 +287,7 @@ cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep
     prefetch(&z.kinds[leaf])
     if order < LEAF_SHIFT:              # blocks of whole leaves do not use the words
         prefetch(&z.leaves[leaf])
-    if step == FREE_HELD:
+    if step == FREE_WITHHELD:
         prefetch(&z.links[leaf])
 
 
@@ -310,7 +310,7 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
         else:
             if z.kinds[page >> LEAF_SHIFT] != (USED | order):
                 return i
-            set_kind(z, page >> LEAF_SHIFT, HELD | order)
+            set_kind(z, page >> LEAF_SHIFT, WITHHELD | order)
             z.bulk_pages += <uint64_t>1 << order
     return n
 
@@ -323,14 +323,14 @@ cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n,
         if page - first >= size:
             return i
         if i + BULK_AHEAD < ahead:
-            look_ahead(z, pfns[i + BULK_AHEAD], order, FREE_HELD)
+            look_ahead(z, pfns[i + BULK_AHEAD], order, FREE_WITHHELD)
         if order < LEAF_SHIFT:
             if not alone(z, pfns + i, ahead - i):
                 return i
-            hint_freed(z, page, order, leaf_free(z, page, order))
+            notice_freed(z, page, order, leaf_free(z, page, order))
         else:
             z.bulk_pages -= <uint64_t>1 << order
-            hint_freed(z, page, order, buddy_free(z, page, order))
+            notice_freed(z, page, order, buddy_free(z, page, order))
     return n
 
 
@@ -346,7 +346,7 @@ cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *or
             order = orders[i]
         elif step == WITHHOLD:
             got = withhold_singles(z, pfns + i, min(left, n - i), n - i, order)
-        elif step == FREE_HELD:
+        elif step == FREE_WITHHELD:
             got = free_singles(z, pfns + i, min(left, n - i), n - i, order)
         if got:
             i += got
@@ -405,8 +405,8 @@ cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32
     bulk_begin(m, n)
     rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
     if rc != OK:
-        bulk_walk(m, pfns, orders, order, refused[0], RELEASE_HOLD, &ignored)
+        bulk_walk(m, pfns, orders, order, refused[0], UNWITHHOLD, &ignored)
     else:
-        bulk_walk(m, pfns, orders, order, n, FREE_HELD, &ignored)
+        bulk_walk(m, pfns, orders, order, n, FREE_WITHHELD, &ignored)
     bulk_end(m, n)
     return rc

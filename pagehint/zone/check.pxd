@@ -6,31 +6,15 @@ to take the lock and ask again, since a neighbour may have been changing.
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, load64, load8
 from pagehint.zone.leaf cimport low_ones
-from pagehint.zone.zone cimport EXACT, FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, TAIL, USED, is_split
-
-cdef enum:
-    OK = 0
-    E_AGAIN = 1             # the lock is contended and the caller holds the GIL
-    E_NOMEM = 2
-    E_NO_ZONE = 3           # outside every zone
-    E_ABSENT = 4            # in a hole or an offline section, or crossing into one
-    E_ALIGN = 5
-    E_FREE = 6              # already free, in a page set or in the buddy: a double free
-    E_SIZE = 7              # allocated, with another size
-    E_INSIDE = 8            # not the first page of its block
-    E_BUSY = 9              # asked for exactly this block, and part of it is in use
-    E_ISOLATE = 10
-    E_HELD = 11             # out for reporting, or a per-CPU page set
-    E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
-    E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: ask again when it is shared
-
+from pagehint.zone.status cimport E_ABSENT, E_FREE, E_INSIDE, E_SIZE, E_WITHHELD, OK
+from pagehint.zone.zone cimport FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, RUN, TAIL, USED, is_split
 
 cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:
     """Pages `at` to `at + n` of a split leaf are one allocated block."""
     cdef uint64_t free = load64(&z.leaves[i].free, ACQUIRE), head = load64(&z.leaves[i].head, ACQUIRE)
     cdef uint64_t mask = low_ones(n) << at, first = <uint64_t>1 << at
     if head & free & first:
-        return E_HELD
+        return E_WITHHELD
     if free & first:
         return E_FREE
     if not head & first:
@@ -49,11 +33,11 @@ cdef inline int check_kind(const PageZone *z, uint64_t i) noexcept nogil:
         return E_ABSENT
     if kind & KIND_STATE == FREE:
         return E_FREE
-    if kind & KIND_STATE == USED or kind == EXACT:
+    if kind & KIND_STATE == USED or kind == RUN:
         return E_SIZE
     if kind == TAIL:
         return E_INSIDE
-    return E_HELD
+    return E_WITHHELD
 
 
 cdef inline int check_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
@@ -72,7 +56,7 @@ cdef inline int check_used(const PageZone *z, uint64_t page, int order) noexcept
     return check_kind(z, i)
 
 
-cdef inline int check_exact(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+cdef inline int check_run(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
     """`n` pages, not one buddy block, are allocated as one run. Zone lock held. O(n / 64)."""
     cdef uint64_t i = page >> LEAF_SHIFT, last, words
     cdef int kind = z.kinds[i], rest = n & 63
@@ -80,7 +64,7 @@ cdef inline int check_exact(const PageZone *z, uint64_t page, uint64_t n) noexce
         return check_words(z, i, page & 63, <int>min(n, <uint64_t>(LEAF_PAGES - (page & 63)))) or E_SIZE
     if is_split(kind) and (page & 63) + n <= LEAF_PAGES:
         return check_words(z, i, page & 63, <int>n)
-    if kind != EXACT or page & 63:
+    if kind != RUN or page & 63:
         if is_split(kind):
             return check_words(z, i, page & 63, 1) or E_SIZE
         return check_kind(z, i)

@@ -1,8 +1,7 @@
-"""Walking over a zone's free blocks in order of address, and what is counted that way. Zone lock held."""
+"""Walking over a zone's free blocks in order of address. Zone lock held."""
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_mark_freed
 from pagehint.sync.atomic cimport ACQUIRE, ctz64, load8
-from pagehint.zone.buddy cimport NOT_FREE, free_block_around, leaf_top
+from pagehint.zone.buddy cimport NOT_FREE, max_split_order
 from pagehint.zone.leaf cimport leaf_avail, low_ones, maximal_order
 from pagehint.zone.zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZone, is_split
 
@@ -24,7 +23,7 @@ cdef inline int next_free_block(const PageZone *z, uint64_t *page) noexcept nogi
             if avail:
                 at = ctz64(avail)
                 page[0] = i << LEAF_SHIFT | at
-                return maximal_order(leaf_avail(&z.leaves[i]), at, leaf_top(z))
+                return maximal_order(leaf_avail(&z.leaves[i]), at, max_split_order(z))
             i += 1
         elif kind & KIND_STATE == FREE:
             page[0] = i << LEAF_SHIFT
@@ -48,23 +47,3 @@ cdef inline uint64_t list_free_blocks(const PageZone *z, FreeBlock *blocks, uint
         page += <uint64_t>1 << order
         order = next_free_block(z, &page)
     return n
-
-
-cdef inline bint mark_free_blocks(PageZone *z, uint64_t *page, uint64_t most) noexcept nogil:
-    """Set the bits of whatever is free from `page` on, up to `most` blocks; False when the zone's end is reached.
-
-    Begins with the block around `page`, which may have grown since the last round.
-    """
-    cdef uint64_t n = 0, head = page[0]
-    cdef int order
-    if page[0] < z.nr_leaves << LEAF_SHIFT and free_block_around(z, page[0], 0, &head) != NOT_FREE:
-        page[0] = head
-    while n < most:
-        order = next_free_block(z, page)
-        if order == NOT_FREE:
-            return False
-        if order >= z.min_order:
-            hint_mark_freed(z, page[0], order)
-        page[0] += <uint64_t>1 << order
-        n += 1
-    return True

@@ -4,11 +4,10 @@ from libc.stdlib cimport free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
-from pagehint.hinting.limit cimport NO_LIMIT
 from pagehint.sync.atomic cimport RELAXED, RELEASE, store64
 from pagehint.sync.lock cimport lock_init
 from pagehint.zone.leaf cimport Leaf
-from pagehint.zone.zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_HINTS,
+from pagehint.zone.zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_ORDER,
                                  NR_LISTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
 
 cdef extern from "<stdlib.h>" nogil:
@@ -16,6 +15,10 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef extern from "<string.h>" nogil:
     void *memset(void *p, int value, size_t n)
+
+cdef enum:
+    ARRAYS = 5
+
 
 cdef inline uint64_t whole_pages(uint64_t nr_bytes) noexcept nogil:
     cdef uint64_t page = sysconf(_SC_PAGESIZE)
@@ -35,37 +38,12 @@ cdef inline uint64_t granules_for(const PageZone *z, uint64_t nr_leaves) noexcep
     return ((nr_leaves << LEAF_SHIFT) + (<uint64_t>1 << z.min_order) - 1) >> z.min_order
 
 
-cdef inline uint64_t hint_words_for(const PageZone *z, uint64_t nr_leaves) noexcept nogil:
-    return granules_for(z, nr_leaves) // 64 + 1
-
-
 cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
     """Make the metadata of the first `nr_leaves` leaves usable; -1 and errno where the kernel refuses."""
     if (open_array(z.leaves, nr_leaves * sizeof(Leaf)) or open_array(z.links, nr_leaves * sizeof(Links))
             or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
-            or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)
-            or open_array(z.hints, hint_words_for(z, nr_leaves) * 8)
-            or open_array(z.hint_words, (hint_words_for(z, nr_leaves) // 64 + 1) * 8)
-            or (z.freed_at != NULL and open_array(z.freed_at, granules_for(z, nr_leaves) * 8))):
+            or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)):
         return -1
-    return 0
-
-
-cdef inline int zone_keep_ages(PageZone *z) noexcept nogil:
-    """Have stamps for the granules from now on; -1 and errno where the kernel refuses. Nobody lets the zone grow meanwhile.
-
-    A reservation of its own, which few zones need: at 8 bytes a granule it may be larger than the other one.
-    """
-    cdef void *stamps
-    if z.freed_at != NULL:
-        return 0
-    stamps = mmap(NULL, granules_for(z, LIMIT_LEAVES) * 8, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if stamps == MAP_FAILED:
-        return -1
-    if open_array(stamps, granules_for(z, z.nr_leaves) * 8):
-        munmap(stamps, granules_for(z, LIMIT_LEAVES) * 8)
-        return -1
-    z.freed_at = <uint64_t *> stamps
     return 0
 
 
@@ -80,51 +58,52 @@ cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
 
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
-    cdef uint64_t words = hint_words_for(z, z.nr_leaves)
-    cdef uint64_t stamps = granules_for(z, z.nr_leaves) if z.freed_at != NULL else 0
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
-            + z.nr_leaves // LINE_LEAVES + 1 + (words + words // 64 + 1 + stamps) * 8
-            + NR_LISTS * sizeof(Links) + sizeof(PageZone))
+            + z.nr_leaves // LINE_LEAVES + 1 + NR_LISTS * sizeof(Links))
 
 
-cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order, int min_order) noexcept nogil:
-    """A zone without present pages; NULL and errno where memory lacks."""
-    cdef PageZone *z = <PageZone *> aligned_alloc(64, (sizeof(PageZone) + 63) // 64 * 64)
-    cdef uint64_t leaves, links, kinds, types, lines, hints, hint_words
+cdef inline uint64_t array_sizes(uint64_t *sizes) noexcept nogil:
+    """Bytes of each of the arrays in address order, as large as a zone can get; returns their sum."""
+    cdef uint64_t total = 0
+    cdef int i
+    sizes[0] = LIMIT_LEAVES * sizeof(Leaf)
+    sizes[1] = (LIMIT_LEAVES + NR_LISTS) * sizeof(Links)
+    sizes[2] = LIMIT_LEAVES                                 # kinds
+    sizes[3] = LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1         # types
+    sizes[4] = LIMIT_LEAVES // LINE_LEAVES + 1              # lines
+    for i in range(ARRAYS):
+        sizes[i] = whole_pages(sizes[i])
+        total += sizes[i]
+    return total
+
+
+cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t end_pfn, int max_order,
+                                  int min_order) noexcept nogil:
+    """A zone without present pages, at the front of a zeroed struct of `nr_bytes`; NULL and errno where memory lacks."""
+    cdef PageZone *z = <PageZone *> aligned_alloc(64, (nr_bytes + 63) // 64 * 64)
+    cdef uint64_t[ARRAYS] sizes
     cdef uint32_t i
-    cdef uint8_t *at
     if z == NULL:
         return NULL
-    memset(z, 0, sizeof(PageZone))
+    memset(z, 0, nr_bytes)
     z.max_order = max_order
-    z.leaf_top = min(max_order, LEAF_SHIFT)
+    z.max_leaf_order = min(max_order, LEAF_SHIFT)
     z.min_order = min_order
-    z.hint_order = z.break_order = NO_HINTS
-    z.limit = <uint64_t>NO_LIMIT
-    z.wake_at = INT64_MAX
+    z.freed_from = z.broken_from = NO_ORDER
+    z.notify_at = INT64_MAX
     z.start_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
     z.limit_leaves = LIMIT_LEAVES
-    leaves = whole_pages(LIMIT_LEAVES * sizeof(Leaf))
-    links = whole_pages((LIMIT_LEAVES + NR_LISTS) * sizeof(Links))
-    kinds = whole_pages(LIMIT_LEAVES)
-    types = whole_pages(LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1)
-    hints = whole_pages(hint_words_for(z, LIMIT_LEAVES) * 8)
-    hint_words = whole_pages((hint_words_for(z, LIMIT_LEAVES) // 64 + 1) * 8)
-    lines = whole_pages(LIMIT_LEAVES // LINE_LEAVES + 1)
-    z.mapping_bytes = leaves + links + kinds + types + lines + hints + hint_words
+    z.mapping_bytes = array_sizes(sizes)
     z.mapping = mmap(NULL, z.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if z.mapping == MAP_FAILED:
         free(z)
         return NULL
-    at = <uint8_t *> z.mapping
-    z.leaves = <Leaf *> at
-    z.links = <Links *> (at + leaves)
-    z.kinds = at + leaves + links
-    z.types = at + leaves + links + kinds
-    z.lines = at + leaves + links + kinds + types
-    z.hints = <uint64_t *> (z.lines + lines)
-    z.hint_words = <uint64_t *> (z.lines + lines + hints)
+    z.leaves = <Leaf *> z.mapping
+    z.links = <Links *> (<uint8_t *> z.leaves + sizes[0])
+    z.kinds = <uint8_t *> z.links + sizes[1]
+    z.types = z.kinds + sizes[2]
+    z.lines = z.types + sizes[3]
     if (leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn))
             or open_array(&z.links[LIMIT_LEAVES], NR_LISTS * sizeof(Links))):
         munmap(z.mapping, z.mapping_bytes)
@@ -139,8 +118,6 @@ cdef inline PageZone *zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_
 
 cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
-    if z.freed_at != NULL:
-        munmap(z.freed_at, granules_for(z, LIMIT_LEAVES) * 8)
     free(z.pcp)
     free(z.zeroed)
     free(z)

@@ -7,11 +7,11 @@ from libc.stdint cimport uint8_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, add64, clz64, load8, popcount64, store8, sub64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.buddy cimport (NOT_FREE, Taken, buddy_alloc, buddy_alloc_many, buddy_free, buddy_take,
-                                  free_block_around, leaf_top)
+                                  free_block_around, max_split_order)
 from pagehint.zone.leaf cimport count_blocks, leaf_avail
-from pagehint.zone.zone cimport (FREE, FULL, HELD, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE, MT_MOVABLE,
-                                 MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT,
-                                 is_split, list_add, list_del, list_first)
+from pagehint.zone.zone cimport (FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_SHIFT, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE,
+                                 MT_UNMOVABLE, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, SPLIT, WITHHELD, is_split,
+                                 list_add, list_del, list_first)
 
 
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:
@@ -26,8 +26,8 @@ cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept n
     elif is_split(kind) and kind < FULL:
         list_del(z, i, old, kind - SPLIT)
         list_add(z, i, new, kind - SPLIT)
-        count_blocks(z.areas[old].nr_free, leaf_avail(&z.leaves[i]), leaf_top(z), False)
-        count_blocks(z.areas[new].nr_free, leaf_avail(&z.leaves[i]), leaf_top(z), True)
+        count_blocks(z.areas[old].nr_free, leaf_avail(&z.leaves[i]), max_split_order(z), False)
+        count_blocks(z.areas[new].nr_free, leaf_avail(&z.leaves[i]), max_split_order(z), True)
 
 
 cdef inline uint64_t granule_pageblocks(const PageZone *z) noexcept nogil:
@@ -47,7 +47,7 @@ cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
     whole = free_block_around(z, page, PAGEBLOCK_ORDER, &head) if z.max_order >= PAGEBLOCK_ORDER else NOT_FREE
     if whole != NOT_FREE:
         # Through the buddy: it may have to part from, or may now join, a neighbour.
-        buddy_take(z, page, PAGEBLOCK_ORDER, HELD)
+        buddy_take(z, page, PAGEBLOCK_ORDER, WITHHELD)
         store8(&z.types[block], <uint8_t>new, RELAXED)
         buddy_free(z, page, PAGEBLOCK_ORDER)
         return

@@ -1,16 +1,17 @@
-"""Leaves that one page set owns: their words are written by whoever holds that set's lock, without atomic operations.
+"""Leaves that one page set owns: their words are written with that set's lock held, without atomic operations.
 
-A set owns the leaves that it fills from its reserve, where no page was anybody's. Everybody else who wants to change the
-words, to free a page that was allocated there, has the leaf shared first, with the owner's lock held; it then stays so
-until it is whole and reserved again. The owner is noted in the leaf's links, which a leaf on no list does not need.
+A set owns the leaves that it fills from its stock, of which no page was allocated. Another thread that wants to change the words,
+to free a page that was allocated there, has the leaf shared first, with the owner's lock held. It then stays shared until
+it is whole and in stock again. The owner is noted in the leaf's links, which a leaf on no list does not need.
 
-The idea is that of sharded free lists (mimalloc: Leijen, Zorn, de Moura, APLAS 2019), with the locks of `sync/biased_lock.pxd`.
+The idea is that of sharded free lists (mimalloc: Leijen, Zorn, de Moura, APLAS 2019), with the locks of
+`sync/biased_lock.pxd`.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, load32, load8, store32, store64, unlikely
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load32, load8, store32, store64, unlikely
 from pagehint.zone.buddy cimport leaf_fill, set_kind
 from pagehint.zone.leaf cimport aligned_starts
-from pagehint.zone.zone cimport FULL, HELD, LINE_LEAVES, OWNED, PageZone
+from pagehint.zone.zone cimport FULL, LINE_LEAVES, OWNED, PageZone, WITHHELD
 
 cdef enum:
     OWNER = 0x80000000          # beside a CPU's number: no leaf and no list has such an index
@@ -28,9 +29,9 @@ cdef inline bint owned_by(const PageZone *z, uint64_t i, uint32_t mark) noexcept
 
 
 cdef inline void own_leaf(PageZone *z, uint64_t i, int order, uint32_t mark) noexcept nogil:
-    """A leaf of the set's reserve becomes one full of withheld blocks of an order, and the set's own."""
+    """A leaf of the set's stock becomes one full of withheld blocks of an order, and the set's own."""
     store32(&z.links[i].next, mark, RELAXED)
-    leaf_fill(z, i, order, HELD, OWNED)
+    leaf_fill(z, i, order, WITHHELD, OWNED)
 
 
 cdef inline void own_leaf_alloc(PageZone *z, uint64_t i, int at) noexcept nogil:

@@ -1,23 +1,22 @@
 """All zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
 
-Every operation returns OK or an `E_` code from `zone/check.pxd`, and has changed nothing unless it returns OK. Asked to
+Every operation returns OK or an `E_` code from `status.pxd`, and has changed nothing unless it returns OK. Asked to
 TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_broken, hint_freed
-from pagehint.hinting.notify cimport zone_unlock
-from pagehint.hinting.queue cimport Engine
 from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_release
 from pagehint.sync.seeded_fault cimport canary
 from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
-from pagehint.zone.check cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_HELD, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
-                                  OK, check_exact, check_used)
+from pagehint.zone.check cimport check_run, check_used
+from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
 from pagehint.zone.migratetype cimport zone_take
 from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                                      pcp_here, sets_drain, sets_hold, sets_let_go)
-from pagehint.zone.run cimport can_grow, exact_free, exact_mark, find_run, range_resize, range_take
+from pagehint.zone.run cimport NOWHERE, can_grow, find_run, run_free_allocated, run_mark, run_resize, run_take, run_trim
+from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
+                                   E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
 from pagehint.zone.zeroed cimport zeroed_note
@@ -46,7 +45,6 @@ cdef struct Machine:
     uint64_t bulk_blocks        # of bulk calls on their way: some withheld, some one block still that is to be many
     uint64_t bulk_calls         # on their way
     int32_t bulk_stopped        # by a fork, which waits for those and lets no other begin
-    Engine engine
 
 
 cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
@@ -68,7 +66,7 @@ cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve
     source = zone_take(z, mt, order, USED, page)
     if source == NOT_FREE:
         return E_NOMEM
-    hint_broken(z, page[0], order, source)
+    notice_broken(z, page[0], order, source)
     return OK
 
 
@@ -112,39 +110,46 @@ cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t
     return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
 
 
-cdef inline int zone_alloc_exact(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
+cdef inline uint64_t find_first_fit(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
+    """Where a run of `n` pages fits first, or NOWHERE: in a zone that is placed by first fit, and of leaves or more."""
+    return find_run(z, n, patience) if z.first_fit and n >= LEAF_PAGES else <uint64_t>NOWHERE
+
+
+cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted.
 
     First fit leaves fewer granules in partial use than the smallest block does (`benchmarks.placement`), and comes back to
     memory that was in use a moment ago; but it looks at what is in use, so not for ever.
     """
-    cdef int order = 64 - clz64(n - 1) if n > 1 else 0, rc = E_NOMEM
+    cdef int order = 64 - clz64(n - 1) if n > 1 else 0, source = NOT_FREE, rc = E_NOMEM
     lock_acquire(&z.lock, True)
+    page[0] = <uint64_t>NOWHERE
     if may_take(z, n, reserve):
-        page[0] = find_run(z, n, PATIENCE) if z.first_fit and n >= LEAF_PAGES else <uint64_t>-1
-        if page[0] == <uint64_t>-1:
-            if order <= z.max_order and zone_take(z, mt, order, USED, page) != NOT_FREE:
-                # Only found so, not used: back it goes, hook off, and just the run is taken; the rest keeps its hints.
-                buddy_free(z, page[0], order)
-            else:
-                page[0] = find_run(z, n, <uint64_t>-1)
-        if page[0] != <uint64_t>-1:
-            rc = OK
-            if z.zeroed != NULL:
-                zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
-            range_take(z, page[0], page[0] + n)
-            exact_mark(z, page[0], n)
+        page[0] = find_first_fit(z, n, PATIENCE)
+        if page[0] == <uint64_t>NOWHERE and order <= z.max_order:
+            source = zone_take(z, mt, order, USED, page)
+        if page[0] == <uint64_t>NOWHERE:
+            page[0] = find_run(z, n, <uint64_t>-1)
+    if page[0] != <uint64_t>NOWHERE:
+        rc = OK
+        if z.zeroed != NULL:
+            zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
+        if source != NOT_FREE:
+            run_trim(z, page[0], order, n, source)
+        else:
+            run_take(z, page[0], page[0] + n)
+            run_mark(z, page[0], n)
     zone_unlock(z)
     return rc
 
 
-cdef inline int machine_alloc_exact(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
+cdef inline int machine_take_run(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
     """A run from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i
     for i in range(m.zonelist_length[preferred]):
-        if zone_alloc_exact(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
+        if zone_take_run(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
             pfn[0] = m.zones[step[i].zone].base_pfn + page
             return OK
     return E_NOMEM
@@ -173,7 +178,7 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
         test_point(AT_REFUSED_BY_A_LEAF)
         # Not by a look at who owns the leaf: it may have been shared since we were refused.
         return check_used(z, page, order) or E_OWNED
-    hint_freed(z, page, order, buddy_free(z, page, order))
+    notice_freed(z, page, order, buddy_free(z, page, order))
     return OK
 
 
@@ -182,7 +187,7 @@ cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, Ho
     cdef int rc
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         rc = pcp_free(z, pcp_here(z, nr_cpus), page, order, how)
-        if rc != E_HELD:
+        if rc != E_WITHHELD:
             return rc
     while True:
         if not lock_acquire(&z.lock, how):
@@ -206,7 +211,7 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexc
     return zone_free(z, m.nr_cpus, pfn - z.base_pfn, order, how)
 
 
-cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
+cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, 1, &z)
@@ -214,9 +219,9 @@ cdef inline int machine_free_exact(Machine *m, uint64_t pfn, uint64_t n) noexcep
         return rc
     page = pfn - z.base_pfn
     lock_acquire(&z.lock, True)
-    rc = check_exact(z, page, n)
+    rc = check_run(z, page, n)
     if rc == OK:
-        exact_free(z, page, n)
+        run_free_allocated(z, page, n)
     zone_unlock(z)
     return rc
 
@@ -227,14 +232,14 @@ cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt,
     cdef int rc = E_NOMEM
     if n & (n - 1) == 0 and ctz64(n) <= max_order and (n < LEAF_PAGES or not m.zones[preferred].first_fit):
         rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
-    return rc if rc == OK else machine_alloc_exact(m, preferred, n, mt, pfn)
+    return rc if rc == OK else machine_take_run(m, preferred, n, mt, pfn)
 
 
 cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
     """Free what `machine_alloc_run` gave."""
     if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
         return OK
-    return machine_free_exact(m, pfn, n)
+    return machine_give_run(m, pfn, n)
 
 
 cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_t wanted) noexcept nogil:
@@ -249,7 +254,7 @@ cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_
     if wanted > n and not (may_take(z, wanted - n, 0) and can_grow(z, page, n, wanted)):
         rc = E_BUSY
     else:
-        range_resize(z, page, n, wanted)
+        run_resize(z, page, n, wanted)
     zone_unlock(z)
     return rc
 
@@ -272,7 +277,7 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
     else:
         source = buddy_take(z, page, order, USED)
         if source != NOT_FREE:
-            hint_broken(z, page, order, source)
+            notice_broken(z, page, order, source)
             rc = OK
     zone_unlock(z)
     return rc

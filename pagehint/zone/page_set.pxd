@@ -4,14 +4,12 @@ A block in a set is withheld: in its leaf, the `free` bit of its first page is s
 bit, flipped atomically, is what makes a double free certain to be seen, on whichever CPU it happens; `head` itself
 changes under the zone lock only.
 
-So that two CPUs do not flip bits in the same cache line all the time, a stack is filled from the set's reserve, where it
+So that two CPUs do not flip bits in the same cache line all the time, a stack is filled from the set's stock, where it
 can be had a whole line of leaf words (256 pages), and a block of a line that another CPU filled from goes to the bottom
 of the stack: it is not handed out while the zone has others, and is the first to go back. What is too much goes back by
 halves. 3.1 KiB a CPU.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_broken, hint_broken_many, hint_freed
-from pagehint.hinting.notify cimport zone_unlock
 from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load32,
                                    load8, peek64, popcount64, store8, unlikely)
 from pagehint.sync.biased_lock cimport (BiasedLock, ThreadRecord, bias_acquire, bias_enter, bias_init, bias_leave,
@@ -19,14 +17,16 @@ from pagehint.sync.biased_lock cimport (BiasedLock, ThreadRecord, bias_acquire, 
 from pagehint.sync.lock cimport lock_acquire
 from pagehint.sync.testpoint cimport AT_ABOUT_TO_SHARE_A_LEAF, AT_SET_DRAINED, test_point
 from pagehint.zone.buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_kind
-from pagehint.zone.check cimport E_AGAIN, E_HELD, E_NOMEM, OK
+from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts
 from pagehint.zone.migratetype cimport zone_take_many
 from pagehint.zone.owned_leaf cimport (OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark,
                                        share_leaf, share_line)
+from pagehint.zone.status cimport E_AGAIN, E_NOMEM, E_WITHHELD, OK
 from pagehint.zone.watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint.zone.withhold cimport withhold_page
-from pagehint.zone.zone cimport FULL, HELD, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone
+from pagehint.zone.zone cimport (FULL, LEAF_PAGES, LEAF_SHIFT, LINE_LEAVES, LINE_ORDER, MT_ISOLATE, OWNED, PageZone,
+                                 WITHHELD)
 
 cdef extern from *:
     """
@@ -48,7 +48,7 @@ cdef enum:
     PCP_BATCH = 64
     PCP_PATIENCE = 256          # blocks of shared leaves handed out before trying for some of the set's own
 
-cdef struct Reserve:            # whole leaves, each held as a block of order 6; none where page is end
+cdef struct Stock:              # whole leaves, each withheld as a block of order 6; none where page is end
     uint64_t page
     uint64_t end
 
@@ -65,7 +65,7 @@ cdef struct Pcp:
     uint32_t mark               # in the leaves that this set owns
     int batch                   # pages moved at once
     Stack stacks[PCP_TYPES][PCP_ORDERS]
-    Reserve reserve[PCP_TYPES]
+    Stock stock[PCP_TYPES]
     uint32_t slots[PCP_TYPES][PCP_SLOTS]
     uint64_t spare[3]           # up to a cache line: the next CPU's set follows
 
@@ -84,12 +84,12 @@ cdef inline void pcp_init(Pcp *pcp, int cpu, uint64_t managed_pages) noexcept no
             pcp.stacks[mt][order].batch = max(pcp.batch >> order, 1)
 
 
-cdef inline uint64_t pcp_held(const Pcp *pcp) noexcept nogil:
+cdef inline uint64_t pcp_pages(const Pcp *pcp) noexcept nogil:
     """Pages in a set. Exact with its lock held, or when nothing else runs."""
     cdef uint64_t pages = 0
     cdef int mt, order
     for mt in range(PCP_TYPES):
-        pages += pcp.reserve[mt].end - pcp.reserve[mt].page
+        pages += pcp.stock[mt].end - pcp.stock[mt].page
         for order in range(PCP_ORDERS):
             pages += <uint64_t>pcp.stacks[mt][order].count << order
     return pages
@@ -129,7 +129,7 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
     cdef int i
     for i in range(n):
         share_leaf(z, s.blocks[i] >> LEAF_SHIFT)
-        hint_freed(z, s.blocks[i], order, buddy_free(z, s.blocks[i], order))
+        notice_freed(z, s.blocks[i], order, buddy_free(z, s.blocks[i], order))
     s.count -= n
     for i in range(s.count):
         s.blocks[i] = s.blocks[i + n]
@@ -138,16 +138,16 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
 
 cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
     """Empty one CPU's set of one zone. The set's lock held."""
-    cdef Reserve *reserve
+    cdef Stock *stock
     cdef int mt, order
     lock_acquire(&z.lock, True)
     for mt in range(PCP_TYPES):
         for order in range(PCP_ORDERS):
             pcp_drain(z, pcp, mt, order, pcp.stacks[mt][order].count)
-        reserve = &pcp.reserve[mt]
-        while reserve.page < reserve.end:
-            hint_freed(z, reserve.page, LEAF_SHIFT, buddy_free(z, reserve.page, LEAF_SHIFT))
-            reserve.page += LEAF_PAGES
+        stock = &pcp.stock[mt]
+        while stock.page < stock.end:
+            notice_freed(z, stock.page, LEAF_SHIFT, buddy_free(z, stock.page, LEAF_SHIFT))
+            stock.page += LEAF_PAGES
     zone_unlock(z)
 
 
@@ -196,7 +196,7 @@ cdef inline bint pcp_make_room(PageZone *z, Pcp *pcp, int mt, int order, bint ma
 cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, int order) noexcept nogil:
     """Stack a block of a leaf that this set does not own, if that is possible: at the bottom, if it is of another's line."""
     if not withhold_page(z, page, order):
-        return E_HELD
+        return E_WITHHELD
     s.blocks[s.count] = <uint32_t>page
     if load8(&z.lines[page >> LINE_ORDER], RELAXED) != pcp.cpu:
         s.blocks[s.count] = s.blocks[s.foreign]
@@ -233,9 +233,9 @@ cdef inline bint pcp_free_quick(PageZone *z, Pcp *pcp, uint64_t page, int order)
 
 
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
-    """Put a block on a stack. OK, E_AGAIN, or E_HELD: the caller asks the zone itself."""
+    """Put a block on a stack. OK, E_AGAIN, or E_WITHHELD: the caller asks the zone itself."""
     cdef Stack *s
-    cdef int mt, rc = E_HELD
+    cdef int mt, rc = E_WITHHELD
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
     # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
@@ -265,49 +265,49 @@ cdef inline void pcp_push(PageZone *z, Pcp *pcp, int mt, int order, uint64_t lea
         s.count += 1
 
 
-cdef inline void pcp_take_reserve(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
+cdef inline void pcp_take_stock(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
     """Reserve a line of leaves, if nothing smaller is free, so that no large block is broken needlessly. Both locks held."""
     cdef uint64_t page = 0
     cdef int source
     if z.nonempty[mt] == 0 or ctz64(z.nonempty[mt]) < LINE_ORDER or pcp.batch < PCP_BATCH:
         return
-    source = buddy_alloc(z, mt, LINE_ORDER, HELD, &page)
-    hint_broken(z, page, LINE_ORDER, source)
-    pcp.reserve[mt].page = page
-    pcp.reserve[mt].end = page + (1 << LINE_ORDER)
-    while page < pcp.reserve[mt].end:
-        set_kind(z, page >> LEAF_SHIFT, HELD | LEAF_SHIFT)
+    source = buddy_alloc(z, mt, LINE_ORDER, WITHHELD, &page)
+    notice_broken(z, page, LINE_ORDER, source)
+    pcp.stock[mt].page = page
+    pcp.stock[mt].end = page + (1 << LINE_ORDER)
+    while page < pcp.stock[mt].end:
+        set_kind(z, page >> LEAF_SHIFT, WITHHELD | LEAF_SHIFT)
         page += LEAF_PAGES
 
 
 cdef inline void pcp_push_own(PageZone *z, Pcp *pcp, int mt, int order) noexcept nogil:
-    """Stack the blocks of one leaf of the reserve, which becomes the set's own."""
-    cdef uint64_t leaf = pcp.reserve[mt].page >> LEAF_SHIFT
+    """Stack the blocks of one leaf of the stock, which becomes the set's own."""
+    cdef uint64_t leaf = pcp.stock[mt].page >> LEAF_SHIFT
     own_leaf(z, leaf, order, pcp.mark)
     pcp_push(z, pcp, mt, order, leaf, aligned_starts[order])
-    pcp.reserve[mt].page += LEAF_PAGES
+    pcp.stock[mt].page += LEAF_PAGES
 
 
 cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block) noexcept nogil:
-    """Move up to a batch onto a stack without blocks of its own: from the reserve, else from the buddy. Set's lock held."""
-    cdef Reserve *own = &pcp.reserve[mt]
+    """Move up to a batch onto a stack without blocks of its own: from the stock, else from the buddy. Set's lock held."""
+    cdef Stock *stock = &pcp.stock[mt]
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef Taken taken
     cdef uint64_t left
-    if own.page == own.end:
+    if stock.page == stock.end:
         if not lock_acquire(&z.lock, may_block):
             return E_AGAIN
         left = min(spare_pages(z, reserve) >> order, <uint64_t>s.batch)
         if spare_pages(z, reserve) >= 1 << LINE_ORDER:
-            pcp_take_reserve(z, pcp, mt)
-        while own.page == own.end and left and zone_take_many(z, mt, order, left, HELD, &taken):
-            hint_broken_many(z, &taken, order)
+            pcp_take_stock(z, pcp, mt)
+        while stock.page == stock.end and left and zone_take_many(z, mt, order, left, WITHHELD, &taken):
+            notice_broken_many(z, &taken, order)
             if taken.whole:             # just one leaf: a batch is no more
-                leaf_fill(z, taken.leaf, order, HELD, FULL)
+                leaf_fill(z, taken.leaf, order, WITHHELD, FULL)
             pcp_push(z, pcp, mt, order, taken.leaf, taken.starts)
             left -= popcount64(taken.starts)
         zone_unlock(z)
-    if own.page != own.end:
+    if stock.page != stock.end:
         pcp_push_own(z, pcp, mt, order)
     if s.count == 0:
         return E_NOMEM
@@ -318,14 +318,14 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
 cdef inline void pcp_renew(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve) noexcept nogil:
     """Put blocks of an own leaf on top, if one can be had: those below have long been shared, because a thread that
     allocated here and freed elsewhere came by, and would stay so for as long as they go round."""
-    cdef Reserve *own = &pcp.reserve[mt]
+    cdef Stock *stock = &pcp.stock[mt]
     cdef Stack *s = &pcp.stacks[mt][order]
     s.shared = 0
-    if own.page == own.end and lock_acquire(&z.lock, False):
+    if stock.page == stock.end and lock_acquire(&z.lock, False):
         if spare_pages(z, reserve) >= 1 << LINE_ORDER:
-            pcp_take_reserve(z, pcp, mt)
+            pcp_take_stock(z, pcp, mt)
         zone_unlock(z)
-    if own.page != own.end and (s.count <= s.batch or pcp_make_room(z, pcp, mt, order, False)):
+    if stock.page != stock.end and (s.count <= s.batch or pcp_make_room(z, pcp, mt, order, False)):
         pcp_push_own(z, pcp, mt, order)
 
 

@@ -1,12 +1,16 @@
-"""Runs of pages of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
+"""Runs of contiguous pages, of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_broken, hint_freed
 from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
 from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split,
                                   set_head, set_kind)
+from pagehint.zone.hook cimport notice_broken, notice_freed
 from pagehint.zone.leaf cimport leaf_avail, low_ones
-from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                                 PAGEBLOCK_ORDER, PageZone, TAIL, USED, is_split, type_of)
+from pagehint.zone.zone cimport (ABSENT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
+                                 PAGEBLOCK_ORDER, PageZone, RUN, TAIL, USED, is_split, type_of)
+
+
+cdef enum:
+    NOWHERE = -1                # as a page: no run is long enough
 
 
 cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
@@ -38,7 +42,7 @@ cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t e
     return end
 
 
-cdef inline void range_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
     """Take a run, all of it free, out of the buddy, as blocks. O(blocks)."""
     cdef int order, source
     while page < end:
@@ -49,17 +53,17 @@ cdef inline void range_take(PageZone *z, uint64_t page, uint64_t end) noexcept n
             order = free_block_around(z, page, 0, &page)
             PH_ASSERT(order != NOT_FREE)
             source = buddy_take(z, page, order, USED)
-        hint_broken(z, page, order, source)
+        notice_broken(z, page, order, source)
         page += <uint64_t>1 << order
 
 
-cdef inline void range_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
+cdef inline void run_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
     """Give a run back to the buddy, hook on. From its end, so that the lists hand out low addresses first."""
     cdef int order
     while page > start:
         order = block_order_before(start, page, z.max_order)
         page -= <uint64_t>1 << order
-        hint_freed(z, page, order, buddy_free(z, page, order))
+        notice_freed(z, page, order, buddy_free(z, page, order))
 
 
 cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogil:
@@ -73,21 +77,21 @@ cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogi
             i += 1
 
 
-cdef inline void range_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+cdef inline void run_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
     """Absent pages become present and free."""
     cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
     # In a leaf of which a part is absent, or where no block can be a whole leaf, pages are known by their bits.
-    if z.leaf_top < LEAF_SHIFT:
+    if z.max_leaf_order < LEAF_SHIFT:
         whole = last = (end + LEAF_PAGES - 1) >> LEAF_SHIFT
     while i < min(whole, (end + LEAF_PAGES - 1) >> LEAF_SHIFT):
         leaf_expose(z, i)
         i += 1
     if whole < last:
         mark_tails(z, whole, last)
-    if last >= whole and (end & (LEAF_PAGES - 1)) and z.leaf_top == LEAF_SHIFT:
+    if last >= whole and (end & (LEAF_PAGES - 1)) and z.max_leaf_order == LEAF_SHIFT:
         leaf_expose(z, last)
     z.managed_pages += end - start
-    range_free(z, start, end)
+    run_free(z, start, end)
 
 
 cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
@@ -96,10 +100,10 @@ cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
         leaf_split(z, i, <uint64_t>-1, <uint64_t>-1, FULL)
 
 
-cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
+cdef inline void run_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
     """Pages, all of them free, become absent."""
     cdef uint64_t i, mask
-    range_take(z, start, end)
+    run_take(z, start, end)
     z.managed_pages -= end - start
     while start < end:
         i = start >> LEAF_SHIFT
@@ -112,7 +116,7 @@ cdef inline void range_vanish(PageZone *z, uint64_t start, uint64_t end) noexcep
         start = (i + 1) << LEAF_SHIFT
 
 
-cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+cdef inline void run_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
     """Make one allocation of the blocks that a run was taken as."""
     cdef uint64_t i = page >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT, mask
     if (page & 63) + n <= LEAF_PAGES and is_split(z.kinds[i]):
@@ -121,25 +125,44 @@ cdef inline void exact_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
         return
     mark_tails(z, i, last)
     z.links[i].prev = <uint32_t>(last - i)      # on no list: how far `find_run` may jump
-    set_kind(z, i, EXACT)
+    set_kind(z, i, RUN)
     if (page + n) & 63:
         set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
 
 
-cdef inline void exact_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Make blocks again of a run that `exact_mark` made one allocation."""
+cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int source) noexcept nogil:
+    """Make a run of the first `n` pages of a block that was just taken from a free block of order `source`, which has not
+    been told to the hook yet. The rest goes back as if it had not been taken. O(max_page_order).
+    """
+    cdef uint64_t at = page + (<uint64_t>1 << order), end = page + n
+    cdef int o
+    if order >= LEAF_SHIFT and end & (LEAF_PAGES - 1):
+        leaf_split(z, end >> LEAF_SHIFT, 0, 0, FULL)
+    run_mark(z, page, n)
+    while at > end:
+        o = block_order_before(end, at, z.max_order)
+        at -= <uint64_t>1 << o
+        buddy_free(z, at, o)
+    while page < end:
+        o = block_order_at(page, end, z.max_order)
+        notice_broken(z, page, o, source)
+        page += <uint64_t>1 << o
+
+
+cdef inline void run_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Make blocks again of a run that `run_mark` made one allocation."""
     cdef uint64_t i
-    if z.kinds[page >> LEAF_SHIFT] == EXACT and z.leaf_top < LEAF_SHIFT:
+    if z.kinds[page >> LEAF_SHIFT] == RUN and z.max_leaf_order < LEAF_SHIFT:
         for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
             change_free(z, i, <uint64_t>-1, 0)
             set_head(z, i, 0)
             set_kind(z, i, FULL)
 
 
-cdef inline void exact_free(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Give a run that `exact_mark` made one allocation back to the buddy."""
-    exact_unmark(z, page, n)
-    range_free(z, page, page + n)
+cdef inline void run_free_allocated(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Give a run that `run_mark` made one allocation back to the buddy."""
+    run_unmark(z, page, n)
+    run_free(z, page, page + n)
 
 
 cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
@@ -154,29 +177,30 @@ cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t
     return first_not_free(z, page + n, end) == end
 
 
-cdef inline void range_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
+cdef inline void run_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
     """Make an allocation of `n` pages, block or run, one of another length; those it grows into are free. No page sets.
 
-    The old pages are freed for a moment, hook off, and taken again with what they have merged with; nobody sees it.
+    The old pages are freed for a moment, hook off, and taken again with what they have merged with. The lock is held
+    meanwhile, so nobody sees it.
     """
     cdef uint64_t at = page + n
     cdef int order
-    exact_unmark(z, page, n)
+    run_unmark(z, page, n)
     while at > page:
         order = block_order_before(page, at, z.max_order)
         at -= <uint64_t>1 << order
         buddy_free(z, at, order)
-    range_take(z, page, page + wanted)
+    run_take(z, page, page + wanted)
     if wanted < n:
-        range_take(z, page + wanted, page + n)
-        range_free(z, page + wanted, page + n)
-    exact_mark(z, page, wanted)
+        run_take(z, page + wanted, page + n)
+        run_free(z, page + wanted, page + n)
+    run_mark(z, page, wanted)
 
 
 cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
-    """First page of a free run of `n` pages that begins at a leaf, across buddies, the lowest; -1 if there is none.
+    """First page of a free run of `n` pages that begins at a leaf, across buddies, the lowest; NOWHERE if there is none.
 
-    O(blocks and runs before it, and leaves in parts); -1 as well when that would be more than `patience`.
+    O(blocks and runs before it, and leaves in parts); NOWHERE as well when that would be more than `patience`.
     """
     cdef uint64_t i = 0, start = 0, run = 0, avail, pages
     cdef int kind
@@ -200,10 +224,10 @@ cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) 
             i += 1
         else:
             run = 0
-            if kind == EXACT:
+            if kind == RUN:
                 i += z.links[i].prev
             else:
                 i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
         if run >= n:
             return start << LEAF_SHIFT
-    return <uint64_t>-1
+    return <uint64_t>NOWHERE

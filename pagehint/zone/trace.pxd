@@ -1,12 +1,12 @@
 """A trace replayed in one call: an array of allocations and frees, that refer to each other by slots of a table."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from pagehint.hinting.notify cimport zone_unlock
 from pagehint.sync.atomic cimport likely, peek64, prefetch, unlikely
 from pagehint.sync.lock cimport lock_acquire
-from pagehint.zone.check cimport E_NOMEM, E_OWNED, E_SLOT, OK
+from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.page_alloc cimport (ALONE, How, Machine, ZoneTry, locate, machine_alloc, machine_free,
                                        zone_alloc_held, zone_free_held)
 from pagehint.zone.page_set cimport PCP_ORDERS
+from pagehint.zone.status cimport E_NOMEM, E_OWNED, E_SLOT, OK
 from pagehint.zone.zone cimport LEAF_SHIFT, PageZone
 
 cdef enum:

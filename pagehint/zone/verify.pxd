@@ -9,9 +9,9 @@ from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load64, load8, popcount64
 from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
 from pagehint.zone.owned_leaf cimport OWNER, owned_by
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
-from pagehint.zone.zone cimport (ABSENT, EXACT, FREE, FULL, FreeArea, HELD, KIND_ORDER, KIND_STATE, LEAF_PAGES,
-                                 LEAF_SHIFT, MT_ISOLATE, NO_HINTS, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES,
-                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, is_split, list_first, list_head, type_of)
+from pagehint.zone.zone cimport (ABSENT, FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
+                                 MT_ISOLATE, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone,
+                                 RUN, SPLIT, TAIL, WITHHELD, is_split, list_first, list_head, type_of)
 
 cdef struct Finding:
     const char *what            # NULL: all is well
@@ -22,7 +22,7 @@ cdef struct Count:
     uint64_t listed[NR_TYPES][NR_ORDERS]
     uint64_t free_pages
     uint64_t withheld           # pages in split leaves with both bits set
-    uint64_t held_pages         # in leaves held as a whole
+    uint64_t withheld_pages         # in leaves held as a whole
 
 
 cdef inline bint found(Finding *f, const char *what, uint64_t page) noexcept nogil:
@@ -79,7 +79,7 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
                 return True
         elif kind == TAIL:
             return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
-        elif kind == EXACT:
+        elif kind == RUN:
             while i + n < z.nr_leaves and load8(&z.kinds[i + n], RELAXED) == TAIL:
                 n += 1
         elif kind & KIND_STATE:
@@ -91,7 +91,7 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
                 return found(f, "a block is not aligned or crosses the zone's end", i << LEAF_SHIFT)
             for j in range(i + 1, i + n):
                 if (load8(&z.kinds[j], RELAXED) != TAIL
-                        and not (kind & KIND_STATE == HELD and (before or load64(bulk_blocks, ACQUIRE)))):
+                        and not (kind & KIND_STATE == WITHHELD and (before or load64(bulk_blocks, ACQUIRE)))):
                     return found(f, "a block begins inside another", j << LEAF_SHIFT)
             if kind & KIND_STATE == FREE:
                 buddy = i ^ n
@@ -104,8 +104,8 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
                 c.blocks[type_of(z, i)][order] += 1
                 c.listed[type_of(z, i)][order] += 1
                 c.free_pages += <uint64_t>1 << order
-            elif kind & KIND_STATE == HELD:
-                c.held_pages += <uint64_t>1 << order
+            elif kind & KIND_STATE == WITHHELD:
+                c.withheld_pages += <uint64_t>1 << order
         elif kind != ABSENT:
             return found(f, "an unknown kind of leaf", i << LEAF_SHIFT)
         i += n
@@ -146,39 +146,6 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
     return False
 
 
-cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
-    """Every bit set stands for a granule inside one free block; the count is that of the bits."""
-    cdef uint64_t granule, count = 0
-    # To the end of the last word: behind the zone, no bit may be set either.
-    for granule in range((z.nr_granules + 63) // 64 * 64):
-        if not (z.hints[granule >> 6] >> (granule & 63)) & 1:
-            continue
-        count += 1
-        if granule >= z.nr_granules or not granule_is_free(z, granule << z.min_order):
-            return found(f, "a hint for a granule that is not free", granule << z.min_order)
-    for granule in range(0, z.nr_granules, 64):
-        if (z.hint_words[granule >> 12] >> ((granule >> 6) & 63)) & 1 != (z.hints[granule >> 6] != 0):
-            return found(f, "the second level of the hints is not in step", granule << z.min_order)
-    if count != z.hint_count:
-        return found_in_all(z, f, "the hint count is not the number of bits")
-    if z.hint_order == NO_HINTS and count:
-        return found_in_all(z, f, "hints while hinting is off")
-    return False
-
-
-cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogil:
-    cdef uint64_t i = page >> LEAF_SHIFT, h, avail
-    cdef int order
-    if is_split(z.kinds[i]):
-        avail = leaf_avail(&z.leaves[i])
-        return z.min_order < LEAF_SHIFT and (avail >> (page & 63)) & low_ones(1 << z.min_order) == low_ones(1 << z.min_order)
-    for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
-        h = page >> order << order >> LEAF_SHIFT
-        if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
-            return True         # the leaves after the first are its tails: `verify_leaves` has looked
-    return False
-
-
 cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64_t n, Count *c, Finding *f) noexcept nogil:
     """`n` pairs (start, end) are what is absent; nothing else is withheld than that, page sets and one batch."""
     cdef uint64_t page, absent = 0, k
@@ -211,7 +178,7 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
     for cpu in range(nr_cpus):
         pcp = <Pcp *> z.pcp + cpu
         for mt in range(PCP_TYPES):
-            c.held_pages -= pcp.reserve[mt].end - pcp.reserve[mt].page
+            c.withheld_pages -= pcp.stock[mt].end - pcp.stock[mt].page
             for order in range(PCP_ORDERS):
                 for k in range(pcp.stacks[mt][order].count):
                     page = pcp.stacks[mt][order].blocks[k]
@@ -226,25 +193,26 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
     return False
 
 
-cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent,
+cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent, uint64_t lent,
                              const uint64_t *bulk_blocks, Finding *f) noexcept nogil:
     """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
 
-    `absent` are `nr_absent` pairs (start, end); `bulk_blocks` how many blocks bulk calls are about to have freed or
-    allocated: before and after we look, for they begin and end without this zone's lock.
+    `absent` are `nr_absent` pairs (start, end). `lent` pages are withheld by the hook's watcher. `bulk_blocks` is how many
+    blocks bulk calls are about to have freed or allocated: read before and after, since they begin and end without this
+    zone's lock.
     """
     cdef Count c
     cdef uint64_t before = load64(bulk_blocks, ACQUIRE)
     memset(&c, 0, sizeof(c))
     f.what = NULL
-    if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f) or verify_hints(z, f)
+    if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f)
             or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
         return True
     if c.free_pages != z.free_pages:
         return found_in_all(z, f, "free_pages is not the number of free pages")
     before = max(before, load64(bulk_blocks, ACQUIRE))
-    if z.isolated_pages == 0 and (c.withheld > before or (c.held_pages > z.bulk_pages and not before)):
-        return found_in_all(z, f, "pages are withheld, but neither absent nor in a page set nor out for reporting")
-    if c.held_pages > z.isolated_pages + z.bulk_pages and not before:
-        return found_in_all(z, f, "more pages are held than are out for reporting")
+    if lent == 0 and (c.withheld > before or (c.withheld_pages > z.bulk_pages and not before)):
+        return found_in_all(z, f, "pages are withheld, but neither absent nor in a page set nor taken out of circulation")
+    if c.withheld_pages > lent + z.bulk_pages and not before:
+        return found_in_all(z, f, "more pages are withheld than are taken out of circulation")
     return False

@@ -1,4 +1,4 @@
-"""How far requests may go, and how much must be free before any of it goes out for reporting."""
+"""Watermarks: how far requests may go."""
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport likely, peek64
 from pagehint.zone.zone cimport PageZone, usable_free_pages
@@ -19,8 +19,3 @@ cdef inline uint64_t spare_pages(const PageZone *z, uint64_t reserve) noexcept n
     """How many pages may be taken. Zone lock held."""
     cdef uint64_t usable = usable_free_pages(z), keep = z.watermark[WMARK_MIN] + reserve
     return usable - keep if usable > keep else 0
-
-
-cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
-    """Free pages below which nothing is reported: a full batch must be able to leave without anybody noticing."""
-    return z.watermark[WMARK_LOW] + (max_pages << z.min_order)

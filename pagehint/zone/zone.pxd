@@ -3,12 +3,12 @@
 All indices are relative to `base_pfn`, the zone's start rounded down to a block of the largest order (or a
 pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
 
-Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002, hint bitmap 0.0002 (granules
-of 2 MiB): 0.393 in all; with `min_age`, 8 a granule. The seven arrays stand in one reserved mapping whose pages the
-kernel provides on first touch, stamps in another; a zone that grows by hotplug opens more of them, and no pointer moves.
+Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002: 0.393 in all. The arrays stand in one
+reserved mapping whose pages the kernel provides on first touch; a zone that grows by hotplug opens more of them, and no
+pointer moves (`metadata.pxd`).
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, atomic_i32, peek64, store32
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, peek64, store32
 from pagehint.sync.lock cimport Lock, assert_held
 from pagehint.zone.leaf cimport Leaf
 from pagehint.zone.zeroed cimport Zeroed
@@ -24,7 +24,7 @@ cdef enum:
     NR_ORDERS = 33
     # Page offsets in page sets have 32 bits, so a zone spans at most 2**32 pages: 16 TiB of 4 KiB pages.
     LIMIT_LEAVES = 1 << 26
-    NO_HINTS = 127              # a hint order that no block reaches: hinting is off
+    NO_ORDER = 127              # larger than that of any block
 
 cdef enum:                      # migratetypes; the first three are what callers may ask for
     MT_UNMOVABLE = 0
@@ -33,17 +33,16 @@ cdef enum:                      # migratetypes; the first three are what callers
     MT_ISOLATE = 3
     NR_TYPES = 4
     NR_LISTS = 132              # NR_TYPES * NR_ORDERS
-    HOLD_BUCKETS = 32
 
 # What a leaf is, one byte each. ABSENT is zero, so that a hole costs no memory.
 cdef enum:
     ABSENT = 0
     SPLIT = 1                   # SPLIT + o: holds blocks under 64 pages, the largest free one of order o (0 to 5)
     FULL = 7                    # as SPLIT, with nothing free
-    OWNED = 8                   # as FULL, and its words are written by one page set only; see `zone/owned_leaf.pxd`
+    OWNED = 8                   # as FULL, and its words are written by one page set only; see `owned_leaf.pxd`
     TAIL = 9                    # inside a block that begins in an earlier leaf
-    EXACT = 10                  # first leaf of an allocation that is not a power of two
-    HELD = 0x40                 # HELD | order: first leaf of a block out for reporting, or on its way to the free lists
+    RUN = 10                  # first leaf of an allocation that is not a power of two
+    WITHHELD = 0x40             # WITHHELD | order: first leaf of a block that is nobody's: neither free nor allocated
     FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
     USED = 0xC0                 # USED | order: first leaf of an allocated block
     KIND_STATE = 0xC0
@@ -56,76 +55,47 @@ cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf in
 cdef struct FreeArea:
     uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
 
-cdef struct ZoneCounters:           # written under the zone lock only
-    uint64_t hints_set
-    uint64_t hints_cleared_by_alloc
-    uint64_t work_queued
-    uint64_t scans
-    uint64_t blocks_isolated
-    uint64_t isolation_refused
-    uint64_t blocks_returned
-    uint64_t blocks_reported
-    uint64_t pages_reported
-    uint64_t blocks_failed
-
 cdef struct PageZone
 ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
 ctypedef void (*notify_fn)(PageZone *z) noexcept nogil
 
 cdef struct PageZone:
-    # First lines: read on every operation, written only when the zone is built or grows.
+    # First lines: read on every operation, written only when the zone is built or grows, or the hook changes.
     Leaf *leaves
     Links *links
     uint8_t *kinds
     uint8_t *types                  # migratetype of each pageblock
     uint8_t *lines                  # for each cache line of leaves, the CPU whose page set was filled from it last, low byte
-    uint64_t *hints                 # one bit a granule
-    uint64_t *hint_words            # one bit a word of `hints`: it is not empty
     uint64_t base_pfn
     uint64_t start_pfn
     uint64_t end_pfn
     uint64_t nr_leaves
     uint64_t nr_granules
     int max_order
-    int leaf_top                    # largest order inside a leaf's word: min(6, max_order)
+    int max_leaf_order              # largest order of a block in a leaf's word, a whole leaf included: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
     bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
-    uint64_t *freed_at              # when each granule was, in nanoseconds, if its bit is set; NULL before it is needed
-    # Up to a cache line: what follows is written all the time.
-    # Everything below is protected by the lock.
-    Lock lock
-    uint64_t free_pages
-    int64_t wake_at                 # tell the engine when this many pages are free: INT64_MAX never, 0 now
-    int hint_order                  # min_order while hinting is on, NO_HINTS while it is off
-    bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
-    int break_order                 # min_order where it matters that a granule is broken into: for hints, or `zeroed`
-    # Called from these orders on, and with the lock to be released; out of line, to keep nothing else from being inline.
+    # The hook, see `hook.pxd`: whom to tell, of blocks from these orders on. Written with the lock held.
     hook_fn freed
     hook_fn broken
-    notify_fn notify
-    atomic_i32 queued               # a run is queued and has not begun with this zone
-    uint64_t hint_count             # bits set in `hints`
-    uint64_t threshold
-    const int32_t *delay_armed      # the engine's: the delay is running, or nobody wants one
-    int64_t min_age                 # nanoseconds a granule is free before it may be reported, 0: none
-    int64_t look_at                 # when to look for ripe granules; none is before
-    uint64_t limit                  # pages in use or warm at most, or NO_LIMIT
+    int freed_from                  # NO_ORDER: tell nobody
+    int broken_from
+    # What follows is written all the time, and protected by the lock.
+    Lock lock
+    uint64_t free_pages
+    int64_t notify_at               # call `notify` when this many pages are free: INT64_MAX never, 0 now
+    notify_fn notify                # releases the lock
+    bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
     uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
     FreeArea areas[NR_TYPES]
-    uint64_t isolated_pages         # out for reporting
     uint64_t bulk_pages             # withheld by bulk frees and not yet freed: pages of blocks of whole leaves
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
     uint64_t watermark[3]           # min, low, high
-    ZoneCounters counters
-    uint64_t holds[HOLD_BUCKETS]    # rounds of the engine that held the lock for under 2**i nanoseconds
-    uint64_t longest_hold           # nanoseconds
-    # Outside the lock.
+    # Set when the zone is built.
     void *pcp                       # Pcp[nr_cpus], or NULL
-    void *engine                    # Engine
     Zeroed *zeroed                  # of an arena whose memory is this process's own, or NULL
     int index
-    uint64_t rounds_seen            # by whoever runs the engine: how often the lock had been taken after its last round
     void *mapping
     uint64_t mapping_bytes
     uint64_t limit_leaves           # how far the reservation lets the zone grow
@@ -161,7 +131,7 @@ cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcep
     cdef Links *links = z.links
     cdef uint32_t i = <uint32_t>leaf, head = list_head(mt, order), next = links[head].next
     assert_held(&z.lock)
-    # Atomically, for whoever looks for an owner's mark there, as the kind told him before (`owned_by`).
+    # Atomic, since `owned_by` reads it without the lock, as an owner's mark.
     store32(&links[i].next, next, RELAXED)
     links[i].prev = head
     links[next].prev = i

@@ -83,7 +83,7 @@ def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
             pages.set_migratetype(0, 512, "movable")
         pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 64), delay=0.0)
         begun.wait()
-        assert pages.stats().isolated_pages > 32768
+        assert pages.stats().reporting_pages > 32768
         waiting.set()
         pages.offline(0, 32768)
         pages.disable_hinting()

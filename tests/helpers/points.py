@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self
 
 from pagehint import _core
-from pagehint.allocator import memory
+from pagehint.allocator import fork, memory
 from pagehint.arena import mapping
-from pagehint.hinting import callbacks, worker
+from pagehint.hinting import callbacks, engine
 
 PATIENCE = 15  # seconds; a held thread has twenty
 UNUSED, WAITS, HOLDS, OVER, EXPIRED = range(5)
@@ -31,7 +31,7 @@ def _table() -> ctypes.Array[_Hold]:
 def compiled_points() -> set[str]:
     """Every point there is in the modules."""
     found: set[bytes] = set()
-    for module in (mapping, callbacks, _core, worker, memory):
+    for module in (mapping, callbacks, _core, engine, fork, memory):
         found.update(re.findall(rb"at: [ -~]+(?=\0)", Path(module.__file__).read_bytes()))
     return {point.decode() for point in found}
 

@@ -146,7 +146,7 @@ def consistent(made: Any) -> None:
     made.drain_pcp()
     made.verify()
     stats = made.stats()
-    assert (stats.allocated_pages, stats.isolated_pages) == (0, 0), stats
+    assert (stats.allocated_pages, stats.reporting_pages) == (0, 0), stats
     assert len(made.alloc_pages_bulk(stats.managed_pages)) == stats.managed_pages
 
 

@@ -15,11 +15,11 @@ def test_never_more_than_max_pages_are_out(make, most):
     pages = make("256MiB")
     host = RecordingHost(most)
     out = []
-    host.answer = lambda blocks: out.append((len(blocks), pages.stats().isolated_pages))
+    host.answer = lambda blocks: out.append((len(blocks), pages.stats().reporting_pages))
     with pages.hinting(host.callbacks, workqueue="manual"):
         pages.flush_hinting()
         if make is real:
-            assert pages.stats().isolated_pages == 0
+            assert pages.stats().reporting_pages == 0
     assert max(n for n, _ in out) == most
     assert all(isolated == n << 10 for n, isolated in out)
 

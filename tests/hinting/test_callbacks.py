@@ -126,7 +126,7 @@ def test_an_interrupt_on_the_callers_thread_reaches_the_caller(few_host):
         with pytest.raises(KeyboardInterrupt):
             pages.flush_hinting()
         assert few_host.calls == ["prepare", "hint_pages", "cleanup"]
-        assert pages.stats().isolated_pages == 0
+        assert pages.stats().reporting_pages == 0
         assert pages.stats().hints_pending == 32
         few_host.answer = None
         pages.flush_hinting()

@@ -166,7 +166,7 @@ def test_disable_racing_with_a_free():
     assert all(len(live) == count for live, count in after)  # no callback after disable
     assert stale == set()
     pages.verify()
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
 
 
 def test_disable_racing_with_a_free_in_the_same_instant():

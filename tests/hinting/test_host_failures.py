@@ -24,7 +24,7 @@ C = ctypes.CDLL(None, use_errno=True)
 
 def ended(host, pages):
     """Everything is back and consistent; a host that works again takes what is left, each granule once."""
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
     pages.verify()
     assert pages.stats().free_pages == GRANULES * 512
     left = pages.stats().hints_pending
@@ -160,14 +160,14 @@ def test_a_host_that_blocks_for_long_holds_up_nobody_who_does_not_need_its_block
     host.answer = lambda blocks: (begun.set(), go_on.wait(60), None)[2]
     with pages.hinting(host.callbacks, delay=None, threshold=1):
         assert begun.wait(60)
-        out = pages.stats().isolated_pages
+        out = pages.stats().reporting_pages
         assert out == 2048
         for _ in range(100):
             pages.free_pages(pages.alloc_pages(9), 9)
         pages.verify()
         pages.buddyinfo(), pages.zoneinfo(), pages.pagetypeinfo(), pages.explain()
         pages.threshold, pages.max_pages = 3, 1
-        assert pages.stats().isolated_pages == out
+        assert pages.stats().reporting_pages == out
         assert pages.stats().free_pages == GRANULES * 512 - out
         go_on.set()
         pages.flush_hinting()
@@ -215,7 +215,7 @@ def test_a_locked_range_that_the_kernel_will_not_drop(arena, clock, advice):
             clock.sleep(0.02)
             assert pages.run_pending() == 1
         assert pages.stats().report_errors == 4
-        assert pages.stats().isolated_pages == 0
+        assert pages.stats().reporting_pages == 0
         pages.verify()
         assert len(pages.alloc_pages_bulk(32, 9)) == 32  # it is memory like any other meanwhile
         pages.free_pages_bulk(np.arange(32) * 512, 9)

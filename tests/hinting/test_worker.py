@@ -31,7 +31,7 @@ def test_reporting_thread_does_not_wait_on_itself(few_host):
     with pages.hinting(few_host.callbacks, workqueue="manual"):
         pages.flush_hinting()
     assert outcome[-1] == "out of memory"
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
     pages.verify()
 
 
@@ -47,7 +47,7 @@ def test_no_false_out_of_memory_while_blocks_are_out(call):
 
     pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 32), delay=0.0)
     assert reporting.wait(60)
-    assert pages.stats().isolated_pages == 32768
+    assert pages.stats().reporting_pages == 32768
     arguments = {
         "alloc_pages": (10,),
         "alloc_pages_bulk": (32, 10),

@@ -132,7 +132,7 @@ def stopped_in_a_report(host, arena):
     errors = []
     thread = threading.Thread(target=flush, args=(arena, errors))
     thread.start()
-    wait_for(lambda: arena.pages.stats().isolated_pages, "a batch")
+    wait_for(lambda: arena.pages.stats().reporting_pages, "a batch")
     return thread, errors
 
 
@@ -152,7 +152,7 @@ def test_qemu_killed_in_the_middle_of_a_report(host):
         assert "QEMU has gone" in str(error)
         assert "the host is gone" in str(error)
         stats = arena.pages.stats()
-        assert (stats.isolated_pages, stats.free_pages) == (0, free)
+        assert (stats.reporting_pages, stats.free_pages) == (0, free)
         assert stats.hints_pending > 0
         arena.pages.verify()
         assert not host.running
@@ -180,7 +180,7 @@ def test_a_host_that_hangs_is_kept_from_the_memory_before_it_is_put_back():
             assert not errors
             assert isinstance(arena.pages.last_error, (ph.HostTimeoutError, ph.HostError))
             assert not host.running, "it was not there to be reset, so it must have been killed"
-            assert arena.pages.stats().isolated_pages == 0
+            assert arena.pages.stats().reporting_pages == 0
             arena.pages.verify()
 
 

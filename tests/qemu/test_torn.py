@@ -130,7 +130,7 @@ def test_interrupts_tear_nothing(host):
                 assert queue.nr_free == queue.size or name == "statistics", f"the device has something of {name}"
             assert not balloon._lock.locked()
             assert arena.pages.stats().allocated_pages == in_use + balloon.actual
-            assert arena.pages.stats().isolated_pages == 0
+            assert arena.pages.stats().reporting_pages == 0
             assert host.running
         arena.pages.verify()
     assert storm.felt > 20

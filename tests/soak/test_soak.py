@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -10,7 +11,11 @@ import time
 
 import pytest
 
+import pagehint as ph
+from pagehint.cli import main
 from pagehint.soak import soak
+from pagehint.soak.round import Round
+from pagehint.soak.shared import Shared
 
 COMMAND = [sys.executable, "-P", "-X", "faulthandler", "-m", "pagehint.soak"]
 
@@ -46,20 +51,19 @@ def test_ctrl_c_ends_it_with_the_report():
     assert out.endswith("no findings\n")
 
 
-def run_main(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["soak", "--seed", "7", *arguments])
-    status = soak.main()
+def run_main(capsys, *arguments):
+    status = main(["soak", "--seed", "7", *arguments])
     return status, capsys.readouterr()
 
 
 def test_a_page_in_two_hands_is_found(monkeypatch, capsys):
-    class Planted(soak.Round):
+    class Planted(Round):
         def __init__(self, seed):
             super().__init__(seed)
-            self.owner[:] = 99  # as if somebody had every page
+            self.shared.owner[:] = 99  # as if another thread had every page
 
     monkeypatch.setattr(soak, "Round", Planted)
-    status, said = run_main(monkeypatch, capsys, "--minutes", "1")
+    status, said = run_main(capsys, "--minutes", "1")
     assert status == 1
     assert "seed 7: FOUND" in said.err
     assert "in two hands" in said.err
@@ -67,26 +71,27 @@ def test_a_page_in_two_hands_is_found(monkeypatch, capsys):
 
 
 def test_a_dead_canary_is_found(monkeypatch, capsys):
-    class Planted(soak.Round):
-        def hotplug(self, rng, me):
-            time.sleep(0.2)
-            start = self.arena._mapping.address
-            soak.ctypes.memset(start, 0, self.arena.size)  # as a host that is told of too much would
-            yield 1
+    def drop_everything(shared: Shared, rng, me):
+        time.sleep(0.2)
+        ctypes.memset(shared.arena._mapping.address, 0, shared.arena.size)  # as a host that is told of too much would
+        yield 1
+
+    class Planted(Round):
+        tasks = (*Round.tasks, drop_everything)
 
     monkeypatch.setattr(soak, "Round", Planted)
-    status, said = run_main(monkeypatch, capsys, "--minutes", "1")
+    status, said = run_main(capsys, "--minutes", "1")
     assert status == 1
     assert "canaries of" in said.err
 
 
 def test_what_verify_finds_ends_it(monkeypatch, capsys):
-    class Planted(soak.Round):
+    class Planted(Round):
         def verify(self):
-            self.found(soak.ph.PageHintError("zone DMA: broken"))
+            self.shared.found(ph.PageHintError("zone DMA: broken"))
 
     monkeypatch.setattr(soak, "Round", Planted)
-    status, said = run_main(monkeypatch, capsys, "--minutes", "1")
+    status, said = run_main(capsys, "--minutes", "1")
     assert status == 1
     assert "zone DMA: broken" in said.err
 
@@ -104,11 +109,11 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
             kept[-1].start()
         elif what == "mappings":
             # Of unlike protection, or the kernel makes one of all of them.
-            kept.extend(soak.ph.Arena("2MiB") for _ in range(20))
+            kept.extend(ph.Arena("2MiB") for _ in range(20))
         else:
             kept.append(b"x" * (100 << 20))  # other tests may have left what goes back meanwhile
 
-    class Planted(soak.Round):
+    class Planted(Round):
         def run(self, seconds, each_second):
             time.sleep(0.1)
             if self.seed == "7/1":  # not in the first, which is what the last is compared with
@@ -116,7 +121,7 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
 
     monkeypatch.setattr(soak, "Round", Planted)
     try:
-        status, said = run_main(monkeypatch, capsys, "--minutes", "0.03")
+        status, said = run_main(capsys, "--minutes", "0.03")
     finally:
         release.set()
         for each in kept:
@@ -127,7 +132,7 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--minutes", "nan"], ["--seed", "x"]])
-def test_bad_arguments(arguments, monkeypatch, capsys):
+def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        run_main(monkeypatch, capsys, *arguments)
+        run_main(capsys, *arguments)
     assert caught.value.code == 2

@@ -134,7 +134,7 @@ STATS = [
     "managed_pages",
     "free_pages",
     "pcp_pages",
-    "isolated_pages",
+    "reporting_pages",
     "allocated_pages",
     "nr_free",
     "hints_pending",

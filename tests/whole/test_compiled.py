@@ -173,7 +173,7 @@ def test_a_wrong_compiled_free_is_refused_with_its_code(consumer):
     assert consumer.free(pages, large, 9) == "OK"
     assert consumer.free(pages, large, 9) == "E_FREE"
     assert consumer.free(pages, small) == "OK"
-    assert consumer.free(pages, small) == "E_HELD"  # by this CPU's page set
+    assert consumer.free(pages, small) == "E_WITHHELD"  # by this CPU's page set
     pages.verify()
 
 

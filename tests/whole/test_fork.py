@@ -27,12 +27,12 @@ def test_after_fork_the_child_has_a_usable_allocator_with_hinting_off(pcp):
 
     pages.enable_hinting(ph.PageHintingCallbacks(hint_pages), delay=0.0)
     assert reporting.wait(60)
-    assert pages.stats().isolated_pages > 0
+    assert pages.stats().reporting_pages > 0
 
     def child():
         assert not pages.hinting_enabled
         stats = pages.stats()
-        assert stats.isolated_pages == 0  # the batch that was out is back
+        assert stats.reporting_pages == 0  # the batch that was out is back
         assert stats.hints_pending == 0
         pages.verify()
         assert len(pages.alloc_pages_bulk(64, 10)) == 64
@@ -317,7 +317,7 @@ def test_a_child_forked_by_a_callback_going_on(call, where):
             assert calls == []
             assert not pages.hinting_enabled
             stats = pages.stats()
-            assert (stats.isolated_pages, stats.free_pages) == (0, 65536)
+            assert (stats.reporting_pages, stats.free_pages) == (0, 65536)
             pages.verify()
             os.write(write, b"fine")
         except BaseException as error:
@@ -349,7 +349,7 @@ def test_a_child_forked_by_the_worker_going_on(pcp):
                 pages.flush_hinting()
                 pages.disable_hinting()
                 pages.verify()
-                assert pages.stats().isolated_pages == 0
+                assert pages.stats().reporting_pages == 0
                 assert pages.stats().free_pages == 65536
         def cleanup():
             if os.getpid() != me:
@@ -390,7 +390,7 @@ def test_a_child_forked_by_a_compiled_callback_going_on():
         except ph.HintingInactiveError:
             assert forked == [0]
         pages.verify()
-        assert pages.stats().isolated_pages == 0
+        assert pages.stats().reporting_pages == 0
         assert pages.hinting_enabled == bool(forked[0])
         assert not forked[0] or os.waitpid(forked[0], 0)[1] == 0
     """)

@@ -77,7 +77,7 @@ def test_nothing_is_published_before_it_is_initialised(few_host):
         hooked.let_go()
         enable.result()
     wait_for(
-        lambda: pages.stats().hints_pending == pages.stats().isolated_pages == 0
+        lambda: pages.stats().hints_pending == pages.stats().reporting_pages == 0
     )  # what was queued is not forgotten
     assert sorted(few_host.blocks) == [(0, 10), (1024, 10), (2048, 10), (3072, 10)]
     pages.disable_hinting()
@@ -104,7 +104,7 @@ def test_a_free_that_queues_work_while_hinting_is_switched_off(few_host, then):
         pages.disable_hinting()
     assert few_host.calls == other.calls == []
     assert bits(pages) == []
-    assert pages.stats().hints_pending == pages.stats().isolated_pages == 0
+    assert pages.stats().hints_pending == pages.stats().reporting_pages == 0
     pages.verify()
 
 
@@ -138,11 +138,11 @@ def test_disable_waits_for_the_batch_that_is_out(few_host):
         time.sleep(0.05)
         assert disable.is_alive()
         assert pages.hinting_enabled
-        assert pages.stats().isolated_pages == 2048
+        assert pages.stats().reporting_pages == 2048
         out.let_go()
         disable.result()
     assert few_host.calls == ["prepare", "hint_pages", "cleanup"]  # this batch, and no other
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
     assert pages.zones[0].nr_free == MERGED
     pages.verify()
 
@@ -170,7 +170,7 @@ def test_a_neighbour_freed_while_a_block_is_out_merges_when_it_is_put_back(few_h
     with pages.hinting(few_host.callbacks, **AT_ONCE), Hold("at: before the report") as out:
         pages.free_pages(first, 9)
         out.wait()
-        assert pages.stats().isolated_pages == 512
+        assert pages.stats().reporting_pages == 512
         pages.free_pages(second, 9)
         assert pages.zones[0].nr_free == (*(0,) * 9, 1, 3)  # not with a block that nobody has
         pages.verify()
@@ -277,7 +277,7 @@ def test_offline_waits_for_a_block_of_the_section_that_is_out():
         offline.result()
     assert pages.stats().managed_pages == 32768
     pages.flush_hinting()
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
     assert all(pfn < 32768 for pfn in bits(pages)) or not bits(pages)
     assert not [block for block in host.blocks if host.blocks.count(block) > 1]
     pages.disable_hinting()
@@ -527,7 +527,7 @@ def check_child(pages, nr_pages):
     assert not pages.hinting_enabled
     pages.verify()
     stats = pages.stats()
-    assert stats.isolated_pages == stats.hints_pending == 0
+    assert stats.reporting_pages == stats.hints_pending == 0
     pages.drain_pcp()
     free = {pfn + i for pfn, order in pages.zones[0].free_blocks().tolist() for i in range(1 << order)}
     lost = sorted(set(range(nr_pages)) - free)

@@ -28,7 +28,7 @@ def test_ctrl_c_ends_a_wait(call):
         go_on.set()
         pages.disable_hinting()
         pages.verify()
-        assert pages.stats().isolated_pages == 0
+        assert pages.stats().reporting_pages == 0
     """
     assert run_code(code, interrupt=True) == (0, "interrupted\n", "")
 

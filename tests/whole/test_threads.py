@@ -30,7 +30,7 @@ def test_canaries_in_real_memory(advice):
     assert arena.live_arrays == 0
     arena.pages.verify()
     stats = arena.pages.stats()
-    assert stats.allocated_pages == stats.isolated_pages == 0
+    assert stats.allocated_pages == stats.reporting_pages == 0
     arena.close()
 
 
@@ -150,7 +150,7 @@ def test_enable_and_disable_storm():
     in_threads([switch, settings, settings, churn])
     pages.disable_hinting()
     pages.verify()
-    assert pages.stats().isolated_pages == pages.stats().hints_pending == 0
+    assert pages.stats().reporting_pages == pages.stats().hints_pending == 0
 
 
 def test_many_threads_switching():
@@ -170,7 +170,7 @@ def test_many_threads_switching():
     in_threads([switch] * 4)
     assert not pages.hinting_enabled
     pages.verify()
-    assert pages.stats().isolated_pages == 0
+    assert pages.stats().reporting_pages == 0
 
 
 def test_hotplug_and_isolation_while_threads_work():

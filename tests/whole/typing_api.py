@@ -133,7 +133,7 @@ def look(pages: ph.PageAllocator) -> None:
     stats = assert_type(pages.stats(), ph.Stats)
     assert_type(stats.nr_free, tuple[int, ...])
     assert_type(stats.to_dict(), dict[str, Any])
-    count = stats.managed_pages - stats.free_pages - stats.pcp_pages - stats.isolated_pages - stats.allocated_pages
+    count = stats.managed_pages - stats.free_pages - stats.pcp_pages - stats.reporting_pages - stats.allocated_pages
     assert assert_type(count, int) == 0
     hints = stats.hints_pending + stats.hints_set + stats.hints_cleared_by_alloc
     work = stats.work_queued + stats.work_runs + stats.scans + stats.blocks_isolated + stats.isolation_refused

@@ -3,12 +3,13 @@
 from libc.stdint cimport uint64_t
 
 from pagehint._core cimport PageAllocator
+from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.zone.owned_leaf cimport OWNER
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
-from pagehint.zone.zone cimport (EXACT, FREE, FULL, HELD, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES,
-                                 OWNED, PageZone, SPLIT, TAIL, USED, list_head)
+from pagehint.zone.zone cimport (FREE, FULL, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES, OWNED,
+                                 PageZone, RUN, SPLIT, TAIL, USED, WITHHELD, list_head)
 
-KINDS = {"EXACT": EXACT, "FREE": FREE, "FULL": FULL, "HELD": HELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
+KINDS = {"RUN": RUN, "FREE": FREE, "FULL": FULL, "WITHHELD": WITHHELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
          "USED": USED}
 ISOLATE, MOVABLE, RECLAIMABLE, TYPES, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_TYPES, <uint64_t>OWNER
 
@@ -59,17 +60,17 @@ def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
         old = z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS]
         z.areas[i // NR_ORDERS].nr_free[i % NR_ORDERS] = value
     elif field == "hints":
-        old, z.hints[i] = z.hints[i], value
+        old, hints_of(z).bits[i] = hints_of(z).bits[i], value
     elif field == "hint_words":
-        old, z.hint_words[i] = z.hint_words[i], value
+        old, hints_of(z).filled[i] = hints_of(z).filled[i], value
     elif field == "hint_count":
-        old, z.hint_count = z.hint_count, value
+        old, hints_of(z).count = hints_of(z).count, value
     elif field == "free_pages":
         old, z.free_pages = z.free_pages, value
     elif field == "managed_pages":
         old, z.managed_pages = z.managed_pages, value
-    elif field == "isolated_pages":
-        old, z.isolated_pages = z.isolated_pages, value
+    elif field == "reporting_pages":
+        old, hints_of(z).reporting_pages = hints_of(z).reporting_pages, value
     elif field == "bulk_pages":
         old, z.bulk_pages = z.bulk_pages, value
     elif field == "bulk_blocks":

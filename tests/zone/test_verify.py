@@ -162,7 +162,7 @@ BROKEN = [
     ("a block begins inside another", 17 * 64, plain, kind(17, "FREE", 6)),
     ("a block begins inside another", 31 * 64, plain, kind(31, "FREE", 6)),
     ("a block begins inside another", 17 * 64, plain, all_of(kind(17, "FREE", 6), put("bulk_blocks", 0, 1))),
-    ("a block begins inside another", 17 * 64, block, all_of(kind(16, "HELD", 10), kind(17, "USED", 6))),
+    ("a block begins inside another", 17 * 64, block, all_of(kind(16, "WITHHELD", 10), kind(17, "USED", 6))),
     ("two free buddies are not merged", 0, plain, kind(0, "FREE", 6)),
     ("two free buddies are not merged", 0, isolated, lambda c: [("type", 1, c.ISOLATE)]),
     ("a free block is isolated in part", 3 * 512, plain, lambda c: [("type", 3, c.ISOLATE)]),
@@ -187,7 +187,7 @@ BROKEN = [
         block,  # a bulk free makes its large block many small ones, and somebody lists one too early
         lambda c: [
             ("bulk_blocks", 0, 1),
-            ("kind", 16, c.KINDS["HELD"] | 10),
+            ("kind", 16, c.KINDS["WITHHELD"] | 10),
             ("kind", 17, c.KINDS["FREE"] | 6),
             ("next", c.head_of_list(c.MOVABLE, 6), 17),
             ("prev", 17, c.head_of_list(c.MOVABLE, 6)),
@@ -233,8 +233,8 @@ BROKEN = [
     ),
     ("an absent page is in use", 47, ragged, put("free", 0, off(47))),  # before the zone, in its first leaf
     ("an absent page is in use", PAGES + 512 + 63, ragged, put("free", 264, off(63))),
-    ("an absent leaf is in use", 128, with_holes, kind(2, "EXACT")),
-    ("an absent leaf is in use", 192, with_holes, kind(3, "EXACT")),
+    ("an absent leaf is in use", 128, with_holes, kind(2, "RUN")),
+    ("an absent leaf is in use", 192, with_holes, kind(3, "RUN")),
     ("managed pages are not what is left", 0, plain, put("managed_pages", 0, 17)),
     ("managed pages are not what is left", 48, ragged, put("managed_pages", 0, 17)),
     ("free_pages is not the number of free pages", 0, plain, put("free_pages", 0, 17)),
@@ -243,23 +243,23 @@ BROKEN = [
     ("pages are withheld, but neither absent", 0, plain, put("free", 0, ONES)),
     ("pages are withheld, but neither absent", 48, ragged, put("free", 0, on(48))),
     ("pages are withheld, but neither absent", 0, full, all_of(put("free", 0, on(0, 1)), put("bulk_blocks", 0, 1))),
-    ("pages are withheld, but neither absent", 0, block, all_of(kind(16, "HELD", 10), put("bulk_pages", 0, 1023))),
+    ("pages are withheld, but neither absent", 0, block, all_of(kind(16, "WITHHELD", 10), put("bulk_pages", 0, 1023))),
     (
-        "more pages are held than are out for reporting",
+        "more pages are withheld than are taken out of circulation",
         0,
         block,
-        all_of(kind(16, "HELD", 10), put("isolated_pages", 0, 1)),
+        all_of(kind(16, "WITHHELD", 10), put("reporting_pages", 0, 1)),
     ),
     (
-        "more pages are held than are out for reporting",
+        "more pages are withheld than are taken out of circulation",
         0,
         block,
-        all_of(kind(16, "HELD", 10), put("isolated_pages", 0, 512), put("bulk_pages", 0, 511)),
+        all_of(kind(16, "WITHHELD", 10), put("reporting_pages", 0, 512), put("bulk_pages", 0, 511)),
     ),
 ]
 
 # What looks broken and is not: what to start from, and what to change. `bulk_blocks` and `bulk_pages` are of a bulk
-# call that has begun, `isolated_pages` of a batch that is out.
+# call that has begun, `reporting_pages` of a batch that is out.
 ALLOWED = {
     "a run of pages": (run, put("free", 1, ONES)),  # of a leaf that is not split, the words say nothing
     "no block larger than order 3": (small_blocks, put("free", 1, off())),
@@ -267,27 +267,27 @@ ALLOWED = {
     "what stands behind the zone, beside a free block": (short, kind(264, "FREE", 9)),
     "what stands behind the zone, after a run of pages, as far as there is memory": (
         full_end,
-        lambda c: [("kind", 240, c.KINDS["EXACT"])] + [("kind", i, c.KINDS["TAIL"]) for i in range(256, MAPPED)],
+        lambda c: [("kind", 240, c.KINDS["RUN"])] + [("kind", i, c.KINDS["TAIL"]) for i in range(256, MAPPED)],
     ),
     "a page withheld in a bulk call": (plain, all_of(put("free", 0, ONES), put("bulk_blocks", 0, 1))),
-    "a block held in a bulk call": (block, all_of(kind(16, "HELD", 10), put("bulk_pages", 0, 1024))),
+    "a block held in a bulk call": (block, all_of(kind(16, "WITHHELD", 10), put("bulk_pages", 0, 1024))),
     "a block held by a bulk call that has yet to count it": (
         block,
-        all_of(kind(16, "HELD", 10), put("bulk_blocks", 0, 1)),
+        all_of(kind(16, "WITHHELD", 10), put("bulk_blocks", 0, 1)),
     ),
     "a block that a bulk call makes many of": (
         block,
-        all_of(kind(16, "HELD", 10), kind(17, "FULL"), put("bulk_blocks", 0, 1)),
+        all_of(kind(16, "WITHHELD", 10), kind(17, "FULL"), put("bulk_blocks", 0, 1)),
     ),
-    "a batch that is out": (block, all_of(kind(16, "HELD", 10), put("isolated_pages", 0, 1024))),
-    "a batch of small blocks that is out": (plain, all_of(put("free", 0, ONES), put("isolated_pages", 0, 8))),
+    "a batch that is out": (block, all_of(kind(16, "WITHHELD", 10), put("reporting_pages", 0, 1024))),
+    "a batch of small blocks that is out": (plain, all_of(put("free", 0, ONES), put("reporting_pages", 0, 8))),
     "a batch that is out beside a bulk call": (
         block,
-        all_of(kind(16, "HELD", 10), put("isolated_pages", 0, 512), put("bulk_pages", 0, 512)),
+        all_of(kind(16, "WITHHELD", 10), put("reporting_pages", 0, 512), put("bulk_pages", 0, 512)),
     ),
     "a batch that is out, and a bulk call that has yet to count its own": (
         block,
-        all_of(kind(16, "HELD", 10), put("isolated_pages", 0, 512), put("bulk_blocks", 0, 1)),
+        all_of(kind(16, "WITHHELD", 10), put("reporting_pages", 0, 512), put("bulk_blocks", 0, 1)),
     ),
 }
 

@@ -1,0 +1,122 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=False, freethreading_compatible=False
+"""What a fork does to the memories of the process: their locks are taken before it, and given back on both sides of it.
+
+All of it happens inside fork(2), and none of it in Python: Python's own hooks let others' code run in between, which may
+use an allocator, or be interrupted. The locks are waited for with the GIL; a thread that holds one never waits for that.
+"""
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+from pagehint.hinting.batch cimport put_back
+from pagehint.hinting.queue cimport queue_forked, queue_lock, queue_unlock
+from pagehint.hinting.watch cimport hint_off
+from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release
+from pagehint.sync.testpoint cimport AT_FORK, test_point
+from pagehint.zone.bulk cimport bulk_resume, bulk_stop
+from pagehint.zone.page_set cimport Pcp, sets_hold, sets_let_go
+from pagehint.zone.zone cimport PageZone
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+cdef Lock records_lock               # protects the list, and is held across a fork
+cdef ForkRecord records                   # its head
+cdef uint64_t forks = 0             # how many there have been, from the first process to this one
+
+
+cdef uint64_t forks_so_far() noexcept nogil:
+    return forks
+
+
+cdef void fork_record_add(ForkRecord *r) noexcept nogil:
+    lock_acquire(&records_lock, True)
+    r.prev = &records
+    r.next = records.next
+    if r.next != NULL:
+        r.next.prev = r
+    records.next = r
+    lock_release(&records_lock)
+
+
+cdef void fork_record_remove(ForkRecord *r) noexcept nogil:
+    lock_acquire(&records_lock, True)
+    r.prev.next = r.next
+    if r.next != NULL:
+        r.next.prev = r.prev
+    lock_release(&records_lock)
+
+
+cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
+    """Stop everything in a zone: its page sets' locks, then its own."""
+    sets_hold(z, nr_cpus, False)
+    lock_acquire(&z.lock, True)
+
+
+cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
+    lock_release(&z.lock)
+    sets_let_go(z, nr_cpus)
+
+
+cdef void fork_prepare() noexcept nogil:
+    cdef ForkRecord *r
+    cdef int i
+    test_point(AT_FORK)
+    lock_acquire(&records_lock, True)
+    r = records.next
+    while r != NULL:
+        lock_acquire(&r.m.last_resort, True)
+        bulk_stop(r.m)
+        for i in range(r.m.nr_zones):
+            zone_stop(r.m.zones[i], r.m.nr_cpus)
+        queue_lock(r.queue)
+        r = r.next
+
+
+cdef void record_resume(ForkRecord *r) noexcept nogil:
+    """Let go of all but the queue."""
+    cdef int i
+    for i in range(r.m.nr_zones):
+        zone_resume(r.m.zones[i], r.m.nr_cpus)
+    bulk_resume(r.m)
+    lock_release(&r.m.last_resort)
+
+
+cdef void fork_parent() noexcept nogil:
+    cdef ForkRecord *r = records.next
+    while r != NULL:
+        queue_unlock(r.queue)
+        record_resume(r)
+        r = r.next
+    lock_release(&records_lock)
+
+
+cdef void fork_child() noexcept nogil:
+    """Every other thread is gone, the worker, perhaps with a batch out, and those that waited for a lock included."""
+    global forks
+    cdef ForkRecord *r = records.next
+    cdef PageZone *z
+    cdef int i, cpu
+    while r != NULL:
+        lock_forget_sleepers(&r.m.last_resort)
+        for i in range(r.m.nr_zones):
+            z = r.m.zones[i]
+            lock_forget_sleepers(&z.lock)
+            if z.pcp != NULL:
+                for cpu in range(r.m.nr_cpus):
+                    lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
+            hint_off(z)
+        if r.batch.n:
+            memset(r.batch.failed, 1, r.batch.n)
+            put_back(r.batch.zone, r.batch.blocks, r.batch.n, r.batch.failed)
+            r.batch.n = 0
+        queue_forked(r.queue)
+        record_resume(r)
+        r = r.next
+    forks += 1
+    lock_forget_sleepers(&records_lock)
+    lock_release(&records_lock)
+
+
+lock_init(&records_lock)
+if pthread_atfork(fork_prepare, fork_parent, fork_child):
+    raise MemoryError("no memory for what a fork needs")

@@ -1,0 +1,15 @@
+"""What some commands need and `pip install pagehint` alone does not install."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from pagehint.errors import PageHintError
+
+
+def require(module: str, what: str, extra: str) -> None:
+    """Raise an error that names the extra to install, unless the module can be imported."""
+    try:
+        import_module(module)
+    except ImportError:
+        raise PageHintError(f"{what} needs {module}: pip install 'pagehint[{extra}]'") from None

@@ -1,0 +1,54 @@
+"""The hinting engine of a machine: its worker, its callbacks, and the batch that is out: `engine.pyx`."""
+from libc.stdint cimport int64_t, uint64_t
+from pagehint.hinting.age cimport Ripe
+from pagehint.hinting.batch cimport Batch
+from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.hinting.queue cimport Settings, WorkQueue
+from pagehint.hinting.report cimport Reporter
+from pagehint.zone.page_alloc cimport Machine
+from pagehint.zone.zone cimport PageZone
+
+cdef class HintingEngine:
+    cdef readonly object memory         # what keeps the zones while the worker is in them
+    cdef Machine *m                     # the memory's, as the next two are
+    cdef WorkQueue *queue
+    cdef Batch *batch
+    cdef Reporter reporter
+    cdef object clock
+    cdef object thread
+    cdef bint abandoned
+    cdef object __weakref__
+
+    cdef int enable(self, PageHintingCallbacks callbacks, const Settings *settings, bint mark_free, object clock) except -1
+    cdef uint64_t begin_session(self, bint threaded) except 0
+    cdef object start_worker(self, uint64_t session, const Settings *settings)
+    cdef void end_session(self) noexcept nogil
+    cdef void publish(self, const Settings *settings, bint mark_free) noexcept nogil
+    cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
+    cdef int set_max_pages(self, uint64_t max_pages) except -1
+    cdef int set_threshold(self, uint64_t threshold) except -1
+    cdef int set_delay(self, int64_t delay) except -1
+    cdef int before_change(self) except -1
+    cdef void after_change(self) noexcept nogil
+    cdef int tick(self) except -1
+    cdef int64_t now(self) except? -1
+    cdef int64_t now_in_pass(self) noexcept nogil
+    cdef void work(self, uint64_t session) noexcept nogil
+    cdef bint overdue(self, int64_t now) noexcept nogil
+    cdef int refuse_callback(self, str what) except -1
+    cdef int pass_manually(self, bint flush) except -1
+    cdef int claim_pass(self, bint flush, int64_t now, bint *everything) noexcept nogil
+    cdef bint run_pass(self, bint everything, bint flush) noexcept nogil
+    cdef bint goes_on(self, uint64_t session) noexcept nogil
+    cdef bint look_at_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil
+    cdef bint begin_look(self, PageZone *z, Ripe *ripe, int64_t now, bint flush) noexcept nogil
+    cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil
+    cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil
+    cdef void end_look(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil
+    cdef void look_later(self, PageZone *z) noexcept nogil
+    cdef void rest(self, PageZone *z) noexcept nogil
+    cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil
+    cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil
+    cdef void switch_off(self) noexcept nogil
+
+cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch)

@@ -1,0 +1,43 @@
+"""The consistency check of the hints, from scratch. Zone lock and page set locks held.
+
+After `zone/verify.pxd`, and in its manner: it shares as little as it can with the code it checks.
+"""
+from libc.stdint cimport uint64_t
+from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.zone.leaf cimport leaf_avail, low_ones
+from pagehint.zone.verify cimport Finding, found, found_in_all
+from pagehint.zone.zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZone, is_split
+
+
+cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogil:
+    cdef uint64_t i = page >> LEAF_SHIFT, h, avail
+    cdef int order
+    if is_split(z.kinds[i]):
+        avail = leaf_avail(&z.leaves[i])
+        return z.min_order < LEAF_SHIFT and (avail >> (page & 63)) & low_ones(1 << z.min_order) == low_ones(1 << z.min_order)
+    for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
+        h = page >> order << order >> LEAF_SHIFT
+        if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
+            return True         # the leaves after the first are its tails: `verify_leaves` has looked
+    return False
+
+
+cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
+    """Every bit set stands for a granule inside one free block; the count is that of the bits."""
+    cdef const Hints *h = hints_of(z)
+    cdef uint64_t granule, count = 0
+    # To the end of the last word: behind the zone, no bit may be set either.
+    for granule in range((z.nr_granules + 63) // 64 * 64):
+        if not (h.bits[granule >> 6] >> (granule & 63)) & 1:
+            continue
+        count += 1
+        if granule >= z.nr_granules or not granule_is_free(z, granule << z.min_order):
+            return found(f, "a hint for a granule that is not free", granule << z.min_order)
+    for granule in range(0, z.nr_granules, 64):
+        if (h.filled[granule >> 12] >> ((granule >> 6) & 63)) & 1 != (h.bits[granule >> 6] != 0):
+            return found(f, "the second level of the hints is not in step", granule << z.min_order)
+    if count != h.count:
+        return found_in_all(z, f, "the hint count is not the number of bits")
+    if not h.on and count:
+        return found_in_all(z, f, "hints while hinting is off")
+    return False

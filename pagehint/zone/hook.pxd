@@ -1,0 +1,54 @@
+"""The hook: how a zone tells one watcher above it what happens to free memory, without knowing what the watcher does.
+
+Three pointers in `PageZone`, called with the zone lock held: `freed`, when a freed block has become part of a free block
+of order `freed_from` or more; `broken`, when a block is taken for use from a free block of order `broken_from` or more;
+`notify`, which releases the lock, when the watcher has asked for it (`notify_at`). They are called out of line, so that
+what they do takes no registers from the code around. With NO_ORDER in both orders a hook costs one branch that is never
+taken.
+"""
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint.sync.atomic cimport ctz64, unlikely
+from pagehint.sync.lock cimport lock_release
+from pagehint.zone.buddy cimport Taken
+from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, usable_free_pages
+
+
+cdef inline void notice_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
+    """A block was freed and has become part of a free block of order `merged`. Zone lock held.
+
+    The watcher is told of the freed block only: the rest of the merged block was free before.
+    """
+    if merged >= z.freed_from:
+        z.freed(z, page, order)
+
+
+cdef inline void notice_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
+    """A block is being taken for use from a free block of order `source`. Zone lock held."""
+    if source >= z.broken_from:
+        z.broken(z, page, order)
+
+
+cdef inline void notice_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
+    """As `notice_broken`, for what one step of a bulk allocation took. Zone lock held."""
+    cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
+    if taken.source < z.broken_from:
+        return
+    if taken.nr_leaves > 1 or z.min_order >= LEAF_SHIFT:
+        z.broken(z, page, LEAF_SHIFT + ctz64(taken.nr_leaves))
+        return
+    while starts:
+        z.broken(z, page | ctz64(starts), order)
+        starts &= starts - 1
+
+
+cdef inline bint must_notify(const PageZone *z) noexcept nogil:
+    """Whether the watcher has asked to be told now. Zone lock held."""
+    return z.notify_at != INT64_MAX and <int64_t>usable_free_pages(z) >= z.notify_at
+
+
+cdef inline void zone_unlock(PageZone *z) noexcept nogil:
+    """Release the zone lock, and tell the watcher if it has asked for that."""
+    if unlikely(must_notify(z)):
+        z.notify(z)
+    else:
+        lock_release(&z.lock)
