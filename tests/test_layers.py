@@ -17,7 +17,7 @@ PACKAGE, COMMAND = "pagehint", "pagehint_command"
 # From the ground up: rooms, and files that are in none. Each floor may use those below it. Files of one room may use
 # each other, and so may the files of the lowest floor.
 FLOORS = (
-    ("sizes", "errors", "layout", "process_memory"),
+    ("sizes", "numbers", "errors", "layout", "process_memory"),
     ("sync",),
     ("zone",),
     ("hinting",),
@@ -58,9 +58,8 @@ def room_of(module: str) -> str:
 
 
 def floor_of(module: str) -> int:
-    """The number of a module's floor, from below."""
-    [number] = [number for number, floor in enumerate(FLOORS) if room_of(module) in floor]
-    return number
+    """The number of a module's floor, from below. What is in no list is above all, so that importing it goes up."""
+    return next((number for number, floor in enumerate(FLOORS) if room_of(module) in floor), len(FLOORS))
 
 
 def is_door(each: Import) -> bool:

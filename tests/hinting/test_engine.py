@@ -1,4 +1,4 @@
-"""The worker: it reports without being asked, waits for nobody inside a callback, and ends with its allocator."""
+"""The engine: its settings, its worker, its flush, the allocations that wait for a batch, and its end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,46 @@ from hosts import RecordingHost
 from waiting import wait_for
 
 import pagehint as ph
+
+
+def test_settings_are_checked():
+    pages = real("16MiB")
+    for name in ("max_pages", "threshold", "delay"):
+        with pytest.raises(ph.HintingInactiveError):
+            getattr(pages, name)
+        with pytest.raises(ph.HintingInactiveError):
+            setattr(pages, name, 1)
+    with pages.hinting(RecordingHost().callbacks, workqueue="manual"):
+        for name, value in (
+            ("max_pages", 0),
+            ("threshold", -1),
+            ("delay", -1.0),
+            ("delay", float("nan")),
+            ("delay", 1e99),
+        ):
+            with pytest.raises(ValueError, match=r".+"):
+                setattr(pages, name, value)
+    for bad in ({"max_pages": 0}, {"max_pages": 1 << 40}):
+        with pytest.raises(ValueError, match="max_pages"):
+            ph.PageHintingCallbacks(print, **bad)
+    for bad in ({"hint_pages": 3}, {"hint_pages": print, "prepare": 3}, {"hint_pages": print, "cleanup": "x"}):
+        with pytest.raises(TypeError):
+            ph.PageHintingCallbacks(**bad)
+    with pytest.raises(TypeError):
+        pages.enable_hinting(print)
+    with pytest.raises(ValueError, match="clock"):
+        pages.enable_hinting(RecordingHost().callbacks, clock=time.monotonic)
+
+
+def test_what_needs_hinting_says_so():
+    pages = real("16MiB")
+    for call in (pages.flush_hinting, pages.run_pending):
+        with pytest.raises(ph.HintingInactiveError):
+            call()
+    pages.disable_hinting()  # nothing to do
+    with pages.hinting(RecordingHost().callbacks), pytest.raises(ph.PageHintError, match="manual"):
+        pages.run_pending()
+    assert not pages.hinting_enabled
 
 
 def test_reporting_thread_does_not_wait_on_itself(few_host):
