@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import operator
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.errors import HostError, HostTimeoutError, PageHintError
+from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.split_queue import SplitQueue
+from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import interrupted, undisturbed
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ class Balloon:
         poison: int | None = None,
         timeout: float = 10.0,
     ) -> None:
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        require_timeout(timeout)
         if pages is not None and pages.page_size != PAGE_SIZE:
             raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
         for zone in pages.zones if pages is not None else ():
@@ -157,7 +156,7 @@ class Balloon:
         self._poison = poison
         self._timeout = timeout
         self._fence = fence
-        self._owner = os.getpid()
+        self._owner = Owner("a balloon and its device")
         self._lock = threading.Lock()  # never held while waiting for pages: the worker that has them may want it
         self._gone: str | None = None  # why
         self._inflated: list[int] = []  # PFNs
@@ -247,15 +246,11 @@ class Balloon:
     @contextmanager
     def _device(self) -> Iterator[None]:
         """Have the device for oneself, if there still is one."""
-        self._require_owner()
+        self._owner.require()
         with self._lock:
             if self._gone is not None:
                 raise HostError(f"the host is gone: {self._gone}")
             yield
-
-    def _require_owner(self) -> None:
-        if os.getpid() != self._owner:
-            raise PageHintError(f"this balloon belongs to process {self._owner}, from which this one was forked")
 
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
@@ -350,7 +345,7 @@ class Balloon:
             after an interrupt.
         """
         pages = self._allocator()
-        self._require_owner()
+        self._owner.require()
         # Taken on this thread: one that is in a callback need not wait for what is out, and Ctrl-C ends a wait.
         undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
 
@@ -447,7 +442,7 @@ class Balloon:
         undisturbed(self._forget)
 
     def _forget(self) -> None:
-        self._require_owner()
+        self._owner.require()
         with self._lock:
             self._gone = "forget() was called"
             if self._inflated:

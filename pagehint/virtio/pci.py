@@ -28,8 +28,8 @@ _DECODE_AND_MASTER_NO_INTX: Final = 0x0406
 _COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4  # cfg_type of the capabilities (section 4.1.4)
 
 
-class Machine(Protocol):
-    """What the transport needs of a wire: `Qtest`, or anything else that gets at ports and memory."""
+class Wire(Protocol):
+    """What the transport needs of a wire: it reads and writes the machine's ports and memory, as `Qtest` does."""
 
     def read(self, address: int, nr_bytes: int) -> int:
         """Return a number in memory."""
@@ -91,7 +91,7 @@ class VirtioPci:
 
     Parameters
     ----------
-    machine : Machine
+    wire : Wire
         The wire.
     device_id : int
         Which device: 5 is the memory balloon (section 5).
@@ -106,8 +106,8 @@ class VirtioPci:
         If there is no such device on the bus, or it lacks what section 4.1.4 asks for.
     """
 
-    def __init__(self, machine: Machine, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
-        self._machine = machine
+    def __init__(self, wire: Wire, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
+        self._wire = wire
         self._timeout = timeout
         wanted = VENDOR | (DEVICE_BASE + device_id) << 16
         for slot in range(32):
@@ -132,12 +132,12 @@ class VirtioPci:
         self._doorbells: dict[int, int] = {}
 
     def _config(self, register: int, nr_bytes: int) -> int:
-        self._machine.write_port(0xCF8, 4, self._function | register & ~3)
-        return self._machine.read_port(0xCFC + (register & 3), nr_bytes)
+        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
+        return self._wire.read_port(0xCFC + (register & 3), nr_bytes)
 
     def _set_config(self, register: int, nr_bytes: int, value: int) -> None:
-        self._machine.write_port(0xCF8, 4, self._function | register & ~3)
-        self._machine.write_port(0xCFC + (register & 3), nr_bytes, value)
+        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
+        self._wire.write_port(0xCFC + (register & 3), nr_bytes, value)
 
     def _place_bars(self, window: int) -> dict[int, int]:
         """Give each memory BAR an address, aligned to its size; returns them by number."""
@@ -160,10 +160,10 @@ class VirtioPci:
         return placed
 
     def _get(self, field: _Field) -> int:
-        return self._machine.read(self._structures[_COMMON] + field.offset, field.nr_bytes)
+        return self._wire.read(self._structures[_COMMON] + field.offset, field.nr_bytes)
 
     def _set(self, field: _Field, value: int) -> None:
-        self._machine.write(self._structures[_COMMON] + field.offset, field.nr_bytes, value)
+        self._wire.write(self._structures[_COMMON] + field.offset, field.nr_bytes, value)
 
     @property
     def status(self) -> int:
@@ -231,16 +231,16 @@ class VirtioPci:
 
     def notify(self, number: int) -> None:
         """Tell the device that a queue has something for it (section 4.1.5.2)."""
-        self._machine.write(self._doorbells[number], 2, number)
+        self._wire.write(self._doorbells[number], 2, number)
 
     def interrupt_status(self) -> int:
         """Read and clear the ISR status (section 4.1.4.5). By its answer the device has done what it was about."""
-        return self._machine.read(self._structures[_ISR], 1)
+        return self._wire.read(self._structures[_ISR], 1)
 
     def read_config(self, offset: int, nr_bytes: int) -> int:
         """Return a field of the device's own configuration."""
-        return self._machine.read(self._structures[_DEVICE] + offset, nr_bytes)
+        return self._wire.read(self._structures[_DEVICE] + offset, nr_bytes)
 
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None:
         """Write a field of the device's own configuration."""
-        self._machine.write(self._structures[_DEVICE] + offset, nr_bytes, value)
+        self._wire.write(self._structures[_DEVICE] + offset, nr_bytes, value)

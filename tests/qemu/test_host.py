@@ -78,7 +78,7 @@ def test_guest_physical_addresses_are_those_of_qemu_below_and_above_the_hole():
             pfn = (array.ctypes.data - arena.address(FREE // 4096)) // 4096 + FREE // 4096
             assert arena.pages.zones[zone].start_pfn <= pfn
             assert arena.address(pfn) == array.ctypes.data
-            assert host.balloon._transport._machine.read(pfn * 4096 + 100 * MIB - 8, 8) == 0x0807060504030201
+            assert host.balloon._transport._wire.read(pfn * 4096 + 100 * MIB - 8, 8) == 0x0807060504030201
         for pfn in (0, 511, PCI_HOLE // 4096, HIGH // 4096 - 1, HIGH // 4096 + (128 << 8), -1):
             with pytest.raises(ValueError, match="is not RAM of this guest"):
                 arena.address(pfn)
@@ -99,7 +99,7 @@ def test_batches_smaller_and_larger_than_the_queue(max_pages):
     before = host.resident_bytes
     for pfn in blocks[::2]:  # no two are neighbours
         arena.pages.free_pages(pfn, 9)
-    with arena.hinting(max_pages, delay=None):
+    with arena.hinting(max_pages=max_pages, delay=None):
         arena.pages.flush_hinting()
         stats = arena.pages.stats()
     assert stats.blocks_failed == 0
@@ -478,7 +478,7 @@ def test_canaries_in_the_guests_ram(host):
 
     def on_and_off(stop, rng):
         while not stop.is_set():
-            with arena.hinting(rng.choice([1, 8, 32, 64]), threshold=1, delay=0.0):
+            with arena.hinting(max_pages=rng.choice([1, 8, 32, 64]), threshold=1, delay=0.0):
                 stop.wait(rng.random() / 5)
                 arena.pages.flush_hinting()
 

@@ -108,7 +108,7 @@ def test_interrupts_tear_nothing(host):
     rng = random.Random(1)
     in_use = arena.pages.stats().allocated_pages
     end = time.monotonic() + SECONDS
-    with Storm(2) as storm, arena.hinting(8, threshold=1, delay=None, workqueue="manual"):
+    with Storm(2) as storm, arena.hinting(max_pages=8, threshold=1, delay=None, workqueue="manual"):
         while storm.goes_on(end, 20):
             what = rng.randrange(5)
             if what == 0:
@@ -463,7 +463,7 @@ class NeverReset:
 
 
 def test_a_reset_that_does_not_end_is_a_time_out(host):
-    transport = VirtioPci(NeverReset(host.balloon._transport._machine), DEVICE_ID, timeout=0.1)
+    transport = VirtioPci(NeverReset(host.balloon._transport._wire), DEVICE_ID, timeout=0.1)
     with pytest.raises(ph.HostTimeoutError, match=r"the device was not reset in 0\.1 s"):
         transport.reset()
 
@@ -474,7 +474,7 @@ def test_a_balloon_by_itself_fences_a_device_that_it_cannot_reset(host, monkeypa
         host.balloon._transport, host.ram.driver_memory, 1 << 20, fence=lambda: fenced.append(host.process.kill())
     )
     os.kill(host.process.pid, signal.SIGSTOP)
-    monkeypatch.setattr(balloon._transport._machine, "_connection", host.process.qtest)
+    monkeypatch.setattr(balloon._transport._wire, "_connection", host.process.qtest)
     host.process.qtest.settimeout(0.2)
     with pytest.raises(ph.HostTimeoutError, match="the host is gone"):
         balloon.report([FREE], [FREE])
