@@ -40,6 +40,7 @@ extensions = [
         "allocator.memory",
         "_core",
         "arena.mapping",
+        "arena.heap",
         "numpy.handler",
         "virtio.undisturbed",
         "virtio.split_queue",

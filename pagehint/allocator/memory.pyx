@@ -21,7 +21,7 @@ from pagehint.hinting.limit cimport NO_LIMIT, limit_enforce
 from pagehint.hinting.notify cimport notify_unlocked, zone_unlock
 from pagehint.hinting.queue cimport (Engine, SIGNAL_CHECK, engine_forked, engine_init, engine_lock, engine_resume,
                                      engine_unlock, engine_wait_batch)
-from pagehint.sync.atomic cimport RELAXED, store64
+from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release, pthread_self
 from pagehint.sync.testpoint cimport AT_FORK, test_point
@@ -242,6 +242,15 @@ cdef class Memory:
         free(self.m.zones)
         free(self.m.zonelists)
         free(self.m.zonelist_length)
+
+    @property
+    def reporting_pages(self):
+        """Pages that are out for reporting now. Takes no lock."""
+        cdef uint64_t pages = 0
+        cdef int i
+        for i in range(self.m.nr_zones):
+            pages += load64(&self.m.zones[i].isolated_pages, RELAXED)
+        return pages
 
     # -- where there is memory
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from pagehint.arena.arena import HUGE_PAGE
+from pagehint.arena.base import HUGE_PAGE
 from pagehint.demo.demo import MIB, available_bytes, run_both
 from pagehint.errors import HostError, PageHintError
 from pagehint.qemu.process import find_qemu

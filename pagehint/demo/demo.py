@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.arena.arena import Arena
+from pagehint.arena.base import BaseArena
 from pagehint.errors import PageHintError
 from pagehint.qemu import GuestArena, Host
 
@@ -222,7 +223,7 @@ def array_sizes(size: int, rng: random.Random) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def work(arena: Arena, size: int, seed: int) -> float:
+def work(arena: BaseArena, size: int, seed: int) -> float:
     """One burst: grow, use, free. Returns a sum, so that nothing can be left out."""
     arrays: list[NDArray[np.float64]] = []
     for nr_bytes in array_sizes(size, random.Random(seed)):
@@ -238,7 +239,7 @@ def work(arena: Arena, size: int, seed: int) -> float:
 
 
 @contextmanager
-def memory(size: int, host: str) -> Iterator[tuple[Arena, Host | None]]:
+def memory(size: int, host: str) -> Iterator[tuple[BaseArena, Host | None]]:
     """Make the arena to work in, and the host if it is not the operating system."""
     if host == "qemu":
         with Host(size) as qemu:
