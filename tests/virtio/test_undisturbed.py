@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+from functools import partial
 
 import pytest
 from storm import Storm
@@ -30,3 +32,18 @@ def test_work_that_is_waited_for_ends_before_its_interrupt_is_raised():
     assert undisturbed(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         undisturbed(divmod, 7, 0)
+
+
+def test_an_interrupt_just_before_the_wait_was_not_noticed_until_the_work_had_ended():
+    """Its handler is called when the wait for the work is interrupted, which that one did not do any more."""
+    steps = []
+
+    def work(_):
+        wait_for(interrupted, "the interrupt")
+        steps.append("ended")
+
+    with Storm(6) as storm:
+        storm.left = 1
+        with pytest.raises(KeyboardInterrupt):
+            undisturbed(work, obtain=partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGUSR1))
+    assert steps == ["ended"]
