@@ -76,18 +76,14 @@ class Arena(BaseArena):
         Requests of 64 KiB or more are runs of whole pages, not rounded to powers of two. The C heap serves smaller
         ones, as ever, and those for which there is no such run; `numpy_counts` counts all.
 
-        Raises
-        ------
-        PageHintError
-            If the arena is a guest's RAM, which its host, and a forked child, would share.
-
         Notes
         -----
         The arrays live on after the context, the arena object and the thread, and the last of them frees the mapping.
         NumPy keeps its handler in a context variable: another thread, or task, has its own, and a new thread none. For
-        the whole process there is `pagehint.numpy.install`. Closed in such a context, an arena serves nothing any more.
+        the whole process there is `pagehint.numpy.install`. If the arena is closed in such a context, the C heap serves
+        everything.
         """
-        # Here, since the package for NumPy is made of arenas.
+        # Imported here, since what NumPy calls is built on arenas.
         from pagehint.numpy.handler import NumpyContext
 
         return NumpyContext(self._numpy_heap(), self)

@@ -37,7 +37,7 @@ class BaseArena(ABC):
     Parameters
     ----------
     mapping : Mapping
-        The memory. PFN 0 is its first byte.
+        The memory. Page 0 begins at its first byte.
     zones : sequence of ZoneSpec
         The parts of it that can be arrays.
 
@@ -203,7 +203,7 @@ class BaseArena(ABC):
 
         May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB)
         that are not all free and those that are warm come to more than the limit, warm ones go back at once, whatever
-        their age and however few they are: those at the lowest addresses, and no more than it takes, to the block. The
+        their age and however few they are: those at the lowest addresses, and only as many blocks as it takes. The
         worker enforces it, just after the allocation or the free that goes over it (with ``workqueue="manual"`` in
         `PageAllocator.run_pending`), if a batch is free. What is in use cannot be sent away, and no allocation is
         refused: only free memory goes.
@@ -254,8 +254,7 @@ class BaseArena(ABC):
             cheaper, but they count as resident until then. A guest's arena takes "dontneed" only.
         max_pages : int, optional
             Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
-            times 2 MiB is free. Default: 16, in a guest's RAM 32; but at most a sixteenth of the arena's granules (2
-            MiB).
+            times 2 MiB is free. Default: 16, in a guest's RAM 32; but at most a sixteenth of the arena's granules.
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
             clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
@@ -283,7 +282,9 @@ class BaseArena(ABC):
         HintingActiveError
             From inside a callback.
 
-        Notes ----- What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this
+        Notes
+        -----
+        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this
         is `PageAllocator.flush_hinting`, with its advice, and nothing goes while less than a batch is free. With
         hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. O(size), most of it for
         counting resident pages.
@@ -376,7 +377,7 @@ class BaseArena(ABC):
             raise ValueError("the arena is closed")
 
     def _require_usable(self) -> None:
-        """Raise unless this process may use free pages of the arena."""
+        """Raise unless the arena is open, and this process may use its pages."""
         self._require_open()
 
 

@@ -24,37 +24,40 @@ def take_back(arena):
     libc.madvise(arena.address(0), arena.size, MADV_PAGEOUT)
 
 
+def canaries(rng, rounds):
+    """Write arrays, and look at them again; returns how many were whole while others were written."""
+    mine, checked = [], 0
+    for _ in range(rounds):
+        if len(mine) > 8 or (mine and rng.random() < 0.4):
+            array, canary = mine.pop(rng.randrange(len(mine)))
+            assert (array == canary).all(), "another thread has written here, or the page was given back"
+            checked += 1
+        n, canary = rng.choice([100, 8192, 12_500, 125_000, 262_144, 655_360]), rng.getrandbits(62) | 1
+        if rng.random() < 0.3:
+            array = np.zeros(n, np.uint64)
+            assert not array.any(), "stale bytes"
+            array[:] = canary
+        else:
+            array = np.full(n, canary, np.uint64)
+        if rng.random() < 0.3:
+            array.resize(rng.randrange(1, 2 * n), refcheck=False)
+            array[n:] = canary
+        mine.append((array, canary))
+    for array, canary in mine:
+        assert (array == canary).all()
+    return checked
+
+
 @pytest.mark.parametrize("others", ["threads", "forks"])
 @pytest.mark.parametrize("advice", ["dontneed", "free"])
 def test_canaries(advice, others):
     """What a thread has written is there when it looks again, and zeros are zero, while all the rest is given back."""
     arena = ph.Arena("256MiB")
-    checked = [0]
-
-    def canaries(rng, rounds):
-        mine = []
-        for _ in range(rounds):
-            if len(mine) > 8 or (mine and rng.random() < 0.4):
-                array, canary = mine.pop(rng.randrange(len(mine)))
-                assert (array == canary).all(), "somebody else has written here, or the page was given back"
-                checked[0] += 1
-            n, canary = rng.choice([100, 8192, 12_500, 125_000, 262_144, 655_360]), rng.getrandbits(62) | 1
-            if rng.random() < 0.3:
-                array = np.zeros(n, np.uint64)
-                assert not array.any(), "stale bytes"
-                array[:] = canary
-            else:
-                array = np.full(n, canary, np.uint64)
-            if rng.random() < 0.3:
-                array.resize(rng.randrange(1, 2 * n), refcheck=False)
-                array[n:] = canary
-            mine.append((array, canary))
-        for array, canary in mine:
-            assert (array == canary).all()
+    checked = []
 
     def work(stop, rng):
         while not stop.is_set():
-            canaries(rng, 50)
+            checked.append(canaries(rng, 50))
 
     def forks(stop, rng):
         while not stop.wait(0.05):
@@ -95,7 +98,7 @@ def test_canaries(advice, others):
     finally:
         ph.numpy.uninstall()
     counts = arena.numpy_counts
-    assert checked[0] > 0
+    assert sum(checked) > 0
     assert counts.arena > 0
     assert counts.cleared > 0
     assert (counts.spared > 0) or advice == "free"

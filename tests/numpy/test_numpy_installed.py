@@ -50,7 +50,7 @@ def test_arrays_from_before_the_installation_are_freed_where_they_are_from():
     mixed = [np.ones(n * 20_000) for n in range(1, 20)]
     del small[::2], large[::2], mixed[::2]
     ph.numpy.uninstall()
-    mixed[0].resize(400_000, refcheck=False)  # nobody to grow into but the C heap
+    mixed[0].resize(400_000, refcheck=False)  # no arena is installed: only the C heap has room
     assert not inside(mixed[0], arena)
     assert mixed[0][:40_000].all()
     assert all(array.all() for array in (*small, *large, *mixed[1:]))
