@@ -43,6 +43,7 @@ extensions = [
         "allocator.refusal",
         "_core",
         "arena.mapping",
+        "arena.heap",
         "numpy.handler",
         "virtio.undisturbed",
         "virtio.split_queue",

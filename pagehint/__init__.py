@@ -4,6 +4,7 @@
 blocks to a host, in small batches that nobody else can touch meanwhile.
 """
 
+import typing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from pagehint.errors import (
     PageHintError,
 )
 from pagehint.layout import Watermarks, ZoneSpec
-from pagehint.numpy.installation import load_ipython_extension as load_ipython_extension
 from pagehint.stats.explain import Explanation
 from pagehint.stats.stats import LockStats, Stats
+
+if typing.TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __version__ = version("pagehint")
 
@@ -57,3 +60,10 @@ __all__ = [
 def get_include() -> str:
     """Return the directory of ``pagehint.h``, for compiled callbacks."""
     return str(Path(__file__).parent)
+
+
+def load_ipython_extension(ipython: "InteractiveShell") -> None:
+    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
+    from pagehint.notebook.magic import load  # IPython is optional
+
+    load(ipython)

@@ -21,8 +21,9 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_settings, as_type, migratetypes
+from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_settings
 from pagehint.allocator.memory cimport Memory
+from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
 from pagehint.hinting.bitmap cimport hint_find
@@ -447,10 +448,11 @@ cdef class PageAllocator:
             with nogil:
                 rc = machine_alloc(m, prefer, o, mt, WAIT, &pfn)
         if rc == E_NOMEM:
-            self.memory.begin_last_resort()
+            self.memory.settle()
             with nogil:
+                self.memory.begin_last_resort()
                 rc = machine_alloc(m, prefer, o, mt, ALONE, &pfn)
-            self.memory.end_last_resort()
+                self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"order {o}, {migratetype}")
         return <long>pfn        # which C makes an int of faster than of an unsigned number; PFNs are far below
@@ -493,10 +495,11 @@ cdef class PageAllocator:
         with nogil:
             rc = machine_alloc_bulk(m, prefer, o, mt, WAIT, out, n)
         if rc == E_NOMEM:
-            self.memory.begin_last_resort()
+            self.memory.settle()
             with nogil:
+                self.memory.begin_last_resort()
                 rc = machine_alloc_bulk(m, prefer, o, mt, ALONE, out, n)
-            self.memory.end_last_resort()
+                self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
         return pfns
@@ -581,11 +584,12 @@ cdef class PageAllocator:
             if rc != E_NOMEM:
                 break
             # The one that failed again, with all that is in page sets and out for reporting back.
-            self.memory.begin_last_resort()
+            self.memory.settle()
             with nogil:
+                self.memory.begin_last_resort()
                 rc = machine_run_ops(m, prefer, mt, self.memory.max_page_order, op, done + 1, ALONE,
                                      <uint64_t *> table.data, nr_slots, &done)
-            self.memory.end_last_resort()
+                self.memory.end_last_resort()
             if rc != OK:
                 break
         if rc != OK:
@@ -622,10 +626,11 @@ cdef class PageAllocator:
                 rc = machine_alloc_at(m, at, o, True)
         # No memory will be there however long we wait.
         if rc == E_BUSY and self.memory.absence(at, <uint64_t>1 << o) is None:
-            self.memory.begin_last_resort()
+            self.memory.settle()
             with nogil:
+                self.memory.begin_last_resort()
                 rc = machine_alloc_at(m, at, o, True)
-            self.memory.end_last_resort()
+                self.memory.end_last_resort()
         if rc != OK:
             raise refusal(self.memory, rc, at, f"order {o}", <uint64_t>1 << o)
         return at
@@ -642,10 +647,11 @@ cdef class PageAllocator:
         with nogil:
             rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, WAIT, &pfn)
         if rc == E_NOMEM:
-            self.memory.begin_last_resort()
+            self.memory.settle()
             with nogil:
+                self.memory.begin_last_resort()
                 rc = machine_alloc_run(m, prefer, n, mt, self.memory.max_page_order, ALONE, &pfn)
-            self.memory.end_last_resort()
+                self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"{n} contiguous pages, {migratetype}")
         return pfn

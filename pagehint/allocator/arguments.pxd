@@ -1,4 +1,4 @@
-"""From what callers of an allocator pass to C numbers: orders, migratetypes, durations, and the settings of a session.
+"""From what callers of an allocator pass to C numbers: orders, durations, and the settings of a session.
 
 Inline, since every call goes through some of them, as in `pagehint/numbers.pxd`.
 """
@@ -9,7 +9,6 @@ from pagehint.allocator.refusal cimport order_refusal
 from pagehint.hinting.queue cimport Settings
 from pagehint.numbers cimport as_positive, small_int
 from pagehint.sync.clock cimport NEVER, SECOND
-from pagehint.zone.zone cimport MT_MOVABLE
 
 
 cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
@@ -25,24 +24,6 @@ cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
 
 cdef inline int as_order(Memory memory, object order) except -1:
     return as_order_at(memory, order, None)
-
-
-cdef inline tuple migratetypes():
-    """The names, each at its number in `zone/zone.pxd`."""
-    return "unmovable", "movable", "reclaimable", "isolate"
-
-
-cdef inline int as_type(object migratetype, int most) except -1:
-    cdef tuple names
-    cdef int number
-    if <void *>migratetype == <void *>"movable":        # the default, known without looking at its letters
-        return MT_MOVABLE
-    names = migratetypes()
-    if isinstance(migratetype, str):
-        for number in range(most + 1):
-            if migratetype == <str>names[number]:
-                return number
-    raise ValueError(f"migratetype must be one of {', '.join(names[:most + 1])}, not {migratetype!r}")
 
 
 cdef inline int64_t as_duration(object duration, str what) except -2:

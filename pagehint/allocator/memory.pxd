@@ -31,8 +31,8 @@ cdef class Memory:
     cdef int set_watermarks(self) except -1
     cdef add_page_sets(self, int i)
     cdef int settle(self) except -1
-    cdef int begin_last_resort(self) except -1
-    cdef void end_last_resort(self) noexcept
+    cdef void begin_last_resort(self) noexcept nogil
+    cdef void end_last_resort(self) noexcept nogil
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1

@@ -14,8 +14,8 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from pagehint.allocator.arguments cimport as_type
 from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_so_far, zone_resume, zone_stop
+from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport (NO_LIMIT, hinted_zone_create, hinted_zone_destroy, hinted_zone_open,
                                            hints_of, keep_ages)
@@ -293,20 +293,17 @@ cdef class Memory:
                 PyErr_CheckSignals()
         return 0
 
-    cdef int begin_last_resort(self) except -1:
-        """Before a request that has failed is tried a last time: with nothing in page sets, nor out for reporting.
+    cdef void begin_last_resort(self) noexcept nogil:
+        """Before a request that has failed is tried a last time, `settle` having been called.
 
-        Until `end_last_resort`, which must follow, with no Python code in between.
+        Until `end_last_resort` the locks of all page sets are held, so the GIL must not be waited for in between: a fork
+        has the GIL and waits for them.
         """
-        self.settle()
-        with nogil:
-            machine_hold(&self.m)
-        return 0
+        machine_hold(&self.m)
 
-    cdef void end_last_resort(self) noexcept:
-        with nogil:
-            machine_let_go(&self.m)
-            queue_resume(&self.queue)
+    cdef void end_last_resort(self) noexcept nogil:
+        machine_let_go(&self.m)
+        queue_resume(&self.queue)
 
     # -- how much stays in memory
 

@@ -1,6 +1,6 @@
 """Real memory: a mapping whose pages are handed out as arrays, and given back to its host when they are free.
 
-Begin with `arena.py`, then `mapping.pyx`. Uses the allocator and the rooms below it.
+Begin with `base.py`, then `arena.py` and `mapping.pyx`. Uses the allocator and the rooms below it.
 """
 
 from pagehint.arena.arena import Arena

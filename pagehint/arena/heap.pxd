@@ -1,14 +1,19 @@
-"""NumPy's requests on an arena: large ones are runs of its pages, to the page; the rest is for whoever was there before.
+"""An arena as a heap: allocations of whole pages, known by their address, which become longer and shorter.
 
-No Python object, and no need of the GIL: NumPy calls with it mostly, but grows an array that it reads from text without.
+This serves NumPy's requests, mostly with the GIL, but also without it: NumPy grows an array without the GIL while it reads
+one from text. So there is no Python object in here. The functions are inline, so that a request and what it calls, down to
+the zone, are one piece of code.
 """
+cimport cython
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.string cimport memset
+from pagehint.allocator.memory cimport Memory
+from pagehint.arena.mapping cimport Mapping
 from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
-from pagehint.zone.check cimport OK
-from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_take_run, machine_alloc_run, machine_free_run,
-                                       machine_resize_run)
+from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_run, machine_free_run, machine_resize_run,
+                                       machine_take_run)
+from pagehint.zone.status cimport OK
 from pagehint.zone.zeroed cimport was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone
 
@@ -20,7 +25,7 @@ cdef extern from *:
     void store_pointer "__atomic_store_n" (void **p, void *value, int order) noexcept nogil
 
 cdef enum:
-    THRESHOLD = 65536           # bytes; what is smaller would waste much of a page, and the C heap is quick with it
+    THRESHOLD = 65536           # bytes; a smaller request would waste much of a page, and the C heap is quick with it
 
 cdef struct Heap:
     char *base
@@ -28,11 +33,12 @@ cdef struct Heap:
     Machine *m
     int page_shift
     int max_order
-    # Pages of the allocation that begins at a page. NumPy says a size when it frees, but by the array's shape, into which
-    # other libraries write, and which is that of the first try where an array cannot grow while it is read from text.
+    # By its first page, the pages of each allocation. The size that NumPy gives with a free cannot be used: NumPy computes
+    # it from the array's shape, which other libraries change, and where an array could not grow while it was read from
+    # text, the shape is that of the first attempt.
     uint32_t *lengths
     atomic_i32 open
-    uint64_t live               # allocations; the next ones since the beginning
+    uint64_t live               # allocations now; the counts after it are since the beginning
     uint64_t from_arena
     uint64_t from_heap
     uint64_t full
@@ -40,9 +46,19 @@ cdef struct Heap:
     uint64_t spared             # bytes that were zero already
     Populator *populator        # the mapping's, or NULL
     uint64_t *populated
-    # Of the heaps that the process's handler has given memory from; see `numpy/handler.pyx`.
+    # The list of the heaps that the process's handler has given memory from: `numpy/handler.pyx`.
     Heap *next
-    void *listed                # the object that keeps its memory, or NULL
+    void *listed                # the ArenaHeap, with one reference, while this is in the list; else NULL
+
+
+@cython.final
+cdef class ArenaHeap:
+    cdef Heap *h
+    cdef Mapping mapping
+    cdef Memory memory
+    cdef bint was_listed        # threads may still read `h` in the list, without a lock: it is never freed
+
+    cdef size_t lengths_bytes(self)
 
 
 cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
@@ -58,7 +74,7 @@ cdef inline uint64_t pages_for(const Heap *h, size_t size) noexcept nogil:
 
 
 cdef inline bint heap_drop(Heap *h) noexcept nogil:
-    """One allocation less; whether it was the last."""
+    """Count one allocation less; returns whether it was the last."""
     return fetch_add64(&h.live, -1, SEQ_CST) == 1
 
 
@@ -69,10 +85,10 @@ cdef inline int alloc_pages(Heap *h, uint64_t n, bint noting, uint64_t *pfn) noe
 
 
 cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) noexcept nogil:
-    """Pages for a request, or NULL if there is no such run, never waiting for one. Counted as live even then.
+    """Take pages for a request; NULL if there is no such run. Never waits for one. Counts the request as live even then.
 
-    `noting` what is known of its granules, for `heap_clear`. `current`, if not NULL, must still say `h` once it is counted:
-    whoever changes that looks at `live` afterwards.
+    With `noting`, what is known of the granules is noted first, for `heap_clear`. If `current` is not NULL, it must still
+    point to `h` after the request was counted: a thread that changes `current` looks at `live` afterwards, and misses none.
     """
     cdef uint64_t n = pages_for(h, size), pfn = 0
     fetch_add64(&h.live, 1, SEQ_CST)
@@ -86,7 +102,7 @@ cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) n
 
 
 cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
-    """Zero an allocation that was just taken, but for the granules that are so."""
+    """Zero an allocation that was just taken with `noting`, but for the granules that were zero."""
     cdef const PageZone *z = h.m.zones[h.m.default_zone]
     cdef uint64_t at = <char *> p - h.base, end = at + size, granule, next
     while at < end:
@@ -101,18 +117,18 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
 
 
 cdef inline void heap_populate(Heap *h, void *p) noexcept nogil:
-    """Have an allocation that was just taken populated ahead of whoever writes to it."""
+    """Have an allocation that was just taken populated ahead of the thread that writes to it."""
     cdef uint64_t pfn = page_of(h, p)
     populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
 
 
 cdef inline void heap_leave(Heap *h, void *p, uint64_t n) noexcept nogil:
-    """No more: some or all of these pages, which are all of it, are about to be freed."""
+    """End populating an allocation of `n` pages, some or all of which are about to be freed."""
     populate_end(h.populator, <char *> p, n << h.page_shift)
 
 
 cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
-    """Make an allocation longer or shorter in its place; False if those after it are not free."""
+    """Make an allocation longer or shorter in its place; False if the pages after it are not free."""
     cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn], wanted = max(pages_for(h, size), <uint64_t>1)
     if wanted != n:
         if wanted < n:
@@ -124,7 +140,7 @@ cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
 
 
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
-    """Free the pages of an allocation, which is live until `heap_drop`."""
+    """Free the pages of an allocation. It counts as live until `heap_drop`."""
     cdef uint64_t pfn = page_of(h, p)
     heap_leave(h, p, h.lengths[pfn])
     machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

@@ -1,4 +1,4 @@
-"""Telling the operating system that pages may be dropped: the compiled reporting function of an arena."""
+"""The reporting function of an arena, compiled: it tells the operating system that pages may be dropped."""
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
 from posix.mman cimport MADV_DONTNEED, madvise
@@ -9,15 +9,15 @@ cdef struct Advice:             # what the function is called with
     char *base
     int page_shift
     int advice
-    void *owner                 # keeps the mapping alive as long as anybody may call
+    void *owner                 # the mapping, kept as long as the function can be called
     Zeroed *zeroed              # what is known of the mapping, or NULL
     int min_order               # of its granules
 
 
 cdef inline int madvise_blocks(const pagehint_block *blocks, size_t n, uint8_t *failed, void *data) noexcept nogil:
-    """Advise a batch, neighbouring blocks in one call; what the kernel refuses is marked as failed. No GIL, no lock.
+    """Advise a batch; blocks that the kernel refuses are marked as failed. Called without the GIL and without a lock.
 
-    A call costs a shoot-down of every other CPU's TLB, so fewer and longer calls are what makes this fast.
+    Neighbouring blocks go in one call. Each call makes every other CPU flush its TLB, so fewer and longer calls are faster.
     """
     cdef Advice *a = <Advice *> data
     cdef size_t first = 0, next, i

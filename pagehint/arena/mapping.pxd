@@ -1,6 +1,6 @@
-"""A mapping, as others of this package see it: `arena/mapping.pyx`."""
+"""A mapping: `arena/mapping.pyx`."""
 from libc.stdint cimport uint64_t
-from pagehint._core cimport Memory
+from pagehint.allocator.memory cimport Memory
 from pagehint.arena.populate cimport Populator
 
 cdef class Mapping:
@@ -9,11 +9,11 @@ cdef class Mapping:
     cdef readonly size_t page_size
     cdef readonly bint hugepages
     cdef readonly size_t live_arrays
-    cdef readonly bint open         # arrays may be made; changes, as their number does, while the GIL is held
+    cdef readonly bint open         # arrays may be made; it changes, as their number does, only with the GIL
     cdef bint discarded
     cdef bint of_file
     cdef void *reservation
     cdef size_t reserved
-    cdef Memory memory              # whose zone knows which granules are zero, or None
-    cdef Populator *populator       # the process's, or NULL if it is not for this one
+    cdef Memory memory              # its zone knows which granules are zero; or None
+    cdef Populator *populator       # the process's, or NULL if this is not populated ahead
     cdef uint64_t populated         # bytes

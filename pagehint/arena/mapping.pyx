@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Real memory: a mapping of this process, the pages of it that are arrays, and the function that gives pages back."""
+"""Real memory: a mapping, and the pages of it that are an array."""
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
@@ -41,7 +41,7 @@ populator_init(&populator)
 
 
 cdef void fork_child() noexcept nogil:
-    """There is no thread, and whoever had the mutex has gone."""
+    """Begin anew in a forked child: the thread is not there, nor one that may have held the mutex."""
     populator_init(&populator)
 
 
@@ -52,10 +52,10 @@ ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
 
 cdef class Mapping:
-    """A mapping, aligned so that huge pages fit; unmapped when nobody refers to it any more. Anonymous, or of a file.
+    """A mapping, anonymous or of a file, aligned so that huge pages fit.
 
-    Not before, even when its memory has gone back: a reporting function that is called late must not find somebody else's
-    memory at these addresses.
+    It is unmapped when nothing refers to it any more, and not before, even when its memory has gone back: a reporting
+    function that is called late must not find other memory at these addresses.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ cdef class Mapping:
     hugepages : bool
         Ask for transparent huge pages; whether the kernel has them is in the attribute of this name.
     fd : int, optional
-        A file to map, shared with whoever has it mapped as well.
+        A file to map, shared with other processes that map it.
     parts : sequence of (address, offset, nr_bytes), optional
-        Which parts of the file are where in the mapping; the rest of it cannot be touched.
+        Which parts of the file are where in the mapping; the rest of the mapping cannot be touched.
     """
 
     def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
@@ -95,40 +95,40 @@ cdef class Mapping:
             munmap(self.reservation, self.reserved)
 
     def know_zeroes(self, PageAllocator pages not None):
-        """Keep account of which granules are zero. The mapping is anonymous and fresh, `pages` is the allocator over it."""
+        """Keep account of the granules that are zero, as all are: the mapping is fresh. `pages` is the allocator over it."""
         cdef PageZone *z = pages.memory.m.zones[0]
         self.memory = pages.memory
         z.zeroed = zeroed_create(z.nr_granules)
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
         watch_broken(z)
-        # Who wants small pages wants no more of them than he touches.
+        # An arena without huge pages keeps no more memory than is touched: nothing is populated ahead.
         if self.hugepages:
             self.populator = &populator
 
     @staticmethod
     def adopt(PageAllocator pages not None):
-        """Let an allocator be an arena's: first fit, so that what is in use shares as few granules as can be; no growth."""
+        """Have an allocator place by first fit, so that what is in use is in as few granules as possible, and not grow."""
         cdef int i
         pages.memory.of_arena = True
         for i in range(pages.memory.m.nr_zones):
             pages.memory.m.zones[i].first_fit = True
 
     def retire(self):
-        """Have no arrays from now on, unless there are some already; returns how many."""
+        """Have no arrays from now on, unless there are some; returns how many there are."""
         self.open = self.open and self.live_arrays > 0
         return self.live_arrays
 
     def reopen(self):
-        """Have arrays again, if there is still memory."""
+        """Have arrays again, unless the memory has gone back."""
         self.open = not self.discarded
 
     def discard(self):
-        """Give the memory back, and keep the addresses; nothing may use it any more. Retired before."""
+        """Give the memory back, and keep the addresses. It was retired before, so nothing uses the memory."""
         self.discarded = True
         munlock(self.reservation, self.reserved)
         if self.of_file:
-            # Nothing there from now on; the file lives as long as others have it.
+            # The file lives on as long as others have it open or mapped.
             mmap(self.reservation, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
         else:
             madvise(self.reservation, self.reserved, MADV_DONTNEED)
@@ -145,7 +145,7 @@ cdef class Mapping:
         return <size_t>self.base
 
     def resident_pages(self):
-        """Pages that are in memory, as the kernel says (mincore), by granules of 2 MiB. O(pages)."""
+        """For each granule of 2 MiB the pages that are in memory, as the kernel counts them (mincore). O(pages)."""
         cdef size_t pages = self.nr_bytes // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
         counts = np.zeros((pages + granule - 1) // granule, np.uint32)
         present = bytearray(granule)
@@ -164,7 +164,7 @@ cdef class Mapping:
         return counts
 
     def advise_capsule(self, str advice):
-        """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps it mapped."""
+        """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps the mapping."""
         cdef Advice *data = <Advice *> malloc(sizeof(Advice))
         if data == NULL:
             raise MemoryError("no memory for the advice")
@@ -189,9 +189,9 @@ cdef void release_advice(object capsule) noexcept:
 
 
 @cython.final
-@cython.no_gc_clear     # collected in a cycle, too, it needs its memory to free its pages
+@cython.no_gc_clear     # it frees its pages at the end, for which it needs `memory`, also when it is collected in a cycle
 cdef class Block:
-    """Pages of an arena in use as one buffer; freed with the last reference to it, from whichever thread."""
+    """Pages of an arena as one buffer; they are freed with the last reference to it, on any thread."""
 
     cdef Mapping mapping
     cdef Memory memory
@@ -219,7 +219,7 @@ cdef class Block:
                 populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
                              self.nr_pages * self.mapping.page_size)
                 machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)
-            # Not before: the arena may be closed once this is 0.
+            # This comes last: once it is 0, the arena may be closed.
             self.mapping.live_arrays -= 1
 
     def __getbuffer__(self, Py_buffer *view, int flags):

@@ -1,23 +1,27 @@
-"""Populating ahead: a thread makes memory resident that was given back, just before its owner writes to it.
+"""Populating ahead: a thread makes memory resident that was given back, just before the owner writes to it.
 
-The kernel zeroes a granule in about the time in which NumPy fills it, so memory that goes back early would halve the speed
-of who wants it again, unless another CPU does that meanwhile. The thread follows the owner, as a file's readahead does, by
-windows of cold granules that become larger. The first granule of each is a probe, left to the owner: when it is there, the
-owner has come to this window, and the next one is populated. One ahead, since two that zero the same granule at the same
-time, one after the other, gain nothing. The first window needs no probe if the last array that was followed was written
-to, as nearly all are. So one that nobody touches costs 16 MiB, and those after it nothing; one that is touched in part costs
-the next window more, up to 128 MiB in what is large.
+The owner is the thread that has just allocated the memory. The kernel zeroes a granule in about the time in which NumPy
+fills it. So memory that goes back early would halve the speed of an owner that needs it again, unless another CPU zeroes it
+meanwhile.
 
-One thread in a process, and one allocation at a time, that of which most is left; who has another faults its pages in, as
-ever. On machines of several NUMA nodes memory may come from the thread's one.
+The populating thread follows the owner, as the readahead of a file does, by windows of cold granules, each larger than the
+one before. The first granule of a window is a probe, left to the owner. When it is resident, the owner has come to this
+window, and the next one is populated. That is one window ahead of the owner, since two threads that fault in the same
+granule take turns and gain nothing. The first window is populated at once, without waiting for the probe, if the last array
+that was followed was written to, as nearly all are. So an array that is never touched costs 16 MiB, and those after it
+nothing. One that is touched in part costs what was populated ahead, up to 128 MiB.
+
+There is one such thread in a process. It follows one allocation at a time, the one with most left to write; the owners of
+others fault their pages in themselves. On machines with several NUMA nodes the memory may come from the node of the
+populating thread.
 """
 from libc.errno cimport EINVAL, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
 from posix.signal cimport sigset_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
-from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.condition cimport (NEVER, cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
+from pagehint.sync.clock cimport NEVER, monotonic_ns
+from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_t
@@ -55,45 +59,45 @@ cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *address, size_t length, unsigned char *present)
 
 cdef enum:
-    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14, which not all headers have
+    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14; not all headers have it
     FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
     LAST_WINDOW = 32
-    LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: a part of the time in which a granule is filled
-    PATIENCE_EACH = 1000000     # for each granule up to the probe, and 20 more: whoever is slower needs no help
+    LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: less than the time in which a granule is filled
+    PATIENCE_EACH = 1000000     # nanoseconds to wait, for each granule up to the probe and 20 more
     PATIENCE_GRANULES = 20
     PATIENCE_MOST = 1000000000
     GRANULE_PAGES = 512         # at most
 
 cdef struct Populator:
     pthread_mutex_t mutex
-    pthread_cond_t wake         # the thread waits here
-    pthread_cond_t settled      # who frees waits here, for the granule that is being populated
+    pthread_cond_t wake         # the populating thread waits here
+    pthread_cond_t settled      # a thread that frees waits here until its granule is populated
     bint started                # there is a thread
-    bint refused                # there will be none: one CPU, or a kernel that cannot populate
+    bint refused                # there will be none: there is one CPU, or the kernel cannot populate
     atomic_i32 active           # there may be an allocation, or a granule being populated
     atomic_i32 trusting         # the last allocation that was followed was written to
-    # The allocation, of granules of a mapping, all that it has a part of; none if `end` is 0.
-    uint64_t job                # another with each
+    # The allocation that is followed: the granules, by number in the mapping, that it has a part of. None if `end` is 0.
+    uint64_t job                # a new number with each
     const char *start
     bint seen                   # its owner has touched a probe
     char *base
     int shift
     uint64_t pages              # of a granule
-    const Zeroed *zeroed        # what was noted of it says which granules are cold
+    const Zeroed *zeroed        # its notes say which granules are cold
     uint64_t probe              # the first of the window
-    uint64_t at                 # it is populated up to here
-    uint64_t next               # it ends here
+    uint64_t at                 # the window is populated up to here
+    uint64_t next               # the window ends here
     uint64_t end
     uint64_t window             # cold granules of the next one, besides its probe
     uint64_t last               # the probe before this one, or the first granule
     uint64_t *populated         # bytes
-    int64_t give_up             # when, if nobody touches the probe; 0: not waiting yet
-    char *busy                  # what is being populated, or looked at, without the mutex
+    int64_t give_up             # until when to wait for the probe; 0: not waiting yet
+    char *busy                  # the granule that is being populated, or looked at, without the mutex
     char *busy_end
 
 
 cdef inline void populator_init(Populator *p) noexcept nogil:
-    """Also in a forked child, where there is no thread."""
+    """Begin with no thread; also in a forked child, which has none."""
     pthread_mutex_init(&p.mutex, NULL)
     cond_init(&p.wake)
     cond_init(&p.settled)
@@ -115,7 +119,7 @@ cdef inline uint64_t next_cold(const Zeroed *zeroed, uint64_t granule, uint64_t 
 
 
 cdef inline void open_window(Populator *p) noexcept nogil:
-    """The next cold granules, as many as a window has, are to be populated. Mutex held."""
+    """Make the next cold granules, as many as a window has, those to populate. Mutex held."""
     cdef uint64_t _i
     p.at = p.next
     for _i in range(p.window):
@@ -124,7 +128,7 @@ cdef inline void open_window(Populator *p) noexcept nogil:
 
 
 cdef inline void next_window(Populator *p) noexcept nogil:
-    """The owner is in this window. Mutex held."""
+    """Go on to the next window, since the owner has come to this one. Mutex held."""
     p.seen = p.trusting = True
     p.last = p.probe
     p.give_up = 0
@@ -137,7 +141,7 @@ cdef inline void next_window(Populator *p) noexcept nogil:
 
 
 cdef inline void wait_for_owner(Populator *p) noexcept nogil:
-    """Nobody has touched the probe yet. Mutex held."""
+    """Wait a while for the owner, which has not touched the probe yet, or give up. Mutex held."""
     cdef int64_t now = monotonic_ns()
     if p.give_up == 0:
         p.give_up = now + min(<int64_t>(p.probe - p.last + PATIENCE_GRANULES) * PATIENCE_EACH, <int64_t>PATIENCE_MOST)
@@ -149,7 +153,7 @@ cdef inline void wait_for_owner(Populator *p) noexcept nogil:
 
 
 cdef inline void populate_granule(Populator *p) noexcept nogil:
-    """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, but for that."""
+    """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, released meanwhile."""
     cdef uint64_t granule, job = p.job, last = p.pages - 1
     cdef size_t size = <size_t>1 << p.shift
     cdef unsigned char present[GRANULE_PAGES]
@@ -169,12 +173,12 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     p.busy = p.busy_end = NULL
     pthread_cond_broadcast(&p.settled)
     p.refused |= failed == EINVAL
-    # Whose it was, if he has gone: he waits for us still.
+    # The count is still there, even if the allocation is being freed: a thread that frees waits for the mutex.
     if not probe and not failed and not present[0] & 1:
         fetch_add64(populated, size, RELAXED)
     if p.job != job:
         return
-    # Pages that come one by one are the small ones of a kernel without huge pages: 16 MiB would be more than is wanted.
+    # A granule that is resident in part has small pages: the kernel has no huge page for it. Then 16 MiB are too much.
     if failed or (present[0] & 1) != (present[last] & 1):
         p.trusting = False
         drop_job(p)
@@ -198,9 +202,10 @@ cdef inline void *populate_for_ever(void *arg) noexcept nogil:
 
 
 cdef inline bint populator_start(Populator *p) noexcept nogil:
-    """Have a thread, to which no signal comes, where the main one may run. Mutex held.
+    """Start the thread, if it can be; returns whether it runs. No signal comes to it. Mutex held.
 
-    Whoever needs it first may be a worker with one CPU, or with another policy, and it serves all.
+    It serves the whole process, so it runs on the main thread's CPUs and with the default policy: the thread that needs it
+    first may be bound to one CPU, or have another policy.
     """
     cdef pthread_t thread
     cdef pthread_attr_t attr
@@ -211,9 +216,9 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     pthread_attr_init(&attr)
     pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
-    # It fails where there are more CPUs than a set has room for, and then one is not all there is.
+    # This fails where there are more CPUs than a set has room for, so more than one.
     if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
-        p.refused = CPU_COUNT(&cpus) == 1       # there it would only be in the owner's way
+        p.refused = CPU_COUNT(&cpus) == 1       # the thread would take the owner's time
         pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
     sigfillset(&every)
     pthread_sigmask(SIG_SETMASK, &every, &before)
@@ -227,9 +232,9 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
 
 cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const PageZone *z, uint64_t page, uint64_t n,
                                 uint64_t *populated) noexcept nogil:
-    """Follow whoever is about to write to these pages, which he has just taken, until `populate_end`. O(granules) bits.
+    """Follow the owner of these pages, which has just allocated them and is about to write, until `populate_end`.
 
-    `p` may be NULL: nobody follows.
+    `p` may be NULL: nothing is populated. O(granules) looks at bits.
     """
     cdef uint64_t end = ((page + n - 1) >> z.min_order) + 1, cold, second
     cdef bint window
@@ -237,12 +242,12 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
         return
     cold = next_cold(z.zeroed, page >> z.min_order, end)
     second = next_cold(z.zeroed, cold + 1, end)
-    # The first is the owner's in any case, and the second a probe, too, if he is not trusted.
+    # The first cold granule is left to the owner; without trust the second is, too, as the next probe. Are there more?
     if second >= end or not p.trusting and next_cold(z.zeroed, second + 1, end) >= end:
         return
     pthread_mutex_lock(&p.mutex)
     if p.end - p.probe <= end - cold and populator_start(p):
-        # Nobody has come to the one that had a window at once: one such is enough.
+        # No window at once, if the last allocation that got one has not been touched yet.
         window = p.trusting and (p.end == 0 or p.seen)
         p.job += 1
         p.start = base + (page << page_shift)
@@ -266,13 +271,16 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
 
 
 cdef inline void populate_end(Populator *p, char *start, size_t nr_bytes) noexcept nogil:
-    """Leave this memory, which begins where it did, alone from now on: it is about to be freed. May wait for one granule."""
+    """Populate none of this memory from now on, since it is about to be freed; `start` is as in `populate_ahead`.
+
+    May wait until one granule was populated.
+    """
     cdef unsigned char present[GRANULE_PAGES]
     if p == NULL or not p.active:
         return
     pthread_mutex_lock(&p.mutex)
     if p.end and p.start == start:
-        # It may be gone so soon that nobody has looked.
+        # The owner may have written and freed it before the thread has looked at the probe.
         if p.trusting and not p.seen:
             p.trusting = (mincore(p.base + (p.probe << p.shift), <size_t>1 << p.shift, present) == 0
                           and present[0] & present[p.pages - 1] & 1)

@@ -1,4 +1,4 @@
-"""What an arena holds, as people would rather see it: a few figures and a picture."""
+"""What an arena holds, for readers: a few figures and a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNS = {"used": "█", "warm": "▒", "given back": "·"}
 
 
 def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int) -> NDArray[np.int32]:
-    """Return how many pages of each granule are free, where ``blocks`` are all that are. O(blocks + granules)."""
+    """Return how many pages of each granule are free; ``blocks`` are all free blocks. O(blocks + granules)."""
     pages = 1 << blocks["order"].astype(np.int64)
     first = (blocks["pfn"].astype(np.int64) - start_pfn) // granule
     large = pages >= granule
@@ -31,7 +31,7 @@ def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, gra
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ArenaStatus:
-    """What an arena holds at a moment; `Arena.status` makes it. Shown as a table with a picture.
+    """What an arena held when `Arena.status` was called. It is shown as a table with a picture.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class ArenaStatus:
     hinting : bool
         Whether what is free is given back.
     given_back : int
-        Bytes given back so far, each time they were.
+        Bytes given back so far; those given back twice count twice.
     page_size : int
         Bytes of a page.
     used, resident : numpy.ndarray of int
@@ -64,7 +64,7 @@ class ArenaStatus:
 
     @property
     def warm_bytes(self) -> int:
-        """Bytes in memory and free: what is given back next, or used again at no cost."""
+        """Bytes that are in memory and free: they are given back next, or used again at no cost."""
         warm = np.maximum(self.resident.astype(np.int64) - self.used, 0)
         return int(warm.sum()) * self.page_size
 
@@ -83,7 +83,7 @@ class ArenaStatus:
         }
 
     def _cells(self) -> list[tuple[str, float]]:
-        """What to draw, up to the last granule that holds anything: each cell's state, and how much of it is so."""
+        """Return the cells to draw, up to the last granule that holds anything: a state, and the share of its pages."""
         holds = np.flatnonzero(self.used + self.resident)
         end = max(int(holds[-1]) + 1 if len(holds) else 0, min(_COLUMNS, len(self.used)))
         step = -(-end // _CELLS)

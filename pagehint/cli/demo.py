@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pagehint.arena.arena import HUGE_PAGE
+from pagehint.arena.base import HUGE_PAGE
 from pagehint.cli.arguments import memory_size, seconds
 from pagehint.cli.command import Command
 from pagehint.cli.extras import require

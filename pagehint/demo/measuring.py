@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pagehint.arena.arena import Arena
+from pagehint.arena.base import BaseArena
 from pagehint.demo.outcome import Measured
 from pagehint.demo.workload import MIB, burst, bursts
 from pagehint.errors import PageHintError
@@ -87,7 +88,7 @@ def measure(size: int, seconds: float, advice: str, tell: Callable[[float, int],
 
 
 @contextmanager
-def _memory(size: int, host: str) -> Iterator[tuple[Arena, Host | None]]:
+def _memory(size: int, host: str) -> Iterator[tuple[BaseArena, Host | None]]:
     if host == "qemu":
         with Host(size) as qemu:
             yield qemu.arena(), qemu
@@ -97,7 +98,7 @@ def _memory(size: int, host: str) -> Iterator[tuple[Arena, Host | None]]:
 
 
 def _measure_run(
-    arena: Arena, qemu: Host | None, size: int, seconds: float, advice: str, tell: Callable[[float, int], None]
+    arena: BaseArena, qemu: Host | None, size: int, seconds: float, advice: str, tell: Callable[[float, int], None]
 ) -> Measured:
     measured = Measured(rss_start=rss_bytes())
     with _hinting(arena, qemu, advice):
@@ -123,7 +124,7 @@ def _measure_run(
     return measured
 
 
-def _hinting(arena: Arena, qemu: Host | None, advice: str) -> AbstractContextManager[Any]:
+def _hinting(arena: BaseArena, qemu: Host | None, advice: str) -> AbstractContextManager[Any]:
     if not advice:
         return nullcontext()
     # QEMU decides by itself how it gives memory back.

@@ -12,7 +12,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.arena.arena import Arena
+from pagehint.arena.base import BaseArena
 
 MIB = 1 << 20
 ROUNDS = 4
@@ -35,7 +35,7 @@ def array_sizes(size: int, rng: random.Random) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def burst(arena: Arena, size: int, seed: int) -> float:
+def burst(arena: BaseArena, size: int, seed: int) -> float:
     """Make arrays, use them, free them. Returns a sum of all they held, which proves that the work was done."""
     arrays: list[NDArray[np.float64]] = []
     for nr_bytes in array_sizes(size, random.Random(seed)):
@@ -50,7 +50,7 @@ def burst(arena: Arena, size: int, seed: int) -> float:
     return total
 
 
-def bursts(arena: Arena, size: int, seconds: float) -> list[float]:
+def bursts(arena: BaseArena, size: int, seconds: float) -> list[float]:
     """Do all rounds, each a burst and then idle time, spread over so many seconds.
 
     It takes longer if the work does: some idle time follows each burst in any case.

@@ -1,26 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""NumPy's data memory handlers (NEP 49): one for each arena, which contexts use, and one for the whole process.
+"""NumPy's data memory handlers (NEP 49): one for a context, and one for the whole process.
 
-Arrays keep the handler they were made with, and through its capsule the arena. The process's handler is NumPy's default
-one, which is nobody's in particular: it finds the arena of an address among the heaps it has given memory from, and
-these are kept by what is in use of them.
+An array keeps the handler it was made with: that of a context by its capsule, which keeps the arena's heap, and the heap
+keeps the mapping. The process's handler stands in for NumPy's default one, whose capsule belongs to no arena. It finds an
+address among the heaps that it has given memory from, and each of these is kept as long as memory of it is in use.
 """
 cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport (PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
                                 PyCapsule_SetPointer)
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
-from pagehint._core cimport Memory, PageAllocator
-from pagehint.arena.heap cimport (Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate,
+from pagehint.arena.heap cimport (ArenaHeap, Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate,
                                   heap_resize, heap_take, load_heap, load_pointer, page_of, store_heap, store_pointer)
-from pagehint.arena.mapping cimport Mapping
-from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, fetch_add64, load64
 
 from pagehint import errors
 
@@ -55,13 +49,13 @@ cdef PyDataMem_Handler *default_handler() except NULL:
 
 # ---- requests -----------------------------------------------------------------------------------------------
 
-cdef Heap *known = NULL         # those the process's handler has given memory from; changed with the GIL, read without it
-cdef Heap *installed = NULL     # where it takes large requests from, one of them, or NULL
-cdef object installed_arena = None
+cdef Heap *known = NULL         # the list of the process's handler; changed with the GIL, read without it
+cdef Heap *installed = NULL     # the heap in it that serves the process's large requests now, or NULL
+cdef object installed_arena = None      # its arena
 
 
 cdef inline Heap *heap_of(const void *p) noexcept nogil:
-    """The heap that an address in use is in, or NULL. Heaps that were ever known are never freed, so none is missed."""
+    """The heap that an address in use is in, or NULL. A heap in use is in the list, and one that left it is never freed."""
     cdef Heap *h = load_heap(&known, ACQUIRE)
     while h != NULL and not heap_has(h, p):
         h = load_heap(&h.next, ACQUIRE)
@@ -69,7 +63,7 @@ cdef inline Heap *heap_of(const void *p) noexcept nogil:
 
 
 cdef void unlist(Heap *h) noexcept:
-    """Let go of a heap's memory, unless the process's handler may still come to it."""
+    """Take a heap from the list, and let go of its memory, if it is not installed and nothing of it is in use."""
     cdef Heap **at = &known
     if h.listed == NULL or h == installed or load64(&h.live, SEQ_CST):
         return
@@ -82,14 +76,14 @@ cdef void unlist(Heap *h) noexcept:
 
 
 cdef inline void dropped(Heap *h) noexcept nogil:
-    """One allocation less. No lock is held: the last one of a heap that is no longer installed needs the GIL."""
+    """Count one allocation less. After the last of a heap that is not installed this takes the GIL, so no lock is held."""
     if heap_drop(h) and load_pointer(&h.listed, RELAXED) != NULL and load_heap(&installed, SEQ_CST) != h:
         with gil:
             unlist(h)
 
 
 cdef inline void *take(Heap *h, Heap **current, size_t size, bint noting) noexcept nogil:
-    """Memory of the arena, or NULL for what the C heap is to serve."""
+    """Memory of the arena, or NULL if the C heap is to serve the request."""
     cdef void *p = NULL
     if h == NULL:
         return NULL
@@ -106,7 +100,7 @@ cdef inline void *serve(Heap *h, Heap **current, PyDataMemAllocator *rest, size_
     cdef void *p = take(h, current, size, False)
     if p == NULL:
         return rest.malloc(rest.ctx, size)
-    # Not for zeros, which people read before they write to them, and that needs no memory.
+    # Not done for zeros: an array of zeros may only be read, and that needs no memory.
     heap_populate(h, p)
     return p
 
@@ -129,7 +123,7 @@ cdef inline void give(Heap *h, void *p) noexcept nogil:
 
 
 cdef inline void *resize(Heap *h, void *p, size_t size, Heap *to, Heap **current, PyDataMemAllocator *rest) noexcept nogil:
-    """Memory of `h` becomes larger or smaller; if it has to move, `to` is where."""
+    """Make an allocation of `h` larger or smaller; if it has to move, it moves to `to`."""
     cdef void *moved
     if heap_resize(h, p, size):
         return p
@@ -140,7 +134,7 @@ cdef inline void *resize(Heap *h, void *p, size_t size, Heap *to, Heap **current
     return moved
 
 
-# ---- an arena's handler -------------------------------------------------------------------------------------
+# ---- the handler of a context -------------------------------------------------------------------------------
 
 cdef PyDataMemAllocator own = default_handler().allocator       # NumPy's
 
@@ -169,91 +163,28 @@ cdef void context_free(void *ctx, void *p, size_t size) noexcept nogil:
 
 
 cdef void release(object capsule) noexcept:
-    Py_DECREF(<NumpyHeap> PyCapsule_GetContext(capsule))
+    Py_DECREF(<ContextHandler> PyCapsule_GetContext(capsule))
 
 
 @cython.final
-@cython.no_gc_clear     # collected in a cycle, too, it needs its memory until the end
-cdef class NumpyHeap:
-    """An arena as the place of NumPy's data.
+cdef class ContextHandler:
+    """What NumPy calls in a context of `Arena.numpy`, and for its arrays as long as they live."""
 
-    Parameters
-    ----------
-    mapping : Mapping
-        The arena's, anonymous: what a forked child writes must be its own. It knows its zeroes.
-    pages : PageAllocator
-        The allocator over it, without per-CPU page sets.
-    """
-
-    cdef Mapping mapping
-    cdef Memory memory
-    cdef Heap *h
+    cdef ArenaHeap heap
     cdef PyDataMem_Handler handler
-    cdef bint was_listed
 
-    def __cinit__(self, Mapping mapping not None, PageAllocator pages not None):
-        cdef Heap *h = <Heap *> calloc(1, sizeof(Heap))
-        cdef void *lengths
-        if h == NULL:
-            raise MemoryError("no memory for NumPy's heap in an arena")
-        self.h = h
-        self.mapping = mapping
-        self.memory = pages.memory
-        h.nr_bytes = mapping.nr_bytes
-        h.page_shift = ctz64(mapping.page_size)
-        h.base = mapping.base
-        h.m = &self.memory.m
-        h.max_order = self.memory.max_page_order
-        lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                       -1, 0)
-        if lengths == MAP_FAILED:
-            raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {h.nr_bytes} bytes")
-        h.lengths = <uint32_t *> lengths
-        h.populator = mapping.populator
-        h.populated = &mapping.populated
-        h.open = True
+    def __cinit__(self, ArenaHeap heap not None):
+        self.heap = heap
         strcpy(self.handler.name, "pagehint")
         self.handler.version = 1
-        self.handler.allocator.ctx = h
+        self.handler.allocator.ctx = heap.h
         self.handler.allocator.malloc = context_malloc
         self.handler.allocator.calloc = context_calloc
         self.handler.allocator.realloc = context_realloc
         self.handler.allocator.free = context_free
 
-    cdef size_t lengths_bytes(self):
-        return (self.h.nr_bytes >> self.h.page_shift) * sizeof(uint32_t)
-
-    def __dealloc__(self):
-        if self.h != NULL and self.h.lengths != NULL:
-            munmap(self.h.lengths, self.lengths_bytes())
-        if not self.was_listed:
-            free(self.h)
-
-    @property
-    def live(self):
-        """Allocations in the arena."""
-        return load64(&self.h.live, SEQ_CST)
-
-    def retire(self):
-        """Serve no request from now on, unless some memory is in use; returns how many allocations are."""
-        cdef uint64_t live
-        self.h.open = False
-        live = load64(&self.h.live, SEQ_CST)
-        self.h.open = live > 0
-        return live
-
-    def reopen(self):
-        """Serve requests again."""
-        self.h.open = True
-
-    def counts(self):
-        """Requests served from the arena, from the C heap, of those for want of room; bytes cleared, and found zero."""
-        cdef Heap *h = self.h
-        return (load64(&h.from_arena, RELAXED), load64(&h.from_heap, RELAXED), load64(&h.full, RELAXED),
-                load64(&h.cleared, RELAXED), load64(&h.spared, RELAXED))
-
-    def capsule(self):
-        """The arena's handler, which keeps the arena's memory."""
+    cdef object capsule(self):
+        """The handler as NumPy takes it, in a capsule that keeps this."""
         made = PyCapsule_New(&self.handler, MEM_HANDLER, release)
         PyCapsule_SetContext(made, <void *> self)
         Py_INCREF(self)
@@ -262,20 +193,20 @@ cdef class NumpyHeap:
 
 @cython.final
 cdef class NumpyContext:
-    """What `Arena.numpy` returns. No Python code, in which an interrupt could leave one handler or the other behind."""
+    """What `Arena.numpy` returns. Compiled, so that no interrupt comes between setting a handler and noting the old one."""
 
-    cdef NumpyHeap heap
+    cdef ContextHandler handler
     cdef object arena
-    cdef object before              # the handler there was, once entered
+    cdef object before              # NumPy's handler before this was entered
 
-    def __cinit__(self, NumpyHeap heap not None, arena):
-        self.heap = heap
+    def __cinit__(self, ArenaHeap heap not None, arena):
+        self.handler = ContextHandler(heap)
         self.arena = arena
 
     def __enter__(self):
         if self.before is not None:
             raise errors.PageHintError("this context was entered before; arena.numpy() makes another")
-        self.before = cnp.PyDataMem_SetHandler(self.heap.capsule())
+        self.before = cnp.PyDataMem_SetHandler(self.handler.capsule())
         return self.arena
 
     def __exit__(self, *exc_info):
@@ -283,8 +214,8 @@ cdef class NumpyContext:
 
 
 # ---- the process's handler ----------------------------------------------------------------------------------
-# What NumPy's default capsule points to from the first installation on, for ever: it frees whatever is in an arena
-# still. The name is NumPy's own, for those that look at it.
+# NumPy's default capsule points to it from the first installation on, for ever, since it frees the arrays that are in an
+# arena still. It has the name of NumPy's own, which programs ask for.
 
 cdef PyDataMem_Handler everywhere
 cdef PyDataMemAllocator replaced        # what the capsule pointed to before
@@ -314,7 +245,7 @@ cdef void everywhere_free(void *ctx, void *p, size_t size) noexcept nogil:
 
 
 cdef int take_over() except -1:
-    """Put our handler in the place of NumPy's default one."""
+    """Put this handler in the place of NumPy's default one."""
     global everywhere, replaced
     everywhere = default_handler()[0]
     replaced = everywhere.allocator
@@ -326,8 +257,8 @@ cdef int take_over() except -1:
     return 0
 
 
-def install(NumpyHeap heap not None, arena):
-    """Let the process's handler serve large requests from a heap, whose arena is kept until `uninstall`."""
+def install(ArenaHeap heap not None, arena):
+    """Have the process's handler serve large requests from a heap; its arena is kept until `uninstall`."""
     global installed_arena
     cdef Heap *h = heap.h
     if installed != NULL and installed != h:
@@ -350,7 +281,7 @@ def installed_in():
 
 
 def uninstall():
-    """Serve no request of the process any more; what is in use lives on."""
+    """Have the process's handler serve new requests from the C heap only; what is in use lives on."""
     global installed_arena
     cdef Heap *h = installed
     if h != NULL:

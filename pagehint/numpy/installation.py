@@ -1,41 +1,37 @@
-"""NumPy's arrays in an arena, in the whole process; in a context of one's own it is `Arena.numpy`.
+"""NumPy's arrays in an arena, in the whole process; in one context it is `Arena.numpy`.
 
 ::
 
     ph.numpy.install()
 
-That is an arena as large as this machine's memory, whose granules go back to the operating system when they have been
+This makes an arena as large as this machine's memory. Its granules go back to the operating system when they have been
 free for a hundredth of a second. What a loop frees and uses again at once stays, and what it wants back later is made
-resident ahead of its writing, by another thread.
+resident by another thread, ahead of the one that writes to it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from pagehint.arena.arena import Arena
 from pagehint.arena.counts import Counts
-from pagehint.numpy import handler as _numpy
+from pagehint.numpy import handler
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+__all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
 
-    from pagehint.arena.arena import Arena
-
-__all__ = ["Counts", "install", "installed", "uninstall"]
-
-# Seconds. Some 60 times what it costs to have a granule again, where it was not populated ahead; `benchmarks/README.md`
-# has what shorter and longer ones do to throughput and memory.
+# Seconds. About 60 times what it costs to have a granule again that was not populated ahead; `benchmarks/README.md` has
+# what shorter and longer ages do to throughput and memory.
 MIN_AGE: Final = 0.01
 
 
 def install(arena: Arena | None = None, *, min_age: float | None = None) -> Arena:
-    """Have NumPy's new arrays made in an arena in all threads, those to come included.
+    """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
 
     Parameters
     ----------
     arena : Arena, optional
-        Kept alive until `uninstall`. Closed meanwhile, it serves nothing any more, and the C heap does. Whether it
-        gives back what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one of
+        Kept alive until `uninstall`. If it is closed meanwhile, the C heap serves all requests. Whether it gives back
+        what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one as large as
         this machine's memory, with hinting on.
     min_age : float, optional
         Of a new one: seconds for which a granule must have been free before it goes back. Default: 0.01.
@@ -48,15 +44,15 @@ def install(arena: Arena | None = None, *, min_age: float | None = None) -> Aren
     Raises
     ------
     PageHintError
-        If another arena is installed, or this one is a guest's RAM. The same one again is no mistake.
+        If another arena is installed, or this one is a guest's RAM. To install the same one again is no mistake.
     ValueError
         If it is closed, or `min_age` is given and no arena is made here.
 
     Notes
     -----
-    It stands in for NumPy's default allocator, to which it hands on what is not for the arena: see `Arena.numpy`, which
-    goes before it in its context, as does any handler that others have set in theirs. A forked child has the arena
-    installed, too, and memory of its own in it.
+    This replaces NumPy's default allocator, which serves what is not for the arena: see `Arena.numpy`. In its context
+    `Arena.numpy` takes precedence, as does any other handler that is set there. A forked child has the arena installed,
+    too, and its memory there is its own.
     """
     if arena is None:
         arena = installed()
@@ -64,34 +60,25 @@ def install(arena: Arena | None = None, *, min_age: float | None = None) -> Aren
         raise ValueError("min_age is for an arena that is made here; for another it is Arena.hinting's")
     if arena is None:
         arena = _new(MIN_AGE if min_age is None else min_age)
-    arena._install()
+    handler.install(arena._numpy_heap(), arena)
     return arena
 
 
 def _new(min_age: float) -> Arena:
-    from pagehint.arena.arena import Arena
-
     arena = Arena()
-    # Until it is collected. What is free now has never been in memory.
+    # Hinting is on until the arena is collected. What is free now has never been in memory: it need not be reported.
     arena.hinting(min_age=min_age, threshold=1, delay=None, mark_free=False).__enter__()
     return arena
 
 
 def installed() -> Arena | None:
     """Return the arena that is installed, or None."""
-    return _numpy.installed_in()
+    return handler.installed_in()
 
 
 def uninstall() -> None:
     """Have NumPy's new arrays made in the C heap again. Nothing happens if no arena is installed.
 
-    Arrays in the arena live on, and the last of them frees its mapping, if nothing else refers to the arena.
+    Arrays in the arena live on. The last of them frees its mapping, if nothing else refers to the arena.
     """
-    _numpy.uninstall()
-
-
-def load_ipython_extension(ipython: InteractiveShell) -> None:
-    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
-    from pagehint.notebook.magic import load
-
-    load(ipython)
+    handler.uninstall()

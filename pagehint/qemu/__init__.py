@@ -1,9 +1,11 @@
-"""A real hypervisor to report to: QEMU, started and owned from here, its guest's RAM an arena of ours.
+"""A real hypervisor to report to: QEMU, started and ended from here, with its guest's RAM as an arena.
 
-`Host` is what to use; under it are the guest's RAM (`ram`), QEMU as a process (`process`) and its monitor (`monitor`).
+Begin with `host.py`; under it are the arena (`guest_arena.py`), the guest's RAM (`ram.py`), QEMU as a process
+(`process.py`) and its monitor (`monitor.py`). Uses `virtio`, `arena` and the rooms below them.
 """
 
-from pagehint.qemu.host import GuestArena, Host
+from pagehint.qemu.guest_arena import GuestArena
+from pagehint.qemu.host import Host
 from pagehint.qemu.process import Discards
 
 __all__ = ["Discards", "GuestArena", "Host"]

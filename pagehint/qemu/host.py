@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import atexit
-import operator
 import os
 import threading
 import weakref
 from contextlib import nullcontext
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from pagehint._core import PageAllocator, PageHintingCallbacks
-from pagehint.arena.arena import HUGE_PAGE, Arena
-from pagehint.arena.mapping import Mapping
-from pagehint.errors import HostError, PageHintError
-from pagehint.layout import ZoneSpec
+from pagehint._core import PageHintingCallbacks
+from pagehint.errors import HostError
+from pagehint.qemu.guest_arena import GuestArena
 from pagehint.qemu.process import Discards, QemuProcess, find_qemu
-from pagehint.qemu.ram import DRIVER, FREE, PAGE_SIZE, GuestRam, Part
+from pagehint.qemu.ram import DRIVER, PAGE_SIZE, GuestRam
 from pagehint.sizes import format_size, parse_size
-from pagehint.virtio import Balloon, Qtest, VirtioPci
-from pagehint.virtio.balloon import DEVICE_ID, POISON
+from pagehint.virtio.balloon import DEVICE_ID, POISON, Balloon
+from pagehint.virtio.pci import VirtioPci
+from pagehint.virtio.qtest import Qtest
+from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import undisturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from contextlib import AbstractContextManager
-
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
     from pagehint.qemu.monitor import Monitor
-
-
-_FORKED: Final = "the guest's RAM and its QEMU belong to the process that this one was forked from"
 
 
 def _end(process: QemuProcess, monitor: Monitor | None) -> None:
@@ -48,8 +41,8 @@ def _end(process: QemuProcess, monitor: Monitor | None) -> None:
         process.close_sockets()
 
 
-def _forgotten(process: QemuProcess, monitor: Monitor) -> None:
-    """End the same without a wait: a collection may come on any thread, also on those that would be waited for."""
+def _end_soon(process: QemuProcess, monitor: Monitor) -> None:
+    """End the same without a wait: a collection may happen on any thread, also on one that would be waited for."""
     if process.owned:
         process.send_kill()
         monitor.stop()
@@ -61,16 +54,16 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 @atexit.register
 def _at_exit() -> None:
-    """Close hosts that nobody closed, hinting first: the worker shall not find QEMU gone."""
+    """Close the hosts that are still open, hinting first, so that the worker does not find QEMU gone."""
     for host in list(_hosts):
         try:
             host.close()
-        except BaseException:  # it has no one to go to, and all of them are to end
-            host._if_forgotten()
+        except BaseException:  # no caller is left to get it, and each QEMU must end
+            host._end_soon()
 
 
 class Host:
-    """QEMU with a guest that is played from here: its RAM is ours to use, and what is reported to it, it discards.
+    """QEMU with a guest that is played from here: this process uses its RAM, and QEMU discards what is reported to it.
 
     Parameters
     ----------
@@ -84,7 +77,7 @@ class Host:
         Tell it that free pages hold a poison value, as a Linux guest with ``page_poison=1`` does. QEMU then ignores
         every report, so `callbacks` refuses.
     timeout : float, default 10.0
-        Seconds until QEMU is taken for hung.
+        Seconds until QEMU counts as hung.
 
     Attributes
     ----------
@@ -121,19 +114,18 @@ class Host:
             import_module("qemu.qmp")
         except ImportError:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
-        if not 0 < timeout < threading.TIMEOUT_MAX / 4:
-            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        require_timeout(timeout)
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
         self.ram = GuestRam(parse_size(memory))
         self._lock = threading.Lock()  # starting and ending
         self._closed = False
+        self._finalizer: weakref.finalize[[QemuProcess, Monitor], Host] | None = None  # of the QEMU that runs
         try:
-            self._arena = GuestArena(self)
+            self._arena = GuestArena(self.ram, self.callbacks)
             undisturbed(self._start)
         except BaseException:
-            if hasattr(self, "_if_forgotten"):  # an interrupt, once it had started
-                self._if_forgotten()
+            self._end_soon()  # it has started if this is an interrupt
             self.ram.close()
             raise
 
@@ -162,18 +154,24 @@ class Host:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor
-        self._if_forgotten = weakref.finalize(self, _forgotten, process, monitor)
-        self._if_forgotten.atexit = False  # at exit hinting ends first: _at_exit
+        self._finalizer = weakref.finalize(self, _end_soon, process, monitor)
+        self._finalizer.atexit = False  # at exit hinting ends first: _at_exit
         _hosts.add(self)
 
     def _stop(self) -> None:
+        assert self._finalizer is not None, "it has not started"
         _end(self._process, self._monitor)
-        self._if_forgotten.detach()
+        self._finalizer.detach()
+
+    def _end_soon(self) -> None:
+        """End QEMU, if it runs, without a wait."""
+        if self._finalizer is not None:
+            self._finalizer()
 
     # -- the guest
 
     def arena(self) -> GuestArena:
-        """Return the arena over the guest's RAM, without its first 2 MiB: a PC's own things and the driver's."""
+        """Return the arena over the guest's RAM, without its first 2 MiB, which are a PC's own and the driver's."""
         return self._arena
 
     def callbacks(self, max_pages: int = 32) -> PageHintingCallbacks:
@@ -191,9 +189,9 @@ class Host:
 
         Notes
         -----
-        A block counts as reported if afterwards the host has no memory for it, and as failed, to be hinted again, if it
-        still has some: the device itself does not say. After `restart` they report to the new QEMU. They do not keep
-        the host: once it is collected, reports fail.
+        The device does not say what it did with a block. A block counts as reported if afterwards the host has no
+        memory for it; if it still has some, the report has failed, and the block is hinted again. After `restart` the
+        callbacks report to the new QEMU. They do not keep the host: once it is collected, reports fail.
         """
         self._require_open()
         if not self._reporting:
@@ -308,19 +306,19 @@ class Host:
         """
         if self._closed:
             return
-        if self._process.owned:
+        if self.ram.owner.is_here:
             self._arena.pages.disable_hinting()  # outside the lock, which a report under way may wait for
             undisturbed(self._close)
         else:
             self._close()
 
     def _close(self) -> None:
-        # In a forked child whoever had the lock is not there to let go of it.
-        with self._lock if self._process.owned else nullcontext():
+        # In a forked child the lock may be held by a thread that is not there to release it.
+        with self._lock if self.ram.owner.is_here else nullcontext():
             if not self._closed:
-                self._closed = True  # whatever is reported from now on is refused
+                self._closed = True  # reports are refused from now on
                 self._stop()
-                if self._process.owned:
+                if self.ram.owner.is_here:
                     self.balloon.forget()
                 self.ram.close()
 
@@ -336,97 +334,10 @@ class Host:
         if self._closed:
             return "<Host, closed>"
         state = f"QEMU {self._process.pid}" if self.running else "QEMU gone"
-        state += "" if self._process.owned else " of another process"
+        state += "" if self.ram.owner.is_here else " of another process"
         return f"<Host of {format_size(self.ram.nr_bytes)}: {state}, {format_size(self.ram.resident_bytes)} resident>"
 
     def _require_open(self) -> None:
         if self._closed:
             raise ValueError("the host is closed")
-        if not self._process.owned:
-            raise PageHintError(_FORKED)
-
-
-class GuestArena(Arena):
-    """The RAM of a guest as an arena: page frame numbers are the guest's, and what is free goes back to its host.
-
-    Made by `Host.arena`.
-
-    Attributes
-    ----------
-    pages : PageAllocator
-        Zone "DMA32" from 2 MiB to the hole for devices, at 3 GiB; zone "Normal" from 4 GiB, where there is so much.
-    """
-
-    def __init__(self, host: Host) -> None:
-        self._host = weakref.ref(host)
-        self._ram = host.ram
-        self._pid = os.getpid()
-        end = host.ram.parts[-1].address + host.ram.parts[-1].nr_bytes
-        self._mapping = Mapping(end, HUGE_PAGE, False, host.ram.fd, host.ram.parts)
-        self.hugepages = False
-        parts = [Part(FREE, FREE, host.ram.parts[0].nr_bytes - FREE), *host.ram.parts[1:]]
-        most = max(part.nr_bytes for part in parts) // PAGE_SIZE
-        self.pages = PageAllocator(
-            [
-                ZoneSpec(name, part.address // PAGE_SIZE, part.nr_bytes // PAGE_SIZE)
-                for name, part in zip(("DMA32", "Normal"), parts, strict=False)
-            ],
-            page_size=PAGE_SIZE,
-            max_page_order=(most - 1).bit_length(),
-            pcp=False,
-            min_order=(HUGE_PAGE // PAGE_SIZE).bit_length() - 1,
-        )
-        self._mapping.adopt(self.pages)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the guest's RAM that can be arrays."""
-        return self._ram.nr_bytes - FREE
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the guest's RAM that the host has memory for."""
-        self._require_open()
-        # O(1), as long as the host is open.
-        return super().resident_bytes if self._ram.fd < 0 else self._ram.resident_bytes
-
-    def address(self, pfn: SupportsIndex) -> int:
-        """Return the address, in this process, of a page's first byte; ValueError where it is not RAM of the arena."""
-        self._require_own()
-        number = operator.index(pfn)
-        if not any(zone.start_pfn <= number < zone.start_pfn + zone.spanned_pages for zone in self.pages.zones):
-            raise ValueError(f"PFN {number:#x} is not RAM of this guest")
-        self._require_open()
-        return self._mapping.address + number * PAGE_SIZE
-
-    def empty(
-        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
-    ) -> NDArray[Any]:
-        """Return a new array in the guest's RAM; see `Arena.empty`."""
-        self._require_own()
-        return super().empty(shape, dtype, order)
-
-    def _require_own(self) -> None:
-        if os.getpid() != self._pid:
-            raise PageHintError(_FORKED)
-
-    def hinting(  # type: ignore[override]
-        self, max_pages: int | None = None, **options: Any
-    ) -> AbstractContextManager[PageAllocator]:
-        """Return a context manager in which free blocks are reported to the host.
-
-        Parameters
-        ----------
-        max_pages : int, optional
-            Most blocks out at once. None goes out while less than so many times 2 MiB is free. Default: 32; in a guest
-            under 1 GiB, a sixteenth of it.
-        **options
-            Those of `PageAllocator.enable_hinting`.
-        """
-        host = self._host()
-        if host is None:
-            raise HostError("the host of this arena is gone")
-        self._require_open()
-        if max_pages is None:
-            max_pages = min(max(self.size // HUGE_PAGE // 16, 1), 32)
-        return self.pages.hinting(host.callbacks(max_pages), **options)
+        self.ram.owner.require()

@@ -17,17 +17,17 @@ from pagehint.errors import HostError, HostTimeoutError
 
 _T = TypeVar("_T")
 
-# What it logs when QEMU goes is raised here as well, in our words.
+# When QEMU goes it logs what is raised here as a HostError.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
 class Monitor:
-    """A QMP session, for any thread; its event loop runs on a thread of its own.
+    """A QMP session, which any thread may use; its event loop runs on a thread of its own.
 
     Parameters
     ----------
     connection : socket.socket
-        Connected to QEMU's monitor. It is owned from now on.
+        Connected to QEMU's monitor. This closes it.
     timeout : float
         Seconds that a command may take.
     """
@@ -51,7 +51,7 @@ class Monitor:
 
     async def _serve(self) -> None:
         await self._ended.wait()
-        with suppress(QMPError, OSError, EOFError, TimeoutError):  # it may have gone first
+        with suppress(QMPError, OSError, EOFError, TimeoutError):  # QEMU may have gone before
             await asyncio.wait_for(self._client.disconnect(), self._timeout)
 
     def _wait(self, what: str, work: Coroutine[Any, Any, _T]) -> _T:
@@ -74,10 +74,10 @@ class Monitor:
         except (QMPError, OSError, EOFError, CancelledError) as error:
             raise HostError(f"QEMU has gone: {error}") from None
         finally:
-            future.cancel()  # if it is not done
+            future.cancel()  # nothing happens if it is done
 
     def execute(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Run a command and return what it returns."""
+        """Run a command; returns what it returns."""
         return self._wait(command, self._client.execute(command, arguments))
 
     def events(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""QEMU as a process of ours: how it is started, what it says, and that it ends when we do."""
+"""QEMU as a child process: how it is started, what it says, and that it ends when this process does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ BINARY: Final = "qemu-system-x86_64"
 # A trace of each discard that was done, and an error for each that was not.
 _DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: 0")
 _REFUSED = re.compile(rb"ram_block_discard_range: Failed")
-_END, _LAST_WORDS = 10.0, 1.0  # seconds to wait for these after it was killed
+_END, _LAST_WORDS = 10.0, 1.0  # seconds to wait for its end, and for what it said, after it was killed
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,47 @@ def find_qemu(qemu: str | os.PathLike[str] | None) -> str:
 def firmware() -> int:
     """Return a memfd with firmware for a PC that stops its only processor for ever: cli, hlt, and again.
 
-    The machine then runs, so that its timers and devices do, and nothing in it but us touches memory.
+    The machine runs, so that its timers and devices do, and none of its processors touches memory.
     """
     fd = os.memfd_create("pagehint-firmware", os.MFD_CLOEXEC)
     image = bytearray(b"\xf4" * 65536)
-    image[-16:-12] = b"\xfa\xf4\xeb\xfd"  # where an x86 processor begins, 16 bytes below the end
+    image[-16:-12] = b"\xfa\xf4\xeb\xfd"  # an x86 processor begins 16 bytes below the end
     os.write(fd, image)
     return fd
+
+
+def qemu_command(binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int]) -> list[str]:
+    """Return the command line of QEMU, whose memory, firmware and two connections are these file descriptors.
+
+    Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
+    """
+    ram, image, qtest, qmp = fds
+    command = [
+        binary, "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-name", "pagehint",
+        "-m", f"{nr_bytes >> 20}M",
+        "-object", f"memory-backend-file,id=ram,size={nr_bytes},mem-path=/proc/self/fd/{ram},share=on",
+        "-machine", f"pc,memory-backend=ram,max-ram-below-4g={PCI_HOLE}",
+        "-bios", f"/proc/self/fd/{image}",
+        "-device", f"virtio-balloon-pci,id=balloon,disable-legacy=on,"
+        f"free-page-reporting={'on' if reporting else 'off'}",
+        "-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest", "-qtest-log", "none",
+        "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control",
+        "-trace", "ram_block_discard_range",
+    ]  # fmt: skip
+    return ending_with_us(command)
+
+
+def ending_with_us(command: list[str]) -> list[str]:
+    """Return a command that the kernel kills when the thread that started it ends, also when this process is killed.
+
+    Without `setpriv` it outlives a process that a signal ends, or that leaves with os._exit.
+    """
+    setpriv = shutil.which("setpriv")
+    if not setpriv:
+        return command
+    # The kernel does not act for a parent that had ended before; the shell looks whether it is still there.
+    still_here = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    return [setpriv, "--pdeathsig", "KILL", "--", *still_here, *command]
 
 
 class QemuProcess:
@@ -80,34 +115,14 @@ class QemuProcess:
         self.qtest, qtest = socket.socketpair()
         self.qmp, qmp = socket.socketpair()
         image = firmware()
-        # Not 0 to 2, whatever is free here: those are its standard input, output and error.
+        # Not 0 to 2, even if those are closed here: they are QEMU's standard input, output and error.
         self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
-        ram_fd, image_fd, qtest_fd, qmp_fd = self._fds
-        # Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
-        command = [
-            binary, "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-name", "pagehint",
-            "-m", f"{ram.nr_bytes >> 20}M",
-            "-object", f"memory-backend-file,id=ram,size={ram.nr_bytes},mem-path=/proc/self/fd/{ram_fd},share=on",
-            "-machine", f"pc,memory-backend=ram,max-ram-below-4g={PCI_HOLE}",
-            "-bios", f"/proc/self/fd/{image_fd}",
-            "-device", f"virtio-balloon-pci,id=balloon,disable-legacy=on,"
-            f"free-page-reporting={'on' if reporting else 'off'}",
-            "-chardev", f"socket,id=qtest,fd={qtest_fd}", "-qtest", "chardev:qtest", "-qtest-log", "none",
-            "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
-            "-trace", "ram_block_discard_range",
-        ]  # fmt: skip
-        # Its end must follow ours, also when we are killed. The kernel goes by the thread that started it. Without
-        # setpriv it outlives a process that a signal ends, or that leaves with os._exit.
-        setpriv = shutil.which("setpriv")
-        if setpriv:
-            # Unless we have ended before it is set.
-            still_here = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
-            command = [setpriv, "--pdeathsig", "KILL", "--", *still_here, *command]
+        command = qemu_command(binary, ram.nr_bytes, reporting, self._fds)
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
         self._started = threading.Event()
         self._failure: OSError | None = None
-        self._owner = os.getpid()
+        self._owner = ram.owner
         self._thread = threading.Thread(target=self._run, args=(command,), name="pagehint-qemu", daemon=True)
         try:
             self._thread.start()
@@ -122,9 +137,9 @@ class QemuProcess:
             raise HostError(f"{binary} cannot be run: {self._failure}")
 
     def _run(self, command: list[str]) -> None:
-        """Start it, and listen to what it says until it ends: the thread that its life hangs on."""
+        """Start it, and listen to what it says until it ends. The kernel ends it with this thread."""
         try:
-            # In a session of its own: Ctrl-C in a terminal is for us, and what a wrapper starts can be ended with it.
+            # In a session of its own: Ctrl-C in a terminal does not go there, and what a wrapper starts ends with it.
             self._process = subprocess.Popen(
                 command, pass_fds=self._fds, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -181,28 +196,28 @@ class QemuProcess:
 
     @property
     def owned(self) -> bool:
-        """Whether it is this process's, and not that of a parent which this was forked from."""
-        return os.getpid() == self._owner
+        """Whether it is this process's, and not that of a process which this one was forked from."""
+        return self._owner.is_here
 
     def send_kill(self) -> None:
-        """Have it end soon, and what has it in its session."""
+        """Have it end soon, with all processes of its session."""
         if self._process.poll() is None:  # else its number may be another's
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it, and return when it has no memory any more. In a forked child nothing happens."""
+        """End it, and return when it has let go of the memory. In a forked child nothing happens."""
         if not self.owned:
             return
         self.send_kill()
         self._process.wait()
         if self.qtest.fileno() >= 0:
-            # Whoever has the other end may have the RAM: QEMU itself, if that was the process of a wrapper.
+            # A process that has the other end may have the RAM, too: QEMU, if the one that was started is a wrapper.
             ended = select.poll()
             ended.register(self.qtest, select.POLLHUP)
             if not any(event & select.POLLHUP for _, event in ended.poll(_END * 1000)):
                 raise HostError(f"process {self.pid} has ended, and QEMU, which it had started, has not")
         if threading.current_thread() is not self._thread:
-            self._thread.join(_LAST_WORDS)  # not for ever: a child forked meanwhile may have its standard error
+            self._thread.join(_LAST_WORDS)  # not for ever: a child forked meanwhile may have the pipe open
 
     def close_sockets(self) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""The guest's RAM: a file in memory that QEMU and we have mapped, and where in the guest each part of it is."""
+"""The guest's RAM: a file in memory, mapped here and by QEMU, and where in the guest each part of it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import weakref
 from typing import Final, NamedTuple
 
 from pagehint.sizes import format_size
+from pagehint.virtio.owner import Owner
 
 PAGE_SIZE: Final = 4096  # of an x86 guest, whatever the host's
 PCI_HOLE: Final = 3 << 30  # RAM goes on above it, at HIGH; QEMU is told so
 HIGH: Final = 4 << 30
-DRIVER: Final = 1 << 20  # where the driver's queues are: behind what a PC has below, VGA memory and firmware
-FREE: Final = 2 << 20  # and from here on everything is the arena's
+DRIVER: Final = 1 << 20  # the driver's queues are here, above a PC's VGA memory and firmware
+FREE: Final = 2 << 20  # all RAM from here on is the arena's
 
 
 class Part(NamedTuple):
@@ -33,11 +34,17 @@ class GuestRam:
     ----------
     nr_bytes : int
         A multiple of 2 MiB, at least 8 MiB.
+
+    Attributes
+    ----------
+    owner : Owner
+        The process whose guest it is.
     """
 
     def __init__(self, nr_bytes: int) -> None:
         if nr_bytes % FREE or nr_bytes < 4 * FREE:
             raise ValueError(f"a guest's memory is a multiple of 2 MiB, at least 8 MiB, not {format_size(nr_bytes)}")
+        self.owner = Owner("the guest's RAM and its QEMU")
         self.nr_bytes = nr_bytes
         low = min(nr_bytes, PCI_HOLE)
         self.parts = [Part(0, 0, low)]
@@ -45,9 +52,9 @@ class GuestRam:
             self.parts.append(Part(HIGH, low, nr_bytes - low))
         self.fd = os.memfd_create("pagehint-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._close = weakref.finalize(self, os.close, self.fd)
-        self._close.atexit = False  # what hosts do at exit comes first
+        self._close.atexit = False  # at exit hosts are closed first
         os.ftruncate(self.fd, nr_bytes)
-        # The file cannot become shorter under the two that have it mapped.
+        # The size of the file is fixed: accesses beyond its end would kill whichever process makes them.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.driver_memory = mmap.mmap(self.fd, FREE - DRIVER, offset=DRIVER)
 
@@ -67,6 +74,6 @@ class GuestRam:
             raise
 
     def close(self) -> None:
-        """Let go of the file; who has it mapped keeps it. Nothing happens the second time."""
+        """Close the file; its mappings keep it. Nothing happens the second time."""
         self._close()
         self.fd = -1  # the number may soon be another file's

@@ -1,8 +1,8 @@
 """A virtio driver in user space: the guest's half of a device that a real hypervisor has.
 
-In the order in which a report takes its way: `Balloon` (the driver), `SplitQueue` (the virtqueue in shared memory),
-`VirtioPci` (the transport), `Qtest` (the wire to QEMU). Each can be used alone. Sections named are those of the
-VIRTIO 1.2 specification.
+Begin with `balloon.py`, the driver; under it are the virtqueue in shared memory (`split_queue.pyx`), the transport
+(`pci.py`) and the wire to QEMU (`qtest.py`). Each can be used alone. Sections named are those of the VIRTIO 1.2
+specification. Uses the allocator and the rooms below it.
 """
 
 from pagehint.virtio.balloon import Balloon

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import operator
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.errors import HostError, HostTimeoutError, PageHintError
+from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.split_queue import SplitQueue
+from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import interrupted, undisturbed
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ PAGE_POISON: Final = 1 << 4
 REPORTING: Final = 1 << 5
 
 _NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5.4)
-PAGE_SIZE: Final = 4096  # of the balloon, whatever the machine's
+PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
 _CHAIN_BYTES: Final = 1 << 32  # a chain has fewer (section 2.7.5.1)
 _LONGEST: Final = 1 << 31  # bytes of a buffer, so that pages stay whole
 
-_FENCE_AGAIN: Final = 1.0  # seconds
+_FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
 _SPINS: Final = 100  # looks at a queue without sleeping in between
 _SLEEP: Final = 0.0005
@@ -66,7 +66,7 @@ class Transport(Protocol):
 def queue_numbers(offered: int) -> dict[str, int]:
     """Return the number of each queue of a device that offers these features (section 5.5.2).
 
-    Devices number the queues they have one after the other, so one that they lack moves those behind it.
+    A device numbers the queues that it has one after the other. So a queue that it lacks changes the numbers after it.
     """
     names = ["inflate", "deflate"]
     for name, feature in (("statistics", STATS_VQ), ("free page hint", FREE_PAGE_HINT), ("reporting", REPORTING)):
@@ -92,7 +92,7 @@ def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[
 
 
 class Balloon:
-    """The driver of a memory balloon device: what a guest's kernel would tell its host, told from here.
+    """The driver of a memory balloon device: it tells the host what a guest's kernel would tell it.
 
     Parameters
     ----------
@@ -104,11 +104,11 @@ class Balloon:
     address : int
         Its guest-physical address.
     fence : callable
-        Called when the device can be reached no more, also for a reset: it makes sure that the device never touches the
-        memory again, for instance by ending its process. As long as it raises, it is called again: what the device
-        might still drop cannot be given back.
+        Called when the device cannot be reached any more, not even to reset it. It makes sure that the device never
+        touches the memory again, for instance by ending its process. As long as it raises, it is called again: memory
+        that the device might still drop cannot be used.
     pages : PageAllocator, optional
-        Whose pages `inflate` takes; pages of 4 KiB, their PFNs those of the guest, under 2**32.
+        `inflate` takes its pages; they have 4 KiB, and their PFNs are those of the guest, under 2**32.
     poison : int, optional
         Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
     timeout : float, default 10.0
@@ -121,9 +121,9 @@ class Balloon:
 
     Notes
     -----
-    From any thread; one request is under way at a time. A request that fails, whether by time-out, interrupt or a
-    broken device, ends with a reset: its memory may be used again when the exception arrives, which it could not as
-    long as the device might still get at it. For the same reason no interrupt tears a request: `undisturbed`.
+    May be used from any thread; one request is under way at a time. A request that fails, by time-out, by
+    interrupt or by a broken device, ends with a reset, so that the device has let go of the memory when the exception
+    arrives. For the same reason an interrupt waits for the end of a request: `undisturbed`.
 
     The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
@@ -143,8 +143,7 @@ class Balloon:
         poison: int | None = None,
         timeout: float = 10.0,
     ) -> None:
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        require_timeout(timeout)
         if pages is not None and pages.page_size != PAGE_SIZE:
             raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
         for zone in pages.zones if pages is not None else ():
@@ -157,18 +156,18 @@ class Balloon:
         self._poison = poison
         self._timeout = timeout
         self._fence = fence
-        self._owner = os.getpid()
-        self._lock = threading.Lock()  # never held while waiting for pages: the worker that has them may want it
-        self._gone: str | None = None  # why
+        self._owner = Owner("a balloon and its device")
+        self._lock = threading.Lock()  # never held while waiting for pages: the worker needs it to bring them back
+        self._gone: str | None = None  # why the device cannot be used any more
         self._inflated: list[int] = []  # PFNs
         self._statistics_out = False
         undisturbed(self._start)
 
     def _start(self) -> None:
-        """Take the device from reset to work (section 3.1.1)."""
+        """Take the device from reset to operation (section 3.1.1)."""
         offered = self._transport.features()
         if not offered & VERSION_1:
-            raise HostError("the device is one of before virtio 1.0")
+            raise HostError("the device is older than virtio 1.0")
         wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
         self.features = offered & wanted
         if self._poison is not None and not self.features & PAGE_POISON:
@@ -201,26 +200,26 @@ class Balloon:
     # -- requests
 
     def report(self, addresses: Sequence[int] | NDArray[Any], lengths: Sequence[int] | NDArray[Any]) -> None:
-        """Tell the host that ranges are free, which it may drop (section 5.5.6.7); returns when it has done so.
+        """Tell the host that ranges are free, so that it may drop them; returns when it has done so (section 5.5.6.7).
 
         Parameters
         ----------
         addresses, lengths : sequence of int
-            Guest-physical address and bytes of each range. Nobody may use them during the call.
+            Guest-physical address and bytes of each range. They must not be used during the call.
 
         Raises
         ------
         HostError
-            If the device does not offer reporting, has been told of a poison value, or has gone.
+            If the device does not offer reporting, was told of a poison value, or has gone.
         HostTimeoutError
             If it does not answer in time. It has been reset.
         ValueError
-            If a range is none.
+            If a range is empty, beyond the address space, or in the driver's own memory.
 
         Notes
         -----
-        One chain of descriptors, one notification and one wait for as many ranges as the queue has descriptors, and as
-        are under 4 GiB in all. The device says nothing of what it did: see to that by other means.
+        A chain of descriptors, with one notification and one wait, has as many ranges as the queue has descriptors, and
+        less than 4 GiB in all. The device does not say what it did: that has to be found out by other means.
         """
         if "reporting" not in self._queues:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
@@ -246,20 +245,16 @@ class Balloon:
 
     @contextmanager
     def _device(self) -> Iterator[None]:
-        """Have the device for oneself, if there still is one."""
-        self._require_owner()
+        """Hold the device alone; HostError if it has gone."""
+        self._owner.require()
         with self._lock:
             if self._gone is not None:
                 raise HostError(f"the host is gone: {self._gone}")
             yield
 
-    def _require_owner(self) -> None:
-        if os.getpid() != self._owner:
-            raise PageHintError(f"this balloon belongs to process {self._owner}, from which this one was forked")
-
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong in a request, the device has no memory of it any more when the exception goes on."""
+        """Reset or fence the device after an exception, so that it has let go of the memory when that goes on."""
         try:
             yield
         except BaseException as error:
@@ -269,7 +264,7 @@ class Balloon:
             raise
 
     def _recover(self, cause: BaseException) -> str:
-        """Reset the device, or fence it; returns what has been done as words."""
+        """Reset the device, or fence it; returns in words what was done."""
         try:
             self._transport.reset()
             self._start()
@@ -302,7 +297,7 @@ class Balloon:
         deadline = time.monotonic() + self._timeout
         looks = 0
         while (used := self._take(queue)) is None:
-            # An answer to anything comes after what the device is at: this waits for it, asleep.
+            # The device answers in turn, so this waits, asleep, until it has done what it was at.
             self._transport.interrupt_status()
             looks += 1
             if looks > _SPINS:
@@ -339,19 +334,19 @@ class Balloon:
         return len(self._inflated)
 
     def inflate(self, nr_pages: int) -> None:
-        """Take pages from the allocator and hand them to the host, until `deflate`.
+        """Take pages from the allocator and hand them to the host, which has them until `deflate`.
 
         Raises
         ------
         OutOfMemoryError
             If there are not so many; nothing has changed.
         HostError
-            If the host fails; what it has been given before stays in the balloon, the rest is free again. So it is
-            after an interrupt.
+            If the host fails. The pages that it was given stay in the balloon, the rest is free again. An interrupt has
+            the same effect.
         """
         pages = self._allocator()
-        self._require_owner()
-        # Taken on this thread: one that is in a callback need not wait for what is out, and Ctrl-C ends a wait.
+        self._owner.require()
+        # On this thread, so that in a callback it does not wait for what is out, and Ctrl-C ends its wait.
         undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
 
     def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
@@ -374,7 +369,7 @@ class Balloon:
         ValueError
             If there are not so many in it.
         HostError
-            If the host fails; what it has not been told of stays in the balloon. So it does after an interrupt.
+            If the host fails. The pages that it was not told of stay in the balloon. An interrupt has the same effect.
         """
         undisturbed(self._deflate, self._allocator(), operator.index(nr_pages))
 
@@ -393,7 +388,7 @@ class Balloon:
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
 
     def follow(self) -> int:
-        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown. From one thread."""
+        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown. One thread only."""
         change = self.target - self.actual
         if change > 0:
             self.inflate(change)
@@ -407,7 +402,7 @@ class Balloon:
         Returns
         -------
         bool
-            Whether it was sent: it is once at first, and then each time the host has asked anew.
+            Whether it was sent. It is sent the first time, and then once each time the host has asked anew.
         """
         if "statistics" not in self._queues:
             raise HostError("the device does not offer statistics")
@@ -443,11 +438,11 @@ class Balloon:
         return self._pages
 
     def forget(self) -> None:
-        """Free the pages in the balloon without a word to the host, as it is gone; no request is taken any more."""
+        """Free the pages in the balloon without telling the host, which has gone; refuse all requests from now on."""
         undisturbed(self._forget)
 
     def _forget(self) -> None:
-        self._require_owner()
+        self._owner.require()
         with self._lock:
             self._gone = "forget() was called"
             if self._inflated:

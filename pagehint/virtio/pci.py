@@ -11,10 +11,10 @@ from pagehint.errors import HostError, HostTimeoutError
 VENDOR: Final = 0x1AF4
 DEVICE_BASE: Final = 0x1040  # of a modern device: plus its device ID (section 4.1.2)
 
-VERSION_1: Final = 1 << 32  # section 6: the feature bits of no device in particular
+VERSION_1: Final = 1 << 32  # feature bits of all devices (section 6)
 EVENT_IDX: Final = 1 << 29
 
-ACKNOWLEDGE: Final = 1  # section 2.1: the device status
+ACKNOWLEDGE: Final = 1  # bits of the device status (section 2.1)
 DRIVER: Final = 2
 DRIVER_OK: Final = 4
 FEATURES_OK: Final = 8
@@ -28,8 +28,8 @@ _DECODE_AND_MASTER_NO_INTX: Final = 0x0406
 _COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4  # cfg_type of the capabilities (section 4.1.4)
 
 
-class Machine(Protocol):
-    """What the transport needs of a wire: `Qtest`, or anything else that gets at ports and memory."""
+class Wire(Protocol):
+    """What the transport needs of a wire: it reads and writes the machine's ports and memory, as `Qtest` does."""
 
     def read(self, address: int, nr_bytes: int) -> int:
         """Return a number in memory."""
@@ -87,14 +87,14 @@ _QUEUE_DEVICE = _Field(48, 8)
 
 
 class VirtioPci:
-    """A modern virtio device on bus 0, found, given addresses, and ready to be negotiated with.
+    """A modern virtio device on bus 0: it is looked for, its BARs are placed, and it is ready for negotiation.
 
     Parameters
     ----------
-    machine : Machine
+    wire : Wire
         The wire.
     device_id : int
-        Which device: 5 is the memory balloon (section 5).
+        Which device it is: 5 is the memory balloon (section 5).
     window : int, default 0xe0000000
         Guest-physical address from which the device's BARs are placed; nothing else may be there.
     timeout : float, default 10.0
@@ -103,11 +103,11 @@ class VirtioPci:
     Raises
     ------
     HostError
-        If there is no such device on the bus, or it lacks what section 4.1.4 asks for.
+        If there is no such device on the bus, or it lacks a structure of section 4.1.4.
     """
 
-    def __init__(self, machine: Machine, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
-        self._machine = machine
+    def __init__(self, wire: Wire, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
+        self._wire = wire
         self._timeout = timeout
         wanted = VENDOR | (DEVICE_BASE + device_id) << 16
         for slot in range(32):
@@ -132,12 +132,12 @@ class VirtioPci:
         self._doorbells: dict[int, int] = {}
 
     def _config(self, register: int, nr_bytes: int) -> int:
-        self._machine.write_port(0xCF8, 4, self._function | register & ~3)
-        return self._machine.read_port(0xCFC + (register & 3), nr_bytes)
+        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
+        return self._wire.read_port(0xCFC + (register & 3), nr_bytes)
 
     def _set_config(self, register: int, nr_bytes: int, value: int) -> None:
-        self._machine.write_port(0xCF8, 4, self._function | register & ~3)
-        self._machine.write_port(0xCFC + (register & 3), nr_bytes, value)
+        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
+        self._wire.write_port(0xCFC + (register & 3), nr_bytes, value)
 
     def _place_bars(self, window: int) -> dict[int, int]:
         """Give each memory BAR an address, aligned to its size; returns them by number."""
@@ -160,10 +160,10 @@ class VirtioPci:
         return placed
 
     def _get(self, field: _Field) -> int:
-        return self._machine.read(self._structures[_COMMON] + field.offset, field.nr_bytes)
+        return self._wire.read(self._structures[_COMMON] + field.offset, field.nr_bytes)
 
     def _set(self, field: _Field, value: int) -> None:
-        self._machine.write(self._structures[_COMMON] + field.offset, field.nr_bytes, value)
+        self._wire.write(self._structures[_COMMON] + field.offset, field.nr_bytes, value)
 
     @property
     def status(self) -> int:
@@ -179,12 +179,12 @@ class VirtioPci:
         return offered
 
     def reset(self) -> None:
-        """Reset the device (section 2.4): when this returns it has let go of all memory.
+        """Reset the device (section 2.4). When this returns, it has let go of all memory.
 
         Raises
         ------
         HostTimeoutError
-            If it does not say in time that it has.
+            If the device does not confirm it in time.
         """
         self._set(_DEVICE_STATUS, 0)
         deadline = time.monotonic() + self._timeout
@@ -193,12 +193,12 @@ class VirtioPci:
                 raise HostTimeoutError(f"the device was not reset in {self._timeout:g} s")
 
     def negotiate(self, accepted: int) -> None:
-        """Take a device through sections 3.1.1, steps 1 to 6, accepting some of its features.
+        """Take the device through steps 1 to 6 of section 3.1.1, and accept some of its features.
 
         Raises
         ------
         HostError
-            If it does not go along with that choice.
+            If it refuses that choice.
         """
         self.reset()
         self._set(_DEVICE_STATUS, ACKNOWLEDGE)
@@ -211,12 +211,12 @@ class VirtioPci:
             raise HostError(f"the device refused the features {accepted:#x}")
 
     def queue_size(self, number: int) -> int:
-        """Return the most descriptors that a queue can have, 0 where there is no such queue."""
+        """Return the most descriptors that a queue can have, or 0 if there is no such queue."""
         self._set(_QUEUE_SELECT, number)
         return self._get(_QUEUE_SIZE)
 
     def enable_queue(self, number: int, queue: Queue) -> None:
-        """Tell the device where a queue is, and turn it on (section 4.1.5.1.3)."""
+        """Tell the device where a queue is, and enable it (section 4.1.5.1.3)."""
         self._set(_QUEUE_SELECT, number)
         self._set(_QUEUE_SIZE, queue.size)
         self._set(_QUEUE_DESC, queue.descriptor_area)
@@ -226,21 +226,21 @@ class VirtioPci:
         self._set(_QUEUE_ENABLE, 1)
 
     def start(self) -> None:
-        """Say that the driver is ready (section 3.1.1, step 8)."""
+        """Tell the device that the driver is ready (section 3.1.1, step 8)."""
         self._set(_DEVICE_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
     def notify(self, number: int) -> None:
-        """Tell the device that a queue has something for it (section 4.1.5.2)."""
-        self._machine.write(self._doorbells[number], 2, number)
+        """Tell the device that a queue has buffers for it (section 4.1.5.2)."""
+        self._wire.write(self._doorbells[number], 2, number)
 
     def interrupt_status(self) -> int:
-        """Read and clear the ISR status (section 4.1.4.5). By its answer the device has done what it was about."""
-        return self._machine.read(self._structures[_ISR], 1)
+        """Read and clear the ISR status (section 4.1.4.5). The device answers when it has done what it was at."""
+        return self._wire.read(self._structures[_ISR], 1)
 
     def read_config(self, offset: int, nr_bytes: int) -> int:
         """Return a field of the device's own configuration."""
-        return self._machine.read(self._structures[_DEVICE] + offset, nr_bytes)
+        return self._wire.read(self._structures[_DEVICE] + offset, nr_bytes)
 
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None:
         """Write a field of the device's own configuration."""
-        self._machine.write(self._structures[_DEVICE] + offset, nr_bytes, value)
+        self._wire.write(self._structures[_DEVICE] + offset, nr_bytes, value)

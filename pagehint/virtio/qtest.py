@@ -1,4 +1,4 @@
-"""The wire: QEMU's qtest protocol, by which another program reads and writes a machine's ports and memory."""
+"""The wire: QEMU's qtest protocol, with which another program reads and writes a machine's ports and memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pagehint.virtio.undisturbed import undisturbed
 
 
 class Qtest:
-    """Client of the qtest protocol over a connected socket; a command and its answer at a time, from any thread.
+    """A client of the qtest protocol over a connected socket. Any thread may use it, one command at a time.
 
     Parameters
     ----------
     connection : socket.socket
-        Connected to QEMU's qtest character device; only this may use it. It stays the caller's to close.
+        Connected to QEMU's qtest character device; only this may use it. The caller closes it.
     timeout : float, default 10.0
         Seconds until a command that is not answered raises `HostTimeoutError`.
 
     Notes
     -----
-    A line of text each way, "readl 0xe0000000" and "OK 0x1": docs/devel/qtest of QEMU describes it. An answer that
-    comes after its command was given up, for a time-out, is told apart from the next one's by counting. No interrupt
-    tears a command: `undisturbed`.
+    A command and its answer are a line of text each, such as "readl 0xe0000000" and "OK 0x1":
+    docs/devel/qtest of QEMU describes it. Answers are counted, so that a late answer to a command that timed out is not
+    taken for the next one's. An interrupt waits for the end of a command: `undisturbed`.
     """
 
     def __init__(self, connection: socket.socket, timeout: float = 10.0) -> None:
@@ -31,7 +31,7 @@ class Qtest:
         self._connection = connection
         self._lock = threading.Lock()
         self._received = bytearray()
-        self._owed = 0  # answers
+        self._owed = 0  # answers that are still to come
 
     @property
     def timeout(self) -> float:
@@ -67,7 +67,7 @@ class Qtest:
         return rest
 
     def _line(self) -> str:
-        """Return the next answer. Lines that tell of interrupts are none."""
+        """Return the next answer. Lines about interrupts are not answers, and are skipped."""
         while True:
             line, found, rest = self._received.partition(b"\n")
             if not found:

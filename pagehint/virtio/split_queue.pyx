@@ -2,7 +2,7 @@
 # cython: embedsignature=False, freethreading_compatible=False
 """The split virtqueue (section 2.7), the driver's side, in memory that the device sees as well.
 
-Compiled for its memory barriers, which Python has none of.
+It is compiled for its memory barriers, which Python does not have.
 """
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -39,24 +39,25 @@ cdef class SplitQueue:
     """SplitQueue(memory, address, size, event_idx=False)
 --
 
-    A split virtqueue, driven from our side: chains of buffers go in, and come back used. Not safe among threads.
+    The driver's side of a split virtqueue: chains of buffers go in, and come back used. One thread at a time may use it.
 
     Parameters
     ----------
     memory : writable buffer
-        Where the queue is, at least `nr_bytes` of `size` long, zeroed here. Aligned to 16 bytes.
+        The memory of the queue, at least `nr_bytes` of `size` long, aligned to 16 bytes. It is zeroed here.
     address : int
         Its guest-physical address, a multiple of 16.
     size : int
         Descriptors, a power of two, at most 32768 and at most what the device says.
     event_idx : bool, default False
-        Whether VIRTIO_F_EVENT_IDX is negotiated, by which each side says when it wants to be told next.
+        Whether VIRTIO_F_EVENT_IDX is negotiated: each side says when it wants to be notified next.
 
     Notes
     -----
-    Descriptor table of 16 bytes each, available ring, used ring, one after the other (sections 2.7.5, 2.7.6, 2.7.8). Used
-    buffers are polled for: the device is told not to interrupt. What the device writes is not trusted: free descriptors
-    are kept in memory of our own. Numbers are little-endian, as those of the machines that this is built for.
+    The descriptor table, 16 bytes each, the available ring and the used ring follow one another (sections 2.7.5, 2.7.6,
+    2.7.8). Used buffers are polled for: the device is told not to interrupt. What the device writes is not trusted: the
+    list of free descriptors is in memory that it does not see. Numbers are little-endian, as on the machines that this is
+    built for.
     """
 
     cdef readonly int size
@@ -68,12 +69,12 @@ cdef class SplitQueue:
     cdef Descriptor *descriptors
     cdef uint16_t *available                    # flags, idx, ring, used_event
     cdef uint16_t *used                         # flags, idx, ring of Used, avail_event
-    cdef uint16_t *links                        # of each descriptor the next one, free or of its chain
-    cdef uint16_t *lengths                      # of each chain, by its first descriptor; 0: the device does not have it
+    cdef uint16_t *links                        # for each descriptor the next one, in the free list or in its chain
+    cdef uint16_t *lengths                      # of each chain, by its first descriptor; 0 if the device does not have it
     cdef readonly int nr_free
     cdef uint16_t first_free
     cdef uint16_t made_available                # as available.idx is, or will be
-    cdef uint16_t notified_at                   # what it was when the device was last told, or need not have been
+    cdef uint16_t notified_at                   # its value when `must_notify` was last asked
     cdef uint16_t seen_used
 
     def __cinit__(self, memory, uint64_t address, int size, bint event_idx=False):
@@ -122,7 +123,7 @@ cdef class SplitQueue:
 
     cdef void suppress_interrupts(self) noexcept nogil:
         if self.event_idx:
-            # As far away as can be; an interrupt that comes all the same does no harm.
+            # As far away as possible. An interrupt that comes all the same does no harm.
             store16(&self.available[2 + self.size], self.seen_used + 0x8000, RELAXED)
         else:
             store16(&self.available[0], NO_INTERRUPT, RELAXED)
@@ -131,14 +132,14 @@ cdef class SplitQueue:
         """add(addresses, lengths, nr_readable=0)
 --
 
-        Make a chain of buffers available to the device, which may use it from now on, told or not.
+        Make a chain of buffers available to the device, which may use it from now on, notified or not.
 
         Parameters
         ----------
         addresses, lengths : sequence of int
             Guest-physical address and bytes of each buffer; under 4 GiB each.
         nr_readable : int, default 0
-            So many from the first are for the device to read, the rest for it to write (section 2.7.4.2).
+            The device reads so many buffers, from the first on, and writes the rest (section 2.7.4.2).
 
         Returns
         -------
@@ -171,7 +172,7 @@ cdef class SplitQueue:
         self.lengths[head] = n
         self.available[2 + (self.made_available & (self.size - 1))] = head
         self.made_available += 1
-        # Whoever sees the index sees the ring's entry and the descriptors (section 2.7.13.3.1).
+        # A device that sees the index sees the ring's entry and the descriptors, too (section 2.7.13.3.1).
         store16(&self.available[1], self.made_available, RELEASE)
         return head
 
@@ -179,10 +180,11 @@ cdef class SplitQueue:
         """must_notify()
 --
 
-        Return whether the device wants to be told of what was made available since this was last asked (section 2.7.10).
+        Return whether the device wants a notification of what was made available since the last call (section 2.7.10).
         """
         cdef uint16_t before = self.notified_at, wanted
-        fence(SEQ_CST)      # its wish is read after it can see what is there, or both would wait (section 2.7.13.4.1)
+        # The device can see the buffers before its wish is read; else both could wait for each other (section 2.7.13.4.1).
+        fence(SEQ_CST)
         self.notified_at = self.made_available
         if self.event_idx:
             wanted = load16(&self.used[2 + 4 * self.size], RELAXED)
@@ -198,7 +200,7 @@ cdef class SplitQueue:
         Raises
         ------
         ValueError
-            If the device gives back what it did not have. Reset it: nothing is known of it any more.
+            If the device gives back what it did not have. It must be reset then, as its state is not known any more.
         """
         cdef Used *entry
         cdef uint32_t head

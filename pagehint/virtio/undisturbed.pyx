@@ -1,11 +1,15 @@
 # cython: language_level=3, embedsignature=False, freethreading_compatible=False
-"""Work that no interrupt may tear: Ctrl-C comes to the main thread between any two instructions of Python.
+"""Work that an interrupt must not end half-way: Ctrl-C may come between any two bytecode instructions of the main thread.
 
-Compiled, since what waits here must have no instructions in between.
+This is compiled, so that there are no such instructions in the code that waits.
 """
+from cpython.exc cimport PyErr_CheckSignals
+
 import sys
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
+
+_LOOK = 0.05            # seconds between looks for an interrupt, which need not end a wait if it came just before it
 
 _here = threading.local()
 
@@ -14,32 +18,32 @@ def undisturbed(work, *arguments, obtain=None):
     """undisturbed(work, *arguments, obtain=None)
 --
 
-    Call ``work(*arguments)`` where no KeyboardInterrupt comes, nor what else signal handlers raise.
+    Call ``work(*arguments)`` where neither KeyboardInterrupt nor another exception of a signal handler comes.
 
     Parameters
     ----------
     work : callable
-        It must end in a time that is known. It may ask `interrupted` whether it had better do so soon.
+        It must end in bounded time. It may ask `interrupted` whether to end early.
     obtain : callable, optional
-        Called before, on this thread, and may be interrupted: what it returns is one more argument, the last. Compiled,
-        so that it either returns that or raises.
+        Called first, on this thread; an interrupt may end it. What it returns is one more argument, the last. It must be
+        compiled, so that it either returns or raises, and is not interrupted in between.
 
     Returns
     -------
     object
-        What it returns.
+        What the work returns.
 
     Raises
     ------
     BaseException
-        Whatever it raises; but what interrupted the wait for it comes first, when it has ended.
+        What the work raises. If the wait for it was interrupted, that exception instead, after the work has ended.
     RuntimeError
-        If there can be no other thread; nothing has been done then.
+        If no thread can be started; nothing has been done then.
 
     Notes
     -----
-    On the main thread, where Python runs signal handlers, the work is done by a thread of its own: some 30 us. On any
-    other it is called right here.
+    Python runs signal handlers on the main thread. So when this is called there, another thread does the work, which takes
+    about 30 us more. On any other thread the work is called directly.
     """
     outcome = []
     interrupts = []
@@ -54,7 +58,7 @@ def undisturbed(work, *arguments, obtain=None):
         finally:
             done.release()
 
-    # What is written in Python comes before anything is obtained: an interrupt may end it.
+    # These are Python functions, which an interrupt may end: they are called before anything is obtained.
     here = get_ident() != threading.main_thread().ident or sys.is_finalizing()
     if obtain is not None:
         arguments = (*arguments, obtain())
@@ -64,12 +68,13 @@ def undisturbed(work, *arguments, obtain=None):
     try:
         start_new_thread(run, ())
     except RuntimeError as error:
-        if "shutdown" in str(error):    # from Python 3.12 on: the interpreter is ending, and has no more threads
+        if "shutdown" in str(error):    # from Python 3.12 on: an interpreter that is ending starts no threads
             return work(*arguments)
         raise
     while True:
         try:
-            done.acquire()
+            while not done.acquire(True, _LOOK):
+                PyErr_CheckSignals()
             break
         except BaseException as error:
             interrupts.append(error)
@@ -81,7 +86,7 @@ def undisturbed(work, *arguments, obtain=None):
             raise error
         return result
     finally:
-        outcome.clear()         # it holds the exception, whose traceback holds it
+        outcome.clear()         # else it and the exception in it refer to each other, by the traceback
         interrupts.clear()
 
 
@@ -89,6 +94,6 @@ def interrupted():
     """interrupted()
 --
 
-    Return whether the work that asks, begun by `undisturbed`, is waited for by somebody who wants to go on.
+    Return whether an interrupt waits for the end of the work that asks, which `undisturbed` has begun.
     """
     return bool(getattr(_here, "interrupts", None))

@@ -1,8 +1,8 @@
 """Leaves that one page set owns: their words are written with that set's lock held, without atomic operations.
 
-A set owns the leaves that it fills from its stock, of which no page was allocated. Another thread that wants to change the words,
-to free a page that was allocated there, has the leaf shared first, with the owner's lock held. It then stays shared until
-it is whole and in stock again. The owner is noted in the leaf's links, which a leaf on no list does not need.
+A set owns the leaves that it fills from its stock, of which no page was allocated. Another thread that wants to change the
+words, to free a page that was allocated there, has the leaf shared first, with the owner's lock held. It then stays shared
+until it is whole and in stock again. The owner is noted in the leaf's links, which a leaf on no list does not need.
 
 The idea is that of sharded free lists (mimalloc: Leijen, Zorn, de Moura, APLAS 2019), with the locks of
 `sync/biased_lock.pxd`.

@@ -89,7 +89,7 @@ def test_freed_memory_goes_back_and_is_zero_when_used_again(hugepages):
         keep = arena.empty(4 * MIB, "u1")
         keep[:] = 9
         del a
-        assert arena.resident_bytes >= 100 * MIB  # nobody has been told yet
+        assert arena.resident_bytes >= 100 * MIB  # hinting is off
         with arena.hinting(delay=0.0):
             arena.pages.flush_hinting()
             assert arena.resident_bytes <= 6 * MIB
@@ -201,7 +201,7 @@ def test_a_kernel_that_refuses_is_a_failed_report():
 
 
 def test_a_context_of_a_closed_arena_wiped_what_was_mapped_there_next():
-    """What an arena hands out to be called later knows only its own addresses, and they are nobody else's meanwhile."""
+    """A reporting function may be called late: until it has gone, its addresses are used for no other mapping."""
     arena = ph.Arena("64MiB")
     late = arena.hinting(workqueue="manual")
     callbacks = ph.PageHintingCallbacks(arena._mapping.advise_capsule("dontneed"))

@@ -235,7 +235,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert young.sum() * GRANULE <= most, "more young ones than need be"
         if self.gate_is_open:
             assert self.over_the_limit() == 0 or not self.hinted.any(), "warm memory over the limit"
-            assert seconds < 3000 or not wanted or not self.hinted.any(), "old memory that nobody gives back"
+            assert seconds < 3000 or not wanted or not self.hinted.any(), "old memory that is not given back"
         else:
             assert not gone.any()
 

@@ -1,4 +1,4 @@
-"""Memory that is made resident ahead of its owner's writing: never without him, never after him, never on one CPU."""
+"""Memory that is made resident ahead of its owner's writing: never without the owner, nor after it, nor on one CPU."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_each_window_is_twice_as_large_as_the_one_before(arena, how):
     until(followed)
 
 
-def test_who_frees_the_rest_of_the_last_granule_is_not_the_owner(arena, how):
+def test_a_free_of_the_rest_of_the_last_granule_is_not_the_owners(arena, how):
     def followed() -> bool:
         before = arena.populated_bytes
         array = empty(arena, how, 20 * GRANULE + MIB)
@@ -337,7 +337,7 @@ def test_zeros_that_are_read_stay_out_of_memory(numpy_arena):
 
 
 def test_nothing_comes_after_the_array_is_gone(arena, how):
-    """A granule that were populated after its free would be in memory, and nobody would know."""
+    """A granule that was populated after its free would be in memory, and noted as not."""
     rng, rounds = random.Random(1), itertools.count(1)
 
     def gone() -> bool:

@@ -132,7 +132,7 @@ def test_a_trim_that_the_system_refuses_taken_for_done(arena, on):
 
 
 def test_trim_while_others_use_the_arena_and_switch_hinting_on_and_off():
-    """What is in use keeps its contents, and whoever trims gets an answer."""
+    """What is in use keeps its contents, and each trim returns."""
     broken = []
     stop = threading.Event()
     with ph.Arena("128MiB") as arena:

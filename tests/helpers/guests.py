@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pagehint as ph
 from pagehint.qemu.process import BINARY
 
 MIB = 1 << 20
 without_qemu = pytest.mark.skipif(
     shutil.which(BINARY) is None and "CI" not in os.environ, reason=f"{BINARY} is not installed"
 )
+
+
+def small_host():
+    """A fixture: a host with little memory."""
+    with ph.qemu.Host("256MiB", timeout=5) as made:
+        yield made
 
 
 def filled(arena, nr_bytes, seed=1):

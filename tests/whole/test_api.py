@@ -180,8 +180,9 @@ def untyped(signature: inspect.Signature) -> str:
 
 
 def members(kind):
-    """The names a class has by itself, public ones only."""
-    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    """The names a class has by itself or by a base of this package, public ones only."""
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("pagehint")]
+    return {name: value for base in ours for name, value in vars(base).items() if not name.startswith("_")}
 
 
 def run(*command):

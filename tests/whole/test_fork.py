@@ -84,6 +84,36 @@ def test_fork_while_threads_work():
     pages.verify()
 
 
+@pytest.mark.parametrize("pcp", [True, False])
+def test_a_fork_beside_allocations_that_waited_for_the_gil_with_all_page_sets_locked(pcp):
+    """A last resort takes the locks that a fork waits for with the GIL, so it must not wait for the GIL itself."""
+    survives(f"""
+        import os, threading
+        import pagehint as ph
+        pages = ph.PageAllocator("4MiB", pcp={pcp})
+        taken = pages.alloc_pages_bulk(1024)
+        over = threading.Event()
+        def exhaust(call, *arguments):
+            while not over.is_set():
+                try:
+                    call(*arguments)
+                except ph.OutOfMemoryError:
+                    pass
+        calls = [(pages.alloc_pages,), (pages.alloc_pages_bulk, 2), (pages.alloc_pages_exact, 3)]
+        threads = [threading.Thread(target=exhaust, args=call, daemon=True) for call in calls]
+        for thread in threads:
+            thread.start()
+        for _ in range(60):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        over.set()
+        for thread in threads:
+            thread.join()
+    """)
+
+
 def test_fork_from_inside_a_callback():
     pages = real("64MiB")
     host = RecordingHost()

@@ -1,0 +1,415 @@
+"""What every arena does: it hands out the pages of a mapping as arrays, and gives free ones back to its host.
+
+`Arena` does so with memory of this process, whose host is the operating system, and `pagehint.qemu.GuestArena` with the
+RAM of a guest, whose host is QEMU.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, SupportsIndex
+
+import numpy as np
+
+from pagehint._core import PageAllocator, PageHintingCallbacks
+from pagehint.arena.counts import Counts
+from pagehint.arena.heap import ArenaHeap
+from pagehint.arena.mapping import ADVICE, Block, Mapping
+from pagehint.arena.status import ArenaStatus, free_by_granule
+from pagehint.errors import HintingActiveError, HintingInactiveError, OutOfMemoryError, PageHintError
+from pagehint.layout import ZoneSpec
+from pagehint.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+HUGE_PAGE = 2 << 20
+
+
+class BaseArena(ABC):
+    """Memory that is mapped here, with an allocator over it.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        The memory. Page 0 begins at its first byte.
+    zones : sequence of ZoneSpec
+        The parts of it that can be arrays.
+
+    Attributes
+    ----------
+    pages : PageAllocator
+        The allocator over it: blocks up to the size of the largest zone, granules of 2 MiB, no per-CPU page sets.
+    hugepages : bool
+        Whether huge pages are in use.
+    """
+
+    _place: ClassVar[str]  # where a page of it is, for messages
+    _max_batch: ClassVar[int]  # blocks out at once, unless the arena is small
+
+    def __init__(self, mapping: Mapping, zones: Sequence[ZoneSpec]) -> None:
+        self._mapping = mapping
+        self._limit: int | None = None
+        self.hugepages = mapping.hugepages
+        granule = (HUGE_PAGE // mapping.page_size).bit_length() - 1
+        self._zones = zones
+        self._most_pages = max(zone.spanned_pages for zone in zones)
+        self.pages = PageAllocator(
+            zones,
+            page_size=mapping.page_size,
+            # High enough that one array can fill a zone.
+            max_page_order=max((self._most_pages - 1).bit_length(), granule),
+            min_order=granule,
+            pcp=False,
+        )
+        mapping.adopt(self.pages)
+        self._size = sum(zone.spanned_pages for zone in zones) * mapping.page_size
+
+    # -- what the kinds of arena have of their own
+
+    @abstractmethod
+    def numpy(self) -> AbstractContextManager[BaseArena]:
+        """Return a context manager in which NumPy's new arrays have their memory from the arena."""
+
+    @abstractmethod
+    def _numpy_heap(self) -> ArenaHeap:
+        """Return the heap that serves NumPy's requests."""
+
+    @abstractmethod
+    def _callbacks(self, advice: str, max_pages: int) -> PageHintingCallbacks:
+        """Return callbacks that report to the arena's host."""
+
+    # -- figures
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be arrays, used or not."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return not self._mapping.open
+
+    @property
+    def live_arrays(self) -> int:
+        """Arrays whose memory is in the arena and in use, NumPy's own and its buffers included."""
+        return self._mapping.live_arrays
+
+    @property
+    def numpy_counts(self) -> Counts:
+        """What NumPy has asked this arena for, in contexts of `numpy` and while it was installed."""
+        return Counts()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
+        self._require_open()
+        return int(self._mapping.resident_pages().sum()) * self._mapping.page_size
+
+    @property
+    def populated_bytes(self) -> int:
+        """Bytes that were made resident ahead of their first use, in all.
+
+        When a thread writes to an array of several granules (2 MiB) that are not in memory, from its beginning on,
+        another thread of the process faults in what comes next, which takes the time of another CPU. It is never more
+        than 128 MiB ahead. The first 16 MiB are made resident at once if the last array that was followed was written
+        to. For an array that is never touched it stays at these, and for the next one nothing is done ahead. One array
+        is followed at a time. Not followed are arrays of zeros and what an array grows into; and none is followed
+        without huge pages, without a second CPU, on Linux before 5.14, and in a guest's RAM.
+        """
+        return self._mapping.populated_bytes
+
+    def status(self) -> ArenaStatus:
+        """Return what the arena holds, as figures and as a picture: used, free and warm, given back. O(size)."""
+        self._require_open()
+        arrays = self.live_arrays  # before this makes arrays itself
+        granule = HUGE_PAGE // self._mapping.page_size
+        resident = self._mapping.resident_pages()
+        stats = self.pages.stats()
+        parts = []
+        for zone in self.pages.zones:
+            first = zone.start_pfn // granule
+            free = free_by_granule(zone.free_blocks(), zone.start_pfn, zone.spanned_pages, granule)
+            parts.append((free, resident[first : first + len(free)]))
+        free, resident = map(np.concatenate, zip(*parts, strict=True))
+        return ArenaStatus(
+            size=self.size,
+            arrays=arrays,
+            hinting=self.pages.hinting_enabled,
+            given_back=stats.pages_reported * stats.page_size,
+            page_size=stats.page_size,
+            used=granule - free,
+            resident=resident,
+        )
+
+    # -- pages
+
+    def address(self, pfn: SupportsIndex) -> int:
+        """Return the address, in this process, of a page's first byte; ValueError if the page is not in the arena."""
+        self._require_usable()
+        number = operator.index(pfn)
+        if not any(zone.start_pfn <= number < zone.end_pfn for zone in self._zones):
+            raise ValueError(f"PFN {number:#x} is not {self._place} of {format_size(self.size)}")
+        return self._mapping.address + number * self._mapping.page_size
+
+    def empty(
+        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+    ) -> NDArray[Any]:
+        """Return a new array in the arena, its contents undefined; its pages are freed when it is collected.
+
+        Parameters
+        ----------
+        shape : int or sequence of int
+            As in `numpy.empty`.
+        dtype : data-type, default float
+            Any but those that hold Python objects.
+        order : {"C", "F"}, default "C"
+            Row-major or column-major.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If no free run of pages is long enough.
+
+        Notes
+        -----
+        O(max_page_order) where a free block is large enough. Whole pages are used: no rounding to powers of two.
+        """
+        self._require_usable()
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot live in an arena")
+        lengths = _lengths(shape)
+        nr_bytes = math.prod(lengths) * kind.itemsize
+        nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
+        if nr_pages > self._most_pages:
+            zone = max(self._zones, key=lambda zone: zone.spanned_pages)
+            raise OutOfMemoryError(f"more contiguous pages than zone {zone.name} has ({zone.spanned_pages})")
+        pfn = self.pages.alloc_pages_exact(nr_pages)
+        block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
+        return np.ndarray(lengths, kind, buffer=memoryview(block), order=order)
+
+    # -- giving back
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes at most in use or free and warm, that is, not given back; None, the default, for no limit.
+
+        May be set at any time, as bytes or as a size such as "512MiB". While hinting is on, and the granules (2 MiB)
+        that are not all free and those that are warm come to more than the limit, warm ones go back at once, whatever
+        their age and however few they are: those at the lowest addresses, and only as many blocks as it takes. The
+        worker enforces it, just after the allocation or the free that goes over it (with ``workqueue="manual"`` in
+        `PageAllocator.run_pending`), if a batch is free. What is in use cannot be sent away, and no allocation is
+        refused: only free memory goes.
+
+        A guest's RAM of more than 3 GiB has two zones, and each keeps to its share of the limit. The shares are made
+        when the limit is set, and never come to more than the limit. Each zone gets what it has in use then; what is
+        left goes to "Normal", where allocations are tried first, up to its size, and then to "DMA32". So both together
+        keep to the limit as long as neither has more in use than its share. What one of them has in use beyond that is
+        over the limit, since no warm memory of the other one goes back for it. Setting the limit again makes new
+        shares.
+        """
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: str | SupportsIndex | None) -> None:
+        self._require_usable()
+        nr_bytes = None if limit is None else parse_size(limit)
+        shares: list[int] | list[None] = [None] * len(self.pages.zones)
+        if nr_bytes is not None:
+            shares = self._shares(nr_bytes // self._mapping.page_size)
+        for index, share in enumerate(shares):
+            self.pages.memory.set_limit(index, share)
+        self._limit = nr_bytes
+
+    def _shares(self, limit: int) -> list[int]:
+        """Return each zone's share of a limit, in pages: first what it has in use, then what it has room for."""
+        zones = self.pages.zones
+        granule = self.pages.min_order
+        in_use = [
+            zone.managed_pages - sum(n << o for o, n in enumerate(zone.nr_free) if o >= granule) for zone in zones
+        ]
+        sizes = [zone.spanned_pages for zone in self._zones]
+        shares = [0] * len(zones)
+        for wanted in (in_use, sizes):
+            for i in reversed(range(len(zones))):  # as allocations try them
+                shares[i] += min(wanted[i] - shares[i], limit - sum(shares))
+        return shares
+
+    def hinting(
+        self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any
+    ) -> AbstractContextManager[PageAllocator]:
+        """Return a context manager in which free blocks are given back to the host.
+
+        Parameters
+        ----------
+        advice : {"dontneed", "free"}
+            "dontneed": the pages go at once, and come back zeroed. "free": they go when the system is short of memory;
+            cheaper, but they count as resident until then. A guest's arena takes "dontneed" only.
+        max_pages : int, optional
+            Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
+            times 2 MiB is free. Default: 16, in a guest's RAM 32; but at most a sixteenth of the arena's granules.
+        **options
+            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
+            clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
+        """
+        if advice not in ADVICE:
+            raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
+        self._require_usable()
+        if max_pages is None:
+            max_pages = min(max(self.size // HUGE_PAGE // 16, 1), self._max_batch)
+        return _ArenaHinting(self, self.pages.hinting(self._callbacks(advice, max_pages), **options))
+
+    def trim(self) -> int:
+        """Give everything that is free back to the host, now, whether hinting is on or off.
+
+        Returns
+        -------
+        int
+            Bytes by which `resident_bytes` has fallen.
+
+        Raises
+        ------
+        PageHintError
+            If the host refuses some of it, as the system does with locked memory. That stays as it is, and the rest has
+            gone.
+        HintingActiveError
+            From inside a callback.
+
+        Notes
+        -----
+        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this
+        is `PageAllocator.flush_hinting`, with its advice, and nothing goes while less than a batch is free. With
+        hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. O(size), most of it for
+        counting resident pages.
+        """
+        self._require_usable()
+        before, stats = self.resident_bytes, self.pages.stats()
+        while not (self._flush() or self._flush_once()):
+            pass  # another thread has just switched hinting on, or off
+        after = self.pages.stats()
+        if (after.report_errors, after.prepare_errors) != (stats.report_errors, stats.prepare_errors):
+            raise PageHintError(f"not everything was given back: {self.pages.last_error}") from self.pages.last_error
+        return max(before - self.resident_bytes, 0)
+
+    def _flush(self) -> bool:
+        """Flush, if hinting is on; returns whether it was."""
+        try:
+            self.pages.flush_hinting()
+        except HintingInactiveError:
+            return False
+        return True
+
+    def _flush_once(self) -> bool:
+        """Flush in a session of its own, if hinting is off; returns whether it was."""
+        try:
+            # Block by block: nearly everything goes, as only one is out at once, and a block that is refused is alone.
+            with self.hinting(max_pages=1, workqueue="manual", delay=None) as pages:
+                pages.flush_hinting()
+        except (HintingActiveError, HintingInactiveError):
+            return False
+        return True
+
+    # -- its end
+
+    def close(self) -> None:
+        """Stop hinting and give the whole mapping back. Nothing happens the second time.
+
+        Raises
+        ------
+        PageHintError
+            If there are arrays in it; the arena then stays as it is.
+        """
+        if self.closed:
+            return
+        # No arrays from here on: hinting may take a while to stop, and other threads could make arrays meanwhile.
+        try:
+            live = self._retire()
+            if live:
+                arrays = "1 array" if live == 1 else f"{live} arrays"
+                raise PageHintError(f"{arrays} in the arena still alive; delete them, and then close it")
+            self.pages.disable_hinting()
+            self._mapping.discard()
+        except BaseException:
+            self._reopen()
+            raise
+
+    def _retire(self) -> int:
+        """Have no arrays from now on, unless there are some; returns how many there are."""
+        return self._mapping.retire()
+
+    def _reopen(self) -> None:
+        """Have arrays again, unless the memory has gone back already."""
+        self._mapping.reopen()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except PageHintError:
+            if exc_type is None:
+                raise
+            # The exception that ends the block may hold the arrays, and matters more. The last array frees the mapping.
+            self.pages.disable_hinting()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self.closed:
+            return f"<{name}, closed>"
+        free = self.pages.stats().free_pages * self._mapping.page_size
+        return (
+            f"<{name} of {format_size(self.size)}: {format_size(free)} free,"
+            f" {format_size(self.resident_bytes)} resident, {self.live_arrays} arrays>"
+        )
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ValueError("the arena is closed")
+
+    def _require_usable(self) -> None:
+        """Raise unless the arena is open, and this process may use its pages."""
+        self._require_open()
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    """Return a shape as NumPy reads it, an integer or several."""
+    lengths: tuple[int, ...]
+    try:
+        lengths = (operator.index(shape),)
+    except TypeError:
+        try:
+            lengths = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"negative dimensions are not allowed: {lengths}")
+    return lengths
+
+
+class _ArenaHinting(AbstractContextManager[PageAllocator]):
+    """What `BaseArena.hinting` returns."""
+
+    def __init__(self, arena: BaseArena, context: AbstractContextManager[PageAllocator]) -> None:
+        self._arena = arena
+        self._context = context
+
+    def __enter__(self) -> PageAllocator:
+        pages = self._context.__enter__()
+        # The check comes last: a close that begins after it finds hinting on, and ends it.
+        if self._arena.closed:
+            pages.disable_hinting()
+            self._arena._require_open()
+        return pages
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._context.__exit__(*exc_info)

@@ -1,0 +1,67 @@
+"""The RAM of a guest as an arena, whose host is QEMU."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import NoReturn
+
+from pagehint._core import PageHintingCallbacks
+from pagehint.arena.base import HUGE_PAGE, BaseArena
+from pagehint.arena.mapping import Mapping
+from pagehint.errors import HostError, PageHintError
+from pagehint.layout import ZoneSpec
+from pagehint.qemu.ram import FREE, PAGE_SIZE, GuestRam, Part
+
+
+class GuestArena(BaseArena):
+    """The RAM of a guest as an arena: page frame numbers are the guest's, and what is free goes back to its host.
+
+    Made by `Host.arena`. Two things are different from an `Arena`. QEMU drops a block at once when it is reported, so
+    there is no advice "free". And a forked child shares the memory with its parent: it can make no arrays, and NumPy's
+    own arrays cannot live here.
+
+    Attributes
+    ----------
+    pages : PageAllocator
+        Zone "DMA32" from 2 MiB to the hole for devices, at 3 GiB; zone "Normal" from 4 GiB, where there is so much.
+    """
+
+    _place = "RAM of this guest"
+    _max_batch = 32
+
+    def __init__(self, ram: GuestRam, callbacks: Callable[[int], PageHintingCallbacks]) -> None:
+        self._ram = ram
+        self._callbacks_of_host = weakref.WeakMethod(callbacks)  # the arena does not keep its host
+        end = ram.parts[-1].address + ram.parts[-1].nr_bytes
+        parts = [Part(FREE, FREE, ram.parts[0].nr_bytes - FREE), *ram.parts[1:]]
+        zones = [
+            ZoneSpec(name, part.address // PAGE_SIZE, part.nr_bytes // PAGE_SIZE)
+            for name, part in zip(("DMA32", "Normal"), parts, strict=False)
+        ]
+        super().__init__(Mapping(end, HUGE_PAGE, False, ram.fd, ram.parts), zones)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the guest's RAM that the host has memory for. O(1) as long as the host is open."""
+        self._require_open()
+        return super().resident_bytes if self._ram.fd < 0 else self._ram.resident_bytes
+
+    def numpy(self) -> NoReturn:
+        """Raise PageHintError: a forked child would share NumPy's arrays with its parent."""
+        self._numpy_heap()
+
+    def _numpy_heap(self) -> NoReturn:
+        raise PageHintError("NumPy's arrays cannot live in a guest's RAM: a forked child would share them")
+
+    def _callbacks(self, advice: str, max_pages: int) -> PageHintingCallbacks:
+        if advice != "dontneed":
+            raise ValueError(f"advice {advice!r} is for memory of this process: QEMU drops what is reported at once")
+        callbacks = self._callbacks_of_host()
+        if callbacks is None:
+            raise HostError("the host of this arena is gone")
+        return callbacks(max_pages)
+
+    def _require_usable(self) -> None:
+        self._ram.owner.require()
+        super()._require_usable()

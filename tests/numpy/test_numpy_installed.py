@@ -1,0 +1,155 @@
+"""`pagehint.numpy.install`: an arena for the whole process."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+
+import numpy as np
+import pytest
+from numpy_arrays import MIB, empty_at_the_end, inside, installed_arena, mapped, nothing_left
+
+import pagehint as ph
+
+arena = pytest.fixture(empty_at_the_end)
+installed = pytest.fixture(installed_arena)
+
+
+def test_an_installed_arena_serves_every_thread(installed):
+    def work():
+        arrays.append(np.ones(MIB, "u1"))
+
+    arrays = [np.ones(MIB, "u1"), np.ones(10)]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    contextvars.Context().run(work)
+    assert [inside(array, installed) for array in arrays] == [True, False, True, True]
+    other = ph.Arena("16MiB")
+    with other.numpy():
+        work()
+    assert inside(arrays.pop(), other)
+    work()
+    assert inside(arrays.pop(), installed)
+    ph.numpy.uninstall()
+    work()
+    assert not inside(arrays.pop(), installed)
+    assert installed.live_arrays == 3
+    assert all(array.all() for array in arrays)
+    arrays.clear()
+
+
+def test_arrays_from_before_the_installation_are_freed_where_they_are_from():
+    small = [np.ones(n) for n in range(1, 200)]
+    large = [np.ones(n * 20_000) for n in range(1, 20)]
+    arena = ph.Arena("64MiB")
+    ph.numpy.install(arena)
+    large[0].resize(500_000, refcheck=False)
+    assert large[0][:20_000].all()
+    mixed = [np.ones(n * 20_000) for n in range(1, 20)]
+    del small[::2], large[::2], mixed[::2]
+    ph.numpy.uninstall()
+    mixed[0].resize(400_000, refcheck=False)  # no arena is installed: only the C heap has room
+    assert not inside(mixed[0], arena)
+    assert mixed[0][:40_000].all()
+    assert all(array.all() for array in (*small, *large, *mixed[1:]))
+    del small, large, mixed
+    nothing_left(arena)
+
+
+def test_the_last_array_frees_an_arena_that_was_installed():
+    arena = ph.Arena("64MiB")
+    start = arena.address(0)
+    ph.numpy.install(arena)
+    del arena
+    gc.collect()
+    first, second = np.ones(MIB), np.ones(MIB)
+    assert mapped(start)  # kept while it is installed
+    ph.numpy.uninstall()
+    gc.collect()
+    del first
+    assert mapped(start)
+    assert second.all()
+    thread = threading.Thread(target=second.resize, args=(10,), kwargs={"refcheck": False})
+    thread.start()
+    thread.join()
+    del second, thread
+    gc.collect()
+    assert not mapped(start)
+
+
+def test_one_arena_after_the_other():
+    arenas = [ph.Arena("16MiB") for _ in range(4)]
+    arrays = []
+    for each in arenas * 2:
+        ph.numpy.install(each)
+        arrays.append(np.ones(MIB, "u1"))
+        assert inside(arrays[-1], each)
+        ph.numpy.install(each)
+        for other in arenas:
+            if other is not each:
+                with pytest.raises(ph.PageHintError, match="another arena"):
+                    ph.numpy.install(other)
+        ph.numpy.uninstall()
+    ph.numpy.uninstall()
+    assert [each.live_arrays for each in arenas] == [2] * 4
+    del arrays[1], arrays[2], arrays[0]
+    assert all(array.all() for array in arrays)
+    arrays.clear()
+    for each in arenas:
+        nothing_left(each)
+        start = each.address(0)
+        each.close()
+    del each, other, arenas
+    gc.collect()
+    assert not mapped(start)
+
+
+def test_closing_an_installed_arena():
+    arena = ph.Arena("16MiB")
+    ph.numpy.install(arena)
+    array = np.ones(MIB)
+    with pytest.raises(ph.PageHintError, match="1 array"):
+        arena.close()
+    del array
+    arena.close()
+    array = np.ones(MIB)
+    assert array.all()
+    assert arena.numpy_counts.full == 1
+    ph.numpy.uninstall()
+    with pytest.raises(ValueError, match="closed"):
+        ph.numpy.install(arena)
+
+
+def test_contexts_of_an_arena_that_was_installed(arena):
+    ph.numpy.install(arena)
+    with arena.numpy():
+        array = np.ones(MIB)
+        ph.numpy.uninstall()
+        del array
+        array = np.ones(MIB)
+    assert inside(array, arena)
+    ph.numpy.install(arena)
+    ph.numpy.uninstall()
+    assert array.all()
+
+
+def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
+    with pytest.raises(ValueError, match="made here"):
+        ph.numpy.install(arena, min_age=1.0)
+    with pytest.raises(ValueError, match="min_age"):
+        ph.numpy.install(min_age=-1.0)
+    assert ph.numpy.installed() is None
+    made = ph.numpy.install(min_age=2.5)
+    try:
+        assert made.pages.min_age == 2.5
+        with pytest.raises(ValueError, match="made here"):
+            ph.numpy.install(min_age=2.5)
+        assert ph.numpy.install() is made
+    finally:
+        ph.numpy.uninstall()
+
+
+def test_numpy_s_own_name_stays(installed):
+    assert np._core.multiarray.get_handler_name() == "default_allocator"

@@ -1,0 +1,223 @@
+"""Arrays of zeros: they are zero whatever was there before, and memory that is zero is not cleared again."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+import numpy as np
+import pytest
+from numpy_arrays import MIB, PAGE, empty_at_the_end, inside
+from processes import in_child
+
+import pagehint as ph
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+arena = pytest.fixture(empty_at_the_end)
+
+
+def allocate(arena, how, rng):
+    """Some pages, in one of the ways to get them, and how to free them; none if there is no room."""
+    pages, order = arena.pages, rng.choice([0, 3, 6, 8, 9, 10])
+    if how == "alloc_pages":
+        pfn = pages.alloc_pages(order)
+        return [(pfn, 1 << order)], lambda: pages.free_pages(pfn, order)
+    if how == "alloc_pages_bulk":
+        pfns = pages.alloc_pages_bulk(rng.randrange(1, 80), order % 6)
+        return [(pfn, 1 << order % 6) for pfn in pfns.tolist()], lambda: pages.free_pages_bulk(pfns, order % 6)
+    if how == "alloc_pages_at":
+        pfn = rng.randrange(arena.size // PAGE) >> order << order
+        pages.alloc_pages_at(pfn, order)
+        return [(pfn, 1 << order)], lambda: pages.free_pages(pfn, order)
+    if how == "alloc_pages_exact":
+        n = rng.randrange(1, 3000)
+        pfn = pages.alloc_pages_exact(n)
+        return [(pfn, n)], lambda: pages.free_pages_exact(pfn, n)
+    if how == "run_ops":
+        table = np.zeros(1, np.uint64)
+        pages.run_ops(np.array([(0, order, ph.OP_ALLOC)], ph.OP_DTYPE), table)
+        free = np.array([(0, order, ph.OP_FREE)], ph.OP_DTYPE)
+        return [(int(table[0]), 1 << order)], lambda: pages.run_ops(free, table)
+    array = arena.empty(rng.randrange(1, 6 * MIB), "u1")
+    if how == "numpy":
+        with arena.numpy():
+            array = np.empty(rng.randrange(65536, 6 * MIB), "u1")
+        if not inside(array, arena):
+            raise ph.OutOfMemoryError
+    else:
+        assert how == "empty"
+    pfn = (array.__array_interface__["data"][0] - arena.address(0)) // PAGE
+    return [(pfn, -(-array.nbytes // PAGE))], [array].clear
+
+
+WAYS = ["alloc_pages", "alloc_pages_bulk", "alloc_pages_at", "alloc_pages_exact", "run_ops", "empty", "numpy"]
+
+
+def scribble(arena, runs):
+    for pfn, n in runs:
+        ctypes.memset(arena.address(pfn), 0xAB, n * PAGE)
+
+
+def zeros(arena, nr_bytes):
+    with arena.numpy():
+        array = np.zeros(nr_bytes, "u1")
+    assert not array.any(), "stale bytes"
+    return array
+
+
+def flush(arena, advice):
+    with arena.hinting(advice, workqueue="manual", max_pages=4):
+        arena.pages.flush_hinting()
+
+
+def test_fresh_memory_is_not_cleared_and_not_touched(arena):
+    with arena.numpy():
+        array = np.zeros(40 * MIB, "u1")
+    assert inside(array, arena)
+    assert arena.numpy_counts[3:] == (0, 40 * MIB)
+    assert arena.resident_bytes == 0
+    assert not array.any()
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("before", ["fresh", "dontneed", "free"])
+def test_memory_that_anybody_has_written_is_cleared(arena, how, before):
+    """Stale bytes would be there for all to see: nothing is reported between the writing and the zeros."""
+    rng = random.Random(how)
+    if before != "fresh":
+        array = arena.empty(arena.size, "u1")
+        array[:] = 0xCD
+        del array
+        flush(arena, before)
+    for _ in range(20):
+        try:
+            runs, free = allocate(arena, how, rng)
+        except ph.BadPageError:
+            continue
+        scribble(arena, runs)
+        free()
+    counts = arena.numpy_counts
+    array = zeros(arena, arena.size)
+    assert inside(array, arena)
+    assert arena.numpy_counts.cleared > counts.cleared
+    assert (arena.numpy_counts.spared > counts.spared) == (before != "free")
+    array[:] = 1
+    del array
+
+
+@pytest.mark.parametrize("advice", ["dontneed", "free"])
+def test_what_was_reported_is_cleared_only_if_it_may_keep_old_contents(arena, advice):
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    flush(arena, advice)
+    array = zeros(arena, 40 * MIB)
+    assert arena.numpy_counts[3:] == ((0, 40 * MIB) if advice == "dontneed" else (40 * MIB, 0))
+    array[:] = 0xEF
+    del array
+    array = zeros(arena, 40 * MIB)  # not reported again in between
+    assert arena.numpy_counts.cleared >= 40 * MIB
+    del array
+
+
+def test_fresh_memory_stays_known_through_reports_of_either_kind(arena):
+    arrays = []
+    for advice in ("free", "dontneed", "free"):
+        flush(arena, advice)
+        arrays.append(zeros(arena, 8 * MIB))
+    assert arena.numpy_counts[3:] == (0, 24 * MIB)
+    arrays.clear()
+
+
+def test_a_part_of_a_granule_is_not_known_once_another_part_was_used(arena):
+    first = zeros(arena, MIB)
+    assert arena.numpy_counts[3:] == (0, MIB)
+    first[:] = 0xAB
+    second = zeros(arena, MIB)  # the other half of the same granule
+    third = zeros(arena, 3 * MIB)
+    assert arena.numpy_counts[3:] == (MIB, 4 * MIB)
+    second[:] = third[:] = 0xAB
+    del first
+    first = zeros(arena, MIB)
+    first[:] = 0xAB
+    del second, third
+    assert first.all()
+    whole = zeros(arena, arena.size - 2 * MIB)
+    del first, whole
+
+
+def test_a_host_that_writes_into_what_is_reported_to_it(arena):
+    def hint_pages(blocks):
+        scribble(arena, [(int(block["pfn"]), 1 << int(block["order"])) for block in blocks])
+
+    with arena.pages.hinting(ph.PageHintingCallbacks(hint_pages, 4), workqueue="manual"):
+        arena.pages.flush_hinting()
+    assert arena.pages.stats().blocks_reported > 0
+    array = zeros(arena, arena.size)
+    del array
+
+
+def test_a_report_that_the_kernel_refuses_is_no_zero(arena):
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    if libc.mlock(arena.address(4096), 4 * MIB):
+        pytest.skip("this process may not lock memory")
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    flush(arena, "dontneed")
+    assert arena.pages.stats().blocks_failed > 0
+    array = zeros(arena, arena.size)
+    assert 0 < arena.numpy_counts.cleared < arena.size
+    libc.munlock(arena.address(4096), 4 * MIB)
+    del array
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_zeros_are_zero_whatever_came_before(arena, seed):
+    """Everybody writes what is no zero into all that is theirs, and it is reported now and then, either way."""
+    rng = random.Random(seed)
+    mine = []
+    for _ in range(400):
+        choice = rng.random()
+        if choice < 0.45:
+            try:
+                runs, free = allocate(arena, rng.choice(WAYS), rng)
+            except (ph.OutOfMemoryError, ph.BadPageError):
+                continue
+            scribble(arena, runs)
+            mine.append(free)
+        elif choice < 0.6:
+            array = zeros(arena, rng.randrange(65536, 12 * MIB))
+            array[:] = 0xAB
+            mine.append([array].clear)
+            del array
+        elif choice < 0.65:
+            flush(arena, rng.choice(["dontneed", "free"]))
+        elif mine:
+            mine.pop(rng.randrange(len(mine)))()
+    for free in mine:
+        free()
+    counts = arena.numpy_counts
+    assert counts.cleared > 0
+    assert counts.spared > 0
+
+
+def test_zeros_in_a_forked_child(arena):
+    """Its parent's knowledge, and memory, are its own from the fork on."""
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    flush(arena, "dontneed")
+
+    def child():
+        array = zeros(arena, 8 * MIB)
+        assert arena.numpy_counts.cleared == 0
+        array[:] = 0xAB
+        del array
+        zeros(arena, arena.size)
+
+    in_child(child)
+    array = zeros(arena, 8 * MIB)
+    assert arena.numpy_counts.cleared == 0
+    del array
