@@ -1,4 +1,8 @@
-"""Atomic operations and assertions, as the compiler offers them on every architecture."""
+"""Atomic operations, bit operations and assertions, as GCC and Clang offer them on every architecture.
+
+`load64`, `store64` and their like take a memory order, as in C11. `peek64`, `add64` and `sub64` take none: they are for
+counters that one thread at a time writes, under a lock, and that other threads read without it.
+"""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from *:
@@ -26,8 +30,9 @@ cdef extern from *:
     #define PH_DEBUG 0
     #define PH_ASSERT(c) ((void)0)
     #endif
-    /* For numbers on every path, written under a lock and read without it, too: about right is good enough. GCC makes more
-     * instructions of relaxed atomics than of plain ones, which do the same; ThreadSanitizer needs to be told. */
+    /* A reader without the lock may get a value from before the latest change, but never a part of one: an aligned
+     * 64-bit word is read and written as a whole. Plain accesses do that, and GCC makes fewer instructions of them than
+     * of relaxed atomic ones. Only ThreadSanitizer has to be told that they are meant so. */
     #ifdef __SANITIZE_THREAD__
     #define PH_PEEK64(p) __atomic_load_n(p, __ATOMIC_RELAXED)
     #define PH_ADD64(p, n) __atomic_store_n(p, *(p) + (n), __ATOMIC_RELAXED)
@@ -37,7 +42,7 @@ cdef extern from *:
     #define PH_ADD64(p, n) (*(p) += (n))
     #define PH_SUB64(p, n) (*(p) -= (n))
     #endif
-    /* Nearly always, so that the other path is kept out of the way. */
+    /* The condition is expected to hold 999 times in 1000, so the compiler moves the other path out of line. */
     #define PH_LIKELY(c) __builtin_expect_with_probability(!!(c), 1, 0.999)
     #define PH_UNLIKELY(c) __builtin_expect_with_probability(!!(c), 0, 0.999)
     #define PH_RELAXED __ATOMIC_RELAXED
@@ -66,11 +71,13 @@ cdef extern from *:
     int ACQ_REL "PH_ACQ_REL"
     int SEQ_CST "PH_SEQ_CST"
 
-    # Written under a lock and read by others without it, seldom enough that every access may be an atomic one.
+    # For fields that are written under a lock and read by other threads without it, and so seldom used that every
+    # access may be sequentially consistent: that is what a plain read or write of an _Atomic type is.
     ctypedef int32_t atomic_i32 "_Atomic int32_t"
     ctypedef int64_t atomic_i64 "_Atomic int64_t"
     ctypedef uint64_t atomic_u64 "_Atomic uint64_t"
 
+    # `swap_i32_if` and `swap64_if` compare and exchange: they store `value` if the word is `expected`, and say whether.
     uint64_t peek64 "PH_PEEK64" (const uint64_t *p) noexcept nogil
     void add64 "PH_ADD64" (uint64_t *p, uint64_t n) noexcept nogil
     void sub64 "PH_SUB64" (uint64_t *p, uint64_t n) noexcept nogil
@@ -91,8 +98,10 @@ cdef extern from *:
     uint8_t load8 "__atomic_load_n" (const uint8_t *p, int order) noexcept nogil
     void store8 "__atomic_store_n" (uint8_t *p, uint8_t value, int order) noexcept nogil
 
+    # Zeros below the lowest one (ctz) and above the highest one (clz) of a word; undefined for 0.
     int ctz64 "__builtin_ctzll" (uint64_t x) noexcept nogil
     int clz32 "__builtin_clz" (unsigned int x) noexcept nogil
     int clz64 "__builtin_clzll" (uint64_t x) noexcept nogil
     int popcount64 "__builtin_popcountll" (uint64_t x) noexcept nogil
+    # Safe with any address: a prefetch never faults.
     void prefetch "__builtin_prefetch" (const void *p) noexcept nogil

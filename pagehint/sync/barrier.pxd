@@ -1,12 +1,14 @@
-"""An asymmetric memory barrier: nothing for the side that runs all the time, a system call for the one that seldom does.
+"""An asymmetric memory barrier: free for the side that passes it all the time, a system call for the other side.
 
-``light_barrier()`` in one thread and ``heavy_barrier()`` in another order their accesses as two full fences would. The
-kernel makes every running thread of the process pass a fence (membarrier(2), which liburcu was the first to use so);
-where it cannot, the light side has to be a fence itself.
+``light_barrier()`` in one thread and ``heavy_barrier()`` in another order the threads' accesses as two full fences
+would: if each thread stores, passes its barrier, and then loads what the other one stored, at least one sees the
+other's store. The heavy side has the kernel make every running thread of the process pass a fence (membarrier(2),
+which liburcu was the first to use so). Where the kernel cannot, the light side is a fence itself.
 
-ThreadSanitizer sees neither, nor any fence. It need not: a barrier here only decides who of two sees the other. Whatever
-a lock protects is ordered by the release and the acquire of its `word`, or of a thread's record, which it does see. So
-it would find data that only a barrier ordered, and under it the light side is a fence all the same.
+ThreadSanitizer knows neither barriers nor fences. It need not, since a barrier here only decides which of two threads
+sees the other. The data that a lock protects are ordered by release and acquire operations, on the lock's `word` or
+on a thread's record, which ThreadSanitizer does know. It would report data that nothing but a barrier orders. Under
+ThreadSanitizer the light side is a fence all the same.
 """
 
 cdef extern from *:
@@ -17,7 +19,7 @@ cdef extern from *:
     #include <sys/syscall.h>
     #include <unistd.h>
 
-    static int ph_fence_needed = 1;     /* until membarrier has been seen to work */
+    static int ph_fence_needed = 1;     /* until the kernel has accepted the registration */
 
     __attribute__((constructor)) static void ph_barrier_register(void)
     {
@@ -41,10 +43,10 @@ cdef extern from *:
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0 || ph_fence_needed)
             return;
-        ph_barrier_register();          /* a forked child may have to register anew */
+        ph_barrier_register();          /* a forked child may have to register again */
         if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0)) {
             perror("pagehint: membarrier");
-            abort();                    /* the light side relies on it */
+            abort();                    /* the light side is no fence here, so nothing would order the two */
         }
     }
     """

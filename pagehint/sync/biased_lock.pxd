@@ -1,11 +1,17 @@
-"""A lock biased to the thread that took it last, which takes it again without an atomic operation.
+"""A lock biased to the thread that took it last: that thread, its owner, takes it again without an atomic instruction.
 
-A per-CPU page set is nearly always used by one thread for a while: the one that runs there. It says in a record of its
-own which lock it is inside of, and then looks whether the lock is still its own. Anybody else takes the ordinary lock
-inside, ends the bias, and lets a heavy barrier make sure that the owner either sees that or is seen inside. A record is
-written by its thread only: one that was the owner once, and was interrupted between its two looks, disturbs nobody.
+It suits per-CPU page sets: for a while, one thread runs on a CPU and nearly always uses the same set.
 
-After the idea of biased locking (Kawachiya, Koseki, Onodera, OOPSLA 2002), made safe with membarrier(2).
+At most one thread is inside. It has either taken the ordinary `lock`, or it is the `owner` and says so in its record:
+* The owner writes in its record which lock it enters, passes a light barrier, and looks whether it is still the owner.
+* Any other thread takes `lock`, removes the owner, passes a heavy barrier, and waits while the record of the removed
+  owner says that it is inside.
+
+By the two barriers either the owner sees that it has been removed, or the other thread sees the owner's record. A
+thread writes to its own record only. So an earlier owner that tries to enter, and is interrupted before it looks,
+disturbs no other thread: none looks at its record any more.
+
+The idea is biased locking (Kawachiya, Koseki, Onodera, OOPSLA 2002), made safe with membarrier(2).
 """
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, cpu_relax, likely, load64, store64
@@ -22,8 +28,9 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdlib.h>
 
-    /* One of a thread, and never freed, since others look into it; handed on when the thread ends, when it is inside
-     * of nothing. The lock of the spare ones is only ever tried: a forked child may find it taken by nobody. */
+    /* A thread's record. It is never freed, because other threads look into it. A thread that ends is inside of no
+     * lock; it leaves its record in a list of spare ones, for a thread that begins later. The list's lock is only ever
+     * tried: a forked child may find it locked by a thread that does not exist there. */
     typedef struct ph_thread { uint64_t inside; struct ph_thread *next; char line[48]; } ph_thread;
     static __thread ph_thread *ph_me __attribute__((tls_model("initial-exec")));
     static pthread_key_t ph_thread_key;
@@ -60,21 +67,21 @@ cdef extern from *:
             me->inside = 0;
         if (me && pthread_setspecific(ph_thread_key, me) == 0)
             ph_me = me;
-        return ph_me;       /* NULL without memory: no bias then */
+        return ph_me;       /* NULL where memory lacks: the thread then takes every lock without a bias */
     }
     #define PH_THIS_THREAD() (__builtin_expect(ph_me != NULL, 1) ? ph_me : ph_thread_new())
     """
     ctypedef struct ThreadRecord "ph_thread":
-        uint64_t inside                 # address of the lock it is inside of by its bias, or 0
+        uint64_t inside             # address of the lock that the thread is inside of as the owner, or 0
     ThreadRecord *this_thread "PH_THIS_THREAD" () noexcept nogil
 
 cdef enum:
-    BIAS_LOOKS = 256            # at an owner inside, before letting others run: it may have lost its CPU there
+    BIAS_LOOKS = 256            # looks at an owner that is inside, before yielding the CPU, which it may need to leave
 
 cdef struct BiasedLock:         # 72 bytes
-    uint64_t owner              # record of the thread it is biased to, or 0; changed with `lock` held
-    uint64_t former             # of one that has lost its bias and may be inside still; `lock` held
-    Lock lock
+    uint64_t owner              # address of the owner's record, or 0; written with `lock` held, read without it
+    uint64_t former             # address of the record of a removed owner that may still be inside, or 0; `lock` held
+    Lock lock                   # taken by every thread but the owner
 
 
 cdef inline void bias_init(BiasedLock *b) noexcept nogil:
@@ -83,9 +90,10 @@ cdef inline void bias_init(BiasedLock *b) noexcept nogil:
 
 
 cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
-    """Take it the long way. Ends with the ordinary lock held, nobody's bias, and nobody inside.
+    """Take the lock without a bias: there is no owner afterwards, and only the calling thread is inside.
 
-    Whoever takes several at a time takes them this way: a record has room for one.
+    With `may_block` false, return False rather than wait for a thread that is inside. A thread that takes several
+    biased locks at a time takes them by this function: its record has room for one.
     """
     cdef int looks = 0
     if not lock_acquire(&b.lock, may_block):
@@ -109,7 +117,7 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
 
 
 cdef inline ThreadRecord *bias_enter(BiasedLock *b) noexcept nogil:
-    """Take a lock that is biased to this thread, and return its record, for `bias_leave`; NULL if the lock is not."""
+    """Take a lock if its owner is this thread. Returns the thread's record, for `bias_leave`, or NULL."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL):
         test_point(AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER)
@@ -122,16 +130,17 @@ cdef inline ThreadRecord *bias_enter(BiasedLock *b) noexcept nogil:
 
 
 cdef inline void bias_leave(ThreadRecord *me) noexcept nogil:
+    """Release a lock that `bias_enter` took."""
     store64(&me.inside, 0, RELEASE)
 
 
 cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
-    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
+    """Take the lock. With `may_block` false (the caller holds the GIL), return False rather than wait."""
     return bias_enter(b) != NULL or bias_revoke(b, may_block)
 
 
 cdef inline void bias_release(BiasedLock *b, bint keep) noexcept nogil:
-    """Give it back; with `keep`, biased to this thread."""
+    """Release the lock; with `keep`, this thread becomes or stays its owner."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL and me.inside == <uint64_t> b):
         store64(&me.inside, 0, RELEASE)

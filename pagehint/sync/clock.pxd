@@ -1,10 +1,10 @@
-"""The clock of delays, back-off and waits, in nanoseconds."""
+"""The clock by which delays, back-off and waits are measured: the monotonic one, in nanoseconds."""
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef enum:
     SECOND = 1000000000
-    NEVER = -1                  # as a moment, or a time to wait
+    NEVER = -1                  # as a moment or a timeout: there is none
 
 
 cdef inline int64_t monotonic_ns() noexcept nogil:

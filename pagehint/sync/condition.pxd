@@ -1,6 +1,6 @@
-"""Mutexes and conditions of the C library, for who may sleep: the engine, and the thread that populates ahead.
+"""Mutexes and condition variables of the C library, for threads that sleep until there is work or it is done.
 
-What is taken on every operation is a `sync/lock.pxd`.
+Every timeout is a moment of the monotonic clock. What an allocation or a free takes is a `Lock` (`lock.pxd`) instead.
 """
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, timespec
@@ -27,7 +27,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
 
 cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
-    """With times by the monotonic clock."""
+    """Initialise a condition variable whose timeouts are moments of the monotonic clock."""
     cdef pthread_condattr_t attr
     pthread_condattr_init(&attr)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
@@ -35,7 +35,10 @@ cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
 
 
 cdef inline void sleep_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t until) noexcept nogil:
-    """Sleep until signalled or, unless `until` is NEVER, until then. Mutex held."""
+    """Sleep until signalled or until the moment `until`; NEVER is no timeout. Mutex held.
+
+    May return without either, as POSIX allows: the caller looks again at what it waits for.
+    """
     cdef timespec ts
     if until == NEVER:
         pthread_cond_wait(cond, mutex)

@@ -1,16 +1,20 @@
-"""The zone lock: spins briefly, then sleeps; counts how often it was taken and contended, and the longest wait.
+"""The zone lock. It spins briefly, then sleeps; it counts how often it was taken and contended, and the longest wait.
 
-Rules (checked by assertion in a debug build):
-* It is held only inside ``noexcept nogil`` functions, so nobody can wait for the GIL, raise, or
-  call back while holding it.
-* A per-CPU page set's lock is taken before a zone's lock, never after; two zones' locks are never
-  held at once, except across ``fork``, in ascending order.
+Rules:
+* It is held only inside ``noexcept nogil`` functions: its holder cannot wait for the GIL, raise, or call back.
+* A page set's lock is taken before its zone's lock, never after it. The locks of two zones are never held at once,
+  except by a fork, which takes them in ascending order.
+* A debug build asserts that the thread that releases the lock holds it, and so do functions that need it held.
 
-One atomic operation takes it, a plain store gives it back; who wants to sleep makes up for that with a heavy barrier.
-Whoever waits looks less and less often, so that the holder, which usually comes back at once, keeps the zone's cache
-lines for a microsecond or two: alternating with every operation costs ten times as much (a convoy). Bulk calls give
-way between their rounds, and the worker waits for a moment when nobody has the lock. Nobody starves: after a millisecond
-asleep the lock is handed over rather than set free.
+One atomic operation takes the lock, a plain store and a light barrier release it. A thread that goes to sleep passes
+the heavy barrier in return, so that a release never misses it.
+
+A waiting thread looks less and less often. The holder, which usually comes back at once, thereby keeps the zone's cache
+lines for a microsecond or two. Two threads that alternate with every operation are ten times as slow (a lock convoy).
+
+No thread starves: when one has waited for a millisecond, the lock is handed over to the sleepers rather than freed. A
+thread with much to do gives way between its rounds (`lock_give_way`), and one without hurry waits for a moment when the
+lock is free (`lock_acquire_last`).
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from pagehint.sync.atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, add64, cpu_relax, fetch_add_i32, likely,
@@ -41,26 +45,26 @@ cdef extern from *:
 cdef enum:
     LOCK_FREE = 0
     LOCK_HELD = 1
-    LOCK_HANDED = 2         # given back, and only for one that sleeps
-    # Pauses between two looks at a lock that is held: from a tenth of a microsecond to one or two.
+    LOCK_HANDED = 2         # released, and only one of the sleepers may take it
+    # CPU pauses between two looks at a lock that is held: from a tenth of a microsecond to one or two.
     LOCK_PAUSES = 4
     LOCK_MOST_PAUSES = 32
-    LOCK_LOOKS = 64         # before going to sleep: some hundred microseconds
-    LOCK_GIVE_WAY = 64      # pauses for which a holder that comes back at once lets others go first
-    LOCK_PATIENCE = 1000000     # nanoseconds asleep before the lock is handed over
-    LOCK_COURTESY = 64          # looks, a tenth of a millisecond apart, of somebody who is in no hurry
+    LOCK_LOOKS = 64         # looks before going to sleep: about a hundred microseconds
+    LOCK_GIVE_WAY = 64      # CPU pauses, at most, for which `lock_give_way` leaves the lock to waiting threads
+    LOCK_PATIENCE = 1000000     # nanoseconds of waiting after which a thread has the lock handed over
+    LOCK_COURTESY = 64          # looks of `lock_acquire_last`, a tenth of a millisecond apart
 
 cdef struct Lock:           # 56 bytes
-    int32_t word
+    int32_t word            # LOCK_FREE, LOCK_HELD or LOCK_HANDED
     int32_t sleepers        # threads that sleep, or are about to
-    int32_t starving        # of those, threads that have waited too long
-    int32_t woken           # what they sleep on: one of them has been woken, and has not looked in vain since
-    int32_t waiting         # threads that look or sleep
+    int32_t starving        # of those, threads that have waited for longer than LOCK_PATIENCE
+    int32_t woken           # futex of the sleepers; 1: one has been woken, and has not looked in vain since
+    int32_t waiting         # threads that spin or sleep
     int32_t spare
     uint64_t acquired       # times taken; this and the next two are written by the holder only
-    uint64_t contended      # of those, how often somebody else held it first
+    uint64_t contended      # of those, times when another thread held it first
     int64_t longest_wait    # nanoseconds
-    pthread_t owner         # debug build only: who holds it
+    pthread_t owner         # the holder, or 0; in a debug build only
 
 
 cdef inline void lock_init(Lock *lk) noexcept nogil:
@@ -72,17 +76,19 @@ cdef inline void lock_init(Lock *lk) noexcept nogil:
 
 
 cdef inline void lock_taken(Lock *lk) noexcept nogil:
+    """Note that the calling thread has taken the lock."""
     add64(&lk.acquired, 1)
     if PH_DEBUG:
         lk.owner = pthread_self()
 
 
 cdef inline bint lock_try(Lock *lk, int32_t state) noexcept nogil:
+    """Take the lock if its word is `state`."""
     return load_i32(&lk.word, RELAXED) == state and swap_i32_if(&lk.word, state, LOCK_HELD)
 
 
 cdef inline bint lock_spin(Lock *lk, bint asleep) noexcept nogil:
-    """Look again and again, at growing intervals. What is handed over is for those that were asleep."""
+    """Look at growing intervals, and take the lock when it is free or, if this thread was `asleep`, handed over."""
     cdef int _look, _pause, pauses = LOCK_PAUSES
     for _look in range(LOCK_LOOKS):
         for _pause in range(pauses):
@@ -99,7 +105,8 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
     fetch_add_i32(&lk.sleepers, 1, RELAXED)
     while not ours:
         store_i32(&lk.woken, False, RELAXED)
-        # The holder stores `word` and then reads the others, with a light barrier between: it sees us, or we see that.
+        # The holder stores `word`, passes a light barrier, and reads `sleepers` and `woken`. So it sees that this
+        # thread sleeps, or this thread sees that the lock has been released.
         heavy_barrier()
         test_point(AT_SLEEP_ANNOUNCED)
         if lock_try(lk, LOCK_FREE) or lock_try(lk, LOCK_HANDED):
@@ -117,7 +124,7 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
 
 
 cdef inline void lock_wait(Lock *lk) noexcept nogil:
-    """Take a lock that somebody else holds."""
+    """Take a lock that another thread holds."""
     cdef int64_t began = monotonic_ns()
     fetch_add_i32(&lk.waiting, 1, RELAXED)
     if not lock_spin(lk, False):
@@ -129,7 +136,7 @@ cdef inline void lock_wait(Lock *lk) noexcept nogil:
 
 
 cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
-    """Take the lock. With `may_block` false (the caller holds the GIL) give up rather than wait, and say so."""
+    """Take the lock. With `may_block` false (the caller holds the GIL), return False rather than wait."""
     if likely(lock_try(lk, LOCK_FREE)):
         lock_taken(lk)
     elif may_block:
@@ -140,7 +147,7 @@ cdef inline bint lock_acquire(Lock *lk, bint may_block) noexcept nogil:
 
 
 cdef inline void lock_acquire_last(Lock *lk) noexcept nogil:
-    """Take the lock at a moment when nobody has it, or after some milliseconds as everybody does."""
+    """Take the lock at a moment when it is free; if none comes within some milliseconds, as `lock_acquire` does."""
     cdef int _look
     for _look in range(LOCK_COURTESY):
         if lock_try(lk, LOCK_FREE):
@@ -162,7 +169,7 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
 
 
 cdef inline void lock_give_way(Lock *lk) noexcept nogil:
-    """Between two rounds of one piece of work, the lock set free: let those that look for it have it first."""
+    """Let waiting threads go first. For a thread that has released the lock and is about to take it again."""
     cdef int32_t waiting = load_i32(&lk.waiting, RELAXED)
     cdef int _pause
     if unlikely(waiting):
@@ -173,7 +180,7 @@ cdef inline void lock_give_way(Lock *lk) noexcept nogil:
 
 
 cdef inline void lock_forget_sleepers(Lock *lk) noexcept nogil:
-    """In a forked child, by the thread that holds it: whoever waited for the lock is not there any more."""
+    """In a forked child, by the thread that holds the lock: the threads that waited for it do not exist there."""
     lk.sleepers = lk.starving = lk.woken = lk.waiting = 0
 
 

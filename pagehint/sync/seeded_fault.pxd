@@ -1,6 +1,7 @@
-"""Faults on purpose, for `.ci/sanitize` to find: what finds none of these would find none of ours. Else nothing.
+"""Faults on purpose, by which `.ci/sanitize` tests its tools: a sanitizer that misses these would miss real faults.
 
-Compiled in where PAGEHINT_CANARY is defined, and done when the environment variable PAGEHINT_FAULT names one.
+They are compiled in only where PAGEHINT_CANARY is defined; elsewhere `canary()` is nothing. The environment variable
+PAGEHINT_FAULT names the fault that is made.
 """
 
 cdef extern from *:
@@ -22,7 +23,7 @@ cdef extern from *:
             bytes[24] = 1;
             free((void *)bytes);
         }
-        if (!strcmp(fault, "leak"))         /* more than one: a register or a stack may still know the last */
+        if (!strcmp(fault, "leak"))         /* several: a register or the stack may still hold the last one's address */
             for (number = 0; number < 16; number++)
                 if ((bytes = malloc(24)))
                     bytes[0] = 1;

@@ -1,7 +1,7 @@
-"""Test points: named places at which a test can hold one thread and let another go. Only in a debug build; else nothing.
+"""Test points: named places at which a test can stop one thread while others run. They exist in a debug build only.
 
-A point is a string. `tests/helpers/points.py` writes into the table below which of them holds the next
-thread that gets there, once; a thread that has the GIL lets go of it meanwhile. Nobody is held for ever.
+A point is a string. `tests/helpers/points.py` writes a point's name into the table below, and the next thread that
+comes there is stopped, once. If it has the GIL, it releases it meanwhile. After 20 seconds it goes on by itself.
 """
 
 cdef extern from *:
@@ -15,11 +15,11 @@ cdef extern from *:
     enum { PH_HOLDS = 8, PH_HOLD_LOOKS = 100000 };      /* looks of 200 microseconds: 20 seconds and more */
     typedef struct ph_hold {
         char point[64];
-        char until[64];         /* somebody who comes to this point lets go who is held at the other; or empty */
+        char until[64];         /* a thread that comes to this point sets the stopped one going; empty: none does */
         int32_t state;
     } ph_hold;
 
-    /* One table of the process, though each module has this line. */
+    /* One table for the process, although every module defines it: the dynamic linker keeps one such unique object. */
     extern ph_hold ph_holds[PH_HOLDS];
     __asm__(".type ph_holds, %gnu_unique_object");
     ph_hold ph_holds[PH_HOLDS];
@@ -29,7 +29,9 @@ cdef extern from *:
         PyThreadState *python = NULL;
         int looks, gil = PyGILState_Check();
         int32_t holds = PH_HOLD_HOLDS;
-        if (gil && hold->until[0]) {        /* who comes there may have the GIL, and wait for what we have: a fork does */
+        /* This thread would need the GIL to go on. The one that comes to `until` may keep the GIL and wait for a lock
+         * that this one has, as a fork does. So this thread does not stop. */
+        if (gil && hold->until[0]) {
             __atomic_store_n(&hold->state, PH_HOLD_EXPIRED, __ATOMIC_SEQ_CST);
             return;
         }
@@ -62,7 +64,7 @@ cdef extern from *:
     """
     void test_point "PH_TEST_POINT" (const char *point) noexcept nogil
 
-    # Not Cython's literals: those would be there in every build.
+    # Literals of C: those of Cython would be compiled into every build.
     const char *AT_SLEEP_ANNOUNCED '"at: sleep announced"'
     const char *AT_ABOUT_TO_SLEEP '"at: about to sleep"'
     const char *AT_BIT_TAKEN '"at: bit taken"'

@@ -1,8 +1,10 @@
-"""The buddy system: a free merges to the largest block at once, an allocation splits. Zone lock held throughout.
+"""The buddy system: a freed block merges to the largest block at once, an allocation splits. Zone lock held throughout.
 
-Blocks under 64 pages live in a leaf's two words; larger ones are buddies of whole leaves, known by the kind
-byte of their first leaf. Every function keeps three things together: free lists, `nr_free`, `free_pages`.
-A free block is listed under the migratetype of its first pageblock.
+Blocks under 64 pages are bits of a leaf's two words. Larger ones are made of whole leaves, and known by the kind of
+their first leaf. After each function the free lists, `nr_free` and `free_pages` agree, unless it says otherwise.
+
+A free block of whole leaves is listed by its first leaf. A split leaf is listed once, by its largest free block. Either
+is on the lists of the migratetype of its first pageblock.
 """
 from libc.stdint cimport uint8_t, uint64_t
 from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, RELAXED, RELEASE, add64, clz32, clz64, ctz64, fetch_and64,
@@ -17,15 +19,17 @@ from pagehint.zone.zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, L
 
 cdef enum:
     NOT_FREE = -1
-    MOST_WHOLE_LEAVES = 16      # how many leaves one step of a bulk allocation takes at most: bounds the lock's hold
+    MOST_WHOLE_LEAVES = 16      # leaves, at most, that one step of a bulk allocation takes: bounds its time
 
 cdef struct Taken:              # one step of a bulk allocation: blocks that begin at the same bits of some leaves
-    uint64_t leaf
+    uint64_t leaf               # the first
     uint64_t nr_leaves
-    bint whole                  # they are one held block still, for `leaf_fill` to make many of
-    uint64_t starts
-    int source                  # order of the free block they were in; LEAF_SHIFT - 1 at most within a split leaf
+    bint whole                  # they are still one withheld block, which the caller is to split by `leaf_fill`
+    uint64_t starts             # first pages of the blocks in each leaf
+    int source                  # order of the free block they were in; in a split leaf, of the largest one there
 
+
+# Other threads read kinds and words without the zone lock: hence atomic stores, in an order that a release keeps.
 
 cdef inline void set_kind(PageZone *z, uint64_t i, int kind) noexcept nogil:
     store8(&z.kinds[i], <uint8_t>kind, RELEASE)
@@ -47,14 +51,14 @@ cdef inline void change_free(PageZone *z, uint64_t i, uint64_t clear, uint64_t s
 
 
 cdef inline void leaf_split(PageZone *z, uint64_t i, uint64_t free, uint64_t head, int kind) noexcept nogil:
-    """Make a leaf on no list one whose pages are known by these words; counts and list are the caller's to mend."""
+    """Make a leaf that is on no list a split one with these words. The caller corrects counts and lists."""
     store64(&z.leaves[i].free, free, RELEASE)
     set_head(z, i, head)
     set_kind(z, i, kind)
 
 
 cdef inline void relist(PageZone *z, uint64_t i, int mt, int old, int kind) noexcept nogil:
-    """Give a split leaf of a type another kind than its old one, and its place in the list that goes with it."""
+    """Change a split leaf of migratetype `mt` from kind `old` to `kind`, and move it to the list of its new kind."""
     if old < FULL:
         list_del(z, i, mt, old - SPLIT)
     set_kind(z, i, kind)
@@ -70,7 +74,7 @@ cdef inline int max_split_order(const PageZone *z) noexcept nogil:
 # ---- free ---------------------------------------------------------------------------------------------------
 
 cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
-    """Free whole leaves, merging with free buddies; return the order of the block they became."""
+    """Put a block of whole leaves on the free lists, merged with free buddies; return the order of what it became."""
     cdef uint64_t half, buddy
     cdef int mt = type_of(z, i), buddy_mt
     while order < z.max_order:
@@ -94,7 +98,11 @@ cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
 
 
 cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
-    """Free a block of whole leaves: one, or, where parts of it have been isolated, a block for each unit of one type."""
+    """Free a block of whole leaves; return the order of the free block that it, or its last part, has become.
+
+    A free block is isolate as a whole or not at all. So where pageblocks are isolate, the block is freed in units that
+    have one migratetype each.
+    """
     cdef int unit = max(<int>PAGEBLOCK_ORDER, z.min_order), merged = order
     cdef uint64_t end = i + (<uint64_t>1 << (order - LEAF_SHIFT))
     if likely(z.isolate_pageblocks == 0) or order <= unit:
@@ -118,7 +126,7 @@ cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
     merged = maximal_order((free & ~head) | mask, page & 63, z.max_leaf_order)
     for o in range(LEAF_ORDERS):
         area.nr_free[o] += merge_count[merged][o] + block_count[order][o]
-    # `free` before `head`: whoever reads without the lock never sees the block's first page as a later page.
+    # `free` before `head`: without the lock, a reader never sees the block's first page as a later page (0, 0).
     if mask & ~free:
         change_free(z, i, 0, mask)
     set_head(z, i, head & ~mask)
@@ -132,7 +140,7 @@ cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
 
 
 cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Put a block that is nobody's on the free lists; return the order of the free block it is now part of.
+    """Put a block that the caller has made its own on the free lists; return the order of the free block it is now in.
 
     A block of 64 pages or more must have the kind TAIL in all leaves but the first.
     """
@@ -144,9 +152,10 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
 
 
 cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:
-    """As `buddy_free`, for all these pages of one split leaf at once; the order of the block they became if it is whole now.
+    """As `buddy_free`, for all these pages of one split leaf at once.
 
-    Else LEAF_SHIFT - 1: too small to be a granule, where granules are leaves or more.
+    Returns the order of the block that they became if the leaf is whole now, else LEAF_SHIFT - 1: the caller needs to
+    know no more than that it is less than a leaf.
     """
     cdef int mt = type_of(z, i), old = z.kinds[i], kind
     cdef FreeArea *area = &z.areas[mt]
@@ -173,8 +182,8 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
 cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int source, int left, int state) noexcept nogil:
     """Take a block from the maximal free block of order `source` around it, in a split leaf.
 
-    `source` is LEAF_SHIFT when the leaf was whole a moment ago; the counts then know nothing of it yet. `left` has a bit
-    for each order of which there are other maximal blocks in the leaf.
+    `source` is LEAF_SHIFT if the leaf was one whole free block until now, and is not in the counts yet. `left` has a
+    bit for each order of which there are other maximal free blocks in the leaf.
     """
     cdef int mt = type_of(z, i), old = z.kinds[i], kind, o
     cdef FreeArea *area = &z.areas[mt]
@@ -192,7 +201,7 @@ cdef inline void leaf_take(PageZone *z, uint64_t i, int at, int order, int sourc
 
 
 cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int mt, int order, int state, uint64_t *page) noexcept nogil:
-    """Take a block of the largest order there is in a split leaf: nothing to split, and the list seldom changes."""
+    """As `leaf_take`, of the leaf's largest order: there is nothing to split, and the leaf seldom changes its list."""
     cdef uint64_t avail = leaf_avail(&z.leaves[i]), starts = block_starts(avail, order), first = starts & -starts
     cdef uint64_t mask = order_ones[order] << ctz64(starts)
     cdef int largest
@@ -207,14 +216,14 @@ cdef inline void leaf_take_largest(PageZone *z, uint64_t i, int mt, int order, i
 
 
 cdef inline int leaf_others(uint64_t avail, int top, uint64_t page, int order) noexcept nogil:
-    """The orders of the maximal free blocks in a leaf besides the one of `order` that begins at `page`, one bit each."""
+    """Orders of the maximal free blocks in a leaf besides the one of `order` that begins at `page`, one bit each."""
     cdef uint64_t[LEAF_ORDERS] starts
     cdef int orders = maximal_blocks(avail, top, starts)
     return orders ^ ((starts[order] == <uint64_t>1 << page) << order)
 
 
 cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t page, int order, int state) noexcept nogil:
-    """Take a block out of the free block of order `source` >= 6 that begins at leaf `head`."""
+    """Take a block out of the free block of order `source` >= 6 that begins at leaf `head`; list what is split off."""
     cdef uint64_t target = page >> LEAF_SHIFT, half, other
     cdef int o = source, mt = type_of(z, head)
     list_del(z, head, mt, source)
@@ -240,9 +249,10 @@ cdef inline void split_leaves(PageZone *z, uint64_t head, int source, uint64_t p
 
 
 cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
-    """Take the best-fitting free block of a migratetype; return the order of the block it came from, or NOT_FREE.
+    """Take a free block of a migratetype; return the order of the free block it came from, or NOT_FREE.
 
-    `state` is USED for a caller's block, WITHHELD for one that goes to a per-CPU page set.
+    The best fit: of the first leaf on the list of the smallest order that suffices. The block becomes allocated if
+    `state` is USED, or withheld if it is WITHHELD, for a page set.
     """
     cdef uint64_t lists = z.nonempty[mt] >> order, i
     cdef uint64_t[LEAF_ORDERS] starts
@@ -259,7 +269,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
     if largest == order:
         leaf_take_largest(z, i, mt, order, state, page)
         return order
-    # The leaf is listed by its largest block, but a smaller one in it may fit better.
+    # The leaf is listed by its largest free block; a smaller one in it may fit better.
     orders = maximal_blocks(leaf_avail(&z.leaves[i]), max_split_order(z), starts)
     source = order + ctz64(orders >> order)
     at = ctz64(starts[source])
@@ -269,7 +279,7 @@ cdef inline int buddy_alloc(PageZone *z, int mt, int order, int state, uint64_t 
 
 
 cdef inline uint64_t best_fitting(uint64_t avail, int order, int top, uint64_t want) noexcept nogil:
-    """First pages of up to `want` blocks of an order, those in the smallest free blocks first."""
+    """First pages of up to `want` blocks of an order in a leaf, those in the smallest free blocks first."""
     cdef uint64_t starts = block_starts(avail, order), wider, exact, taken = 0
     cdef int o = order
     if <uint64_t>popcount64(starts) <= want:
@@ -288,9 +298,9 @@ cdef inline uint64_t best_fitting(uint64_t avail, int order, int top, uint64_t w
 
 cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state,
                                     bint was_whole) noexcept nogil:
-    """Take up to `want` blocks from a split leaf, at least one; returns their first pages.
+    """Take up to `want` blocks from a split leaf that has at least one; returns their first pages.
 
-    `was_whole`: a moment ago it was a free block, and the counts know nothing of it yet.
+    `was_whole`: the leaf was one free block until now, and is not in the counts yet.
     """
     cdef int mt = type_of(z, i), old = z.kinds[i], kind
     cdef FreeArea *area = &z.areas[mt]
@@ -312,14 +322,14 @@ cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t
 
 
 cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state, int kind) noexcept nogil:
-    """A leaf that belongs to the caller becomes one full of blocks of an order. No lock: no list or count knows of it."""
+    """Fill a leaf that is the caller's alone with blocks of an order. No lock: it is on no list and in no count."""
     leaf_split(z, i, 0 if state == USED else aligned_starts[order], aligned_starts[order], kind)
 
 
 cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
-    """Take up to `want` blocks of order < 6, in one step; return how many, 0 if there is none of this type.
+    """Take up to `want` blocks of order < 6 in one step; return how many, 0 if there is none of this type.
 
-    The best fit first, as `buddy_alloc` does one by one. O(1): one leaf's words, or a few whole leaves.
+    The best fit first, as in `buddy_alloc`. O(1): blocks of one split leaf, or MOST_WHOLE_LEAVES at most.
     """
     cdef uint64_t lists = z.nonempty[mt] >> order, i
     cdef int largest, whole
@@ -351,7 +361,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
 
 
 cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, uint64_t *head) noexcept nogil:
-    """Order of the maximal free block that holds the given block, its first page in `head`; NOT_FREE if none does."""
+    """Order of the maximal free block that contains a block, and in `head` its first page; NOT_FREE if none does."""
     cdef uint64_t i = page >> LEAF_SHIFT, h, avail
     cdef int kind = load8(&z.kinds[i], ACQUIRE), o
     if is_split(kind):
@@ -380,7 +390,7 @@ cdef inline int free_block_around(const PageZone *z, uint64_t page, int order, u
 
 
 cdef inline int buddy_take(PageZone *z, uint64_t page, int order, int state) noexcept nogil:
-    """Take exactly this block if all of it is free; return the order of the block it came from, or NOT_FREE."""
+    """Take this very block if all of it is free; return the order of the free block it came from, or NOT_FREE."""
     cdef uint64_t head = 0
     cdef int source = free_block_around(z, page, order, &head)
     assert_held(&z.lock)

@@ -1,8 +1,11 @@
-"""Bulk operations: all or nothing, one lock round a chunk, so that no hold is long.
+"""Bulk operations: all blocks or none. They take the zone lock for some blocks at a time, so that no hold is long.
 
-A bulk free first marks every block as withheld, which refuses what is not allocated or named twice; only when all
-are marked does it free them. A refusal takes the marks off again, and nothing has happened. Blocks of one leaf that
-follow each other are one step: their bits are set, checked and merged together.
+A bulk free first withholds every block, which fails for one that is not allocated or named twice. Only when all are
+withheld does it free them; if one cannot be, it makes the others allocated again. Consecutive blocks in one leaf are
+one step: their bits are checked, set and merged together.
+
+A bulk allocation first asks whether there are enough blocks. It gives back what it has taken if another thread has
+taken the rest meanwhile.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint.sync.atomic cimport (ACQ_REL, RELAXED, RELEASE, SEQ_CST, ctz64, fetch_add64, load64, load_i32, peek64,
@@ -21,12 +24,12 @@ from pagehint.zone.withhold cimport unwithhold, withhold, withhold_page
 from pagehint.zone.zone cimport FULL, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WITHHELD, list_first
 
 cdef enum:
-    BULK_STEPS = 48             # leaves, or single blocks, in a lock round: at most some microseconds
+    BULK_STEPS = 48             # leaves or single blocks for which the lock is held at a time: some microseconds
     BULK_AHEAD = 12             # how many blocks ahead to prefetch
 
 
 cdef inline void bulk_begin(Machine *m, uint64_t n) noexcept nogil:
-    """Announce a call of `n` blocks, so that the consistency check is not surprised, and a fork can wait for its end."""
+    """Announce a call of `n` blocks. The consistency check allows for them, and a fork waits until the call ends."""
     fetch_add64(&m.bulk_calls, 1, SEQ_CST)
     while load_i32(&m.bulk_stopped, SEQ_CST):
         fetch_add64(&m.bulk_calls, -1, SEQ_CST)
@@ -37,14 +40,15 @@ cdef inline void bulk_begin(Machine *m, uint64_t n) noexcept nogil:
 
 
 cdef inline void bulk_end(Machine *m, uint64_t n) noexcept nogil:
+    """End a call that `bulk_begin` has announced."""
     fetch_add64(&m.bulk_blocks, -n, ACQ_REL)
     fetch_add64(&m.bulk_calls, -1, SEQ_CST)
 
 
 cdef inline void bulk_stop(Machine *m) noexcept nogil:
-    """Wait until no bulk call is on its way, and let none begin; the caller holds `last_resort`, and no lock after it.
+    """Wait until no bulk call is in progress, and let none begin. The caller holds `last_resort`, and no lock after it.
 
-    A child would for ever miss what a thread that it has not was about to free.
+    For a fork: a thread in such a call does not exist in the child, which would lose the blocks that it has withheld.
     """
     store_i32(&m.bulk_stopped, True, SEQ_CST)
     while load64(&m.bulk_calls, SEQ_CST):
@@ -52,11 +56,12 @@ cdef inline void bulk_stop(Machine *m) noexcept nogil:
 
 
 cdef inline void bulk_resume(Machine *m) noexcept nogil:
+    """Let bulk calls begin again."""
     store_i32(&m.bulk_stopped, False, RELEASE)
 
 
 cdef inline uint64_t zone_can_serve(PageZone *z, int order, uint64_t reserve) noexcept nogil:
-    """How many blocks of `order` the zone could give just now."""
+    """How many blocks of `order` the zone could give at this moment."""
     cdef uint64_t blocks = 0
     cdef int mt, o
     lock_acquire(&z.lock, True)
@@ -69,6 +74,7 @@ cdef inline uint64_t zone_can_serve(PageZone *z, int order, uint64_t reserve) no
 
 
 cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noexcept nogil:
+    """As `zone_can_serve`, in all zones of a zonelist, one after the other."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t blocks = 0
     cdef int i
@@ -78,11 +84,11 @@ cdef inline uint64_t machine_can_serve(Machine *m, int preferred, int order) noe
 
 
 cdef inline uint64_t emit(PageZone *z, const Taken *taken, int order, uint64_t *pfns) noexcept nogil:
-    """Write down the PFNs of what was taken in one step, ascending; returns how many. No lock."""
+    """Write the PFNs of what was taken in one step to `pfns`, ascending; returns how many. No lock."""
     cdef uint64_t n = 0, i, first, starts
     cdef int page
     if taken.whole:
-        # The first leaf last: until then they are one block to everybody else.
+        # The first leaf last: until then other threads see one withheld block.
         for i in range(taken.nr_leaves, 0, -1):
             leaf_fill(z, taken.leaf + i - 1, order, USED, FULL)
     for i in range(taken.nr_leaves):
@@ -102,7 +108,7 @@ cdef inline uint64_t emit(PageZone *z, const Taken *taken, int order, uint64_t *
 
 cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
                                       uint64_t n) noexcept nogil:
-    """Up to `n` blocks of order < 6 from one zone, a word at a time; return how many."""
+    """Take up to `n` blocks of order < 6 from one zone, a leaf or more at a time; return how many."""
     cdef Taken[BULK_STEPS] taken
     cdef uint64_t done = 0, left, got = 1, next
     cdef int steps, i
@@ -115,7 +121,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
             if got == 0:
                 break
             notice_broken_many(z, &taken[steps], order)
-            next = list_first(z, mt, taken[steps].source)       # the list's head, where there is none
+            next = list_first(z, mt, taken[steps].source)       # the list's head if it is empty
             prefetch(&z.leaves[next])
             prefetch(&z.links[next])
             left -= got
@@ -130,7 +136,7 @@ cdef inline uint64_t zone_alloc_small(PageZone *z, int order, int mt, uint64_t r
 
 cdef inline uint64_t zone_alloc_large(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *pfns,
                                       uint64_t n) noexcept nogil:
-    """Up to `n` blocks of order >= 6 from one zone; return how many."""
+    """Take up to `n` blocks of order >= 6 from one zone, one at a time; return how many."""
     cdef uint64_t done = 0, page = 0, end, next
     cdef int source = 0
     while done < n and source != NOT_FREE:
@@ -164,7 +170,7 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t done = 0, i
     cdef int s, rc = E_NOMEM
-    # Asked before anything is taken: a request that cannot be met then leaves no trace, not even in the hints.
+    # Asked before anything is taken: a request that cannot be met is then refused without a call of the hook.
     if machine_can_serve(m, preferred, order) < n:
         return E_NOMEM
     bulk_begin(m, n)
@@ -173,25 +179,28 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
         if done == n:
             rc = OK
             break
-    if rc != OK:                # others were faster
+    if rc != OK:                # other threads have taken the rest
         for i in range(done):
             machine_free(m, pfns[i], order, how)
     bulk_end(m, n)
     return rc
 
 
-cdef enum BulkStep:
+cdef enum BulkStep:             # what is done to every block of a bulk free: the first, and then one of the others
     WITHHOLD
     UNWITHHOLD
     FREE_WITHHELD
 
 
 cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
-    """How many of the next blocks lie in the leaf of the first and in this zone, each once, and where they start in it."""
+    """Number of leading blocks that are in the first one's leaf and in this zone, none twice.
+
+    Their first pages in the leaf are set in `starts`.
+    """
     cdef uint64_t k = 0, first = pfns[0] - z.base_pfn, offset = first & 63, seen = 0
     cdef uint64_t allowed = aligned_starts[order], end = peek64(&z.end_pfn)
     first = z.base_pfn + first - offset
-    # Two zones may meet within a leaf.
+    # Two zones may share a leaf's span of PFNs.
     if first < z.start_pfn:
         allowed &= ~low_ones(<int>(z.start_pfn - first))
     if end - first < LEAF_PAGES:
@@ -208,7 +217,7 @@ cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n,
 
 
 cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Allocated becomes withheld. Zone lock held."""
+    """Withhold an allocated block. Zone lock held."""
     cdef int rc = E_ALIGN
     if page & ((<uint64_t>1 << order) - 1) == 0:
         rc = check_used(z, page, order)
@@ -221,12 +230,15 @@ cdef inline int withhold_block(PageZone *z, uint64_t page, int order) noexcept n
 
 
 cdef inline bint alone(const PageZone *z, const uint64_t *pfns, uint64_t n) noexcept nogil:
-    """Whether the first block is the only one of its leaf, as far as the next one tells."""
+    """Whether the next block is in another leaf than the first one, or there is none."""
     return n < 2 or (pfns[1] - z.base_pfn) >> LEAF_SHIFT != (pfns[0] - z.base_pfn) >> LEAF_SHIFT
 
 
 cdef inline void free_many(PageZone *z, uint64_t i, uint64_t starts, int order) noexcept nogil:
-    """Withheld blocks of one leaf become free. Zone lock held."""
+    """Free withheld blocks of one leaf. Zone lock held.
+
+    All at once, if the hook does not ask for free blocks that are smaller than a leaf.
+    """
     cdef uint64_t page
     if starts & (starts - 1) and z.freed_from >= LEAF_SHIFT:
         notice_freed(z, i << LEAF_SHIFT, LEAF_SHIFT, leaf_free_many(z, i, spread(starts, order)))
@@ -238,7 +250,7 @@ cdef inline void free_many(PageZone *z, uint64_t i, uint64_t starts, int order) 
 
 
 cdef inline int withhold_each(PageZone *z, const uint64_t *pfns, int order, uint64_t n, uint64_t *done) noexcept nogil:
-    """As `withhold`, one by one, so as to know which is refused, and why. Zone lock held."""
+    """Withhold `n` blocks one by one, so as to know which is refused, and why. Zone lock held."""
     cdef int rc = OK
     while done[0] < n and rc == OK:
         rc = withhold_block(z, pfns[done[0]] - z.base_pfn, order)
@@ -248,7 +260,7 @@ cdef inline int withhold_each(PageZone *z, const uint64_t *pfns, int order, uint
 
 cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int order, BulkStep step, bint locked,
                            uint64_t *done) noexcept nogil:
-    """One step on the first block, of order < 6, and on those after it that lie in the same leaf."""
+    """One step on the first block, of order < 6, and on those right after it in the array that are in the same leaf."""
     cdef uint64_t starts = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT
     cdef uint64_t got = gather(z, pfns, n, order, &starts)
     if got == 0:
@@ -282,7 +294,7 @@ cdef inline int step_large(PageZone *z, uint64_t page, int order, BulkStep step)
 
 
 cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep step) noexcept nogil:
-    """Prefetch what a step on this block will look at. Whatever the PFN is, a prefetch never faults."""
+    """Prefetch what a step on this block will read. The PFN need not be valid, since a prefetch never faults."""
     cdef uint64_t leaf = (pfn - z.base_pfn) >> LEAF_SHIFT
     prefetch(&z.kinds[leaf])
     if order < LEAF_SHIFT:              # blocks of whole leaves do not use the words
@@ -293,9 +305,10 @@ cdef inline void look_ahead(const PageZone *z, uint64_t pfn, int order, BulkStep
 
 cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead,
                                       int order) noexcept nogil:
-    """Withhold blocks that share no leaf, up to the first that does, or cannot be; of `ahead` blocks that come, `n` at most.
+    """Withhold the leading blocks that are each alone in their leaf, and return how many: `n` at most.
 
-    The zone lock held where blocks are whole leaves.
+    Stops at the first that is not alone, or cannot be withheld. `ahead` is how many blocks there are from `pfns` on.
+    Zone lock held if blocks are whole leaves.
     """
     cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
     for i in range(n):
@@ -316,7 +329,7 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
 
 
 cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
-    """Free what `withhold_singles` has withheld. Zone lock held."""
+    """Free blocks as `withhold_singles` withholds them. Zone lock held."""
     cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
@@ -336,7 +349,10 @@ cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n,
 
 cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                            bint locked, uint64_t *done) noexcept nogil:
-    """One step on blocks of one zone; of no more than one lock round, if it is held."""
+    """One step on the leading blocks that are in one zone; adds their number to `done`.
+
+    If `locked`, the zone lock is held, and the blocks are no more than it may be held for at a time.
+    """
     cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = z.start_pfn
     cdef uint64_t size = peek64(&z.end_pfn) - start_pfn
     cdef int rc = OK
@@ -367,9 +383,9 @@ cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *or
 
 cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
                           uint64_t *done) noexcept nogil:
-    """One step on every block; stops at the first refusal, `done` blocks in.
+    """One step on every block, up to the first that is refused; `done` becomes the number of blocks before it.
 
-    `orders` has an order for each block, or is NULL and all have `order`.
+    `orders` has an order for each block, or is NULL: then all have `order`.
     """
     cdef PageZone *z = NULL
     cdef int rc = OK
@@ -379,7 +395,7 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
         rc = locate(m, pfns[done[0]], 1, &z)
         if rc != OK:
             break
-        # Bits can be set without the zone lock where page sets do so as well.
+        # Small blocks are withheld without the zone lock where page sets do so as well.
         locked = locked or step != WITHHOLD or not z.atomic_words or orders != NULL or order >= LEAF_SHIFT
         if locked:
             lock_acquire(&z.lock, True)
@@ -392,14 +408,14 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
             leaf_disown(z, (pfns[done[0]] - z.base_pfn) >> LEAF_SHIFT, False, True)
             rc = OK
         elif rc == E_AGAIN:
-            locked = True           # so as to see which block it is, and why
+            locked = True           # to find out which block it is, and why
             rc = OK
     return rc
 
 
 cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n,
                                   uint64_t *refused) noexcept nogil:
-    """Free all blocks or none; `refused` is the index of the first that could not be."""
+    """Free all blocks or none; if none, `refused` is the index of the first that cannot be freed."""
     cdef uint64_t ignored = 0
     cdef int rc
     bulk_begin(m, n)

@@ -1,7 +1,7 @@
-"""Is this block allocated, exactly so? Every wrong free is told here, before anything has changed.
+"""Whether a block or a run is allocated, in just this size; if not, why it cannot be freed. Nothing is changed.
 
-May run without the zone lock on a block its caller owns: the answer OK is then certain, any other is a reason
-to take the lock and ask again, since a neighbour may have been changing.
+Zone lock held throughout. The answer is exact, unless another thread frees or allocates the same block meanwhile by way
+of a page set, which takes no zone lock.
 """
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, load64, load8
@@ -10,7 +10,7 @@ from pagehint.zone.status cimport E_ABSENT, E_FREE, E_INSIDE, E_SIZE, E_WITHHELD
 from pagehint.zone.zone cimport FREE, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, OWNED, PageZone, RUN, TAIL, USED, is_split
 
 cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexcept nogil:
-    """Pages `at` to `at + n` of a split leaf are one allocated block."""
+    """Whether the `n` pages from page `at` of a split leaf are one allocation."""
     cdef uint64_t free = load64(&z.leaves[i].free, ACQUIRE), head = load64(&z.leaves[i].head, ACQUIRE)
     cdef uint64_t mask = low_ones(n) << at, first = <uint64_t>1 << at
     if head & free & first:
@@ -27,7 +27,7 @@ cdef inline int check_words(const PageZone *z, uint64_t i, int at, int n) noexce
 
 
 cdef inline int check_kind(const PageZone *z, uint64_t i) noexcept nogil:
-    """What is wrong with freeing something at the first page of a leaf that is not split and not such a block."""
+    """Why nothing can be freed in leaf `i`, which is not split and begins no block or run of the size in question."""
     cdef int kind = load8(&z.kinds[i], ACQUIRE)
     if kind == 0:
         return E_ABSENT
@@ -41,7 +41,7 @@ cdef inline int check_kind(const PageZone *z, uint64_t i) noexcept nogil:
 
 
 cdef inline int check_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
-    """The block of this order at this page is allocated, as one block of this order."""
+    """Whether the block of this order at this page is allocated, as one block of this order."""
     cdef uint64_t i = page >> LEAF_SHIFT
     cdef int kind = load8(&z.kinds[i], ACQUIRE)
     if order < LEAF_SHIFT:
@@ -57,10 +57,10 @@ cdef inline int check_used(const PageZone *z, uint64_t page, int order) noexcept
 
 
 cdef inline int check_run(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """`n` pages, not one buddy block, are allocated as one run. Zone lock held. O(n / 64)."""
+    """Whether `n` pages are allocated as one run. Zone lock held. O(n / 64)."""
     cdef uint64_t i = page >> LEAF_SHIFT, last, words
     cdef int kind = z.kinds[i], rest = n & 63
-    if kind == OWNED:               # holds blocks only
+    if kind == OWNED:               # holds blocks only, no runs
         return check_words(z, i, page & 63, <int>min(n, <uint64_t>(LEAF_PAGES - (page & 63)))) or E_SIZE
     if is_split(kind) and (page & 63) + n <= LEAF_PAGES:
         return check_words(z, i, page & 63, <int>n)
@@ -76,7 +76,7 @@ cdef inline int check_run(const PageZone *z, uint64_t page, uint64_t n) noexcept
         if z.kinds[i] != TAIL:
             return E_SIZE
         i += 1
-    # `last` is the leaf after the whole ones: the run must end exactly `rest` pages into it.
+    # `last` is the leaf after the whole ones: the run must end `rest` pages into it.
     if last == z.nr_leaves:
         return OK
     if z.kinds[last] == TAIL:

@@ -1,10 +1,12 @@
 """The hook: how a zone tells one watcher above it what happens to free memory, without knowing what the watcher does.
 
-Three pointers in `PageZone`, called with the zone lock held: `freed`, when a freed block has become part of a free block
-of order `freed_from` or more; `broken`, when a block is taken for use from a free block of order `broken_from` or more;
-`notify`, which releases the lock, when the watcher has asked for it (`notify_at`). They are called out of line, so that
-what they do takes no registers from the code around. With NO_ORDER in both orders a hook costs one branch that is never
-taken.
+The hook is three function pointers in `PageZone`, called with the zone lock held:
+* `freed`, when a freed block has become part of a free block of order `freed_from` or more;
+* `broken`, when a block is taken for use from a free block of order `broken_from` or more;
+* `notify`, in place of releasing the lock, if at least `notify_at` usable pages are free; it releases the lock.
+
+They are called out of line, so what they do takes no registers from the code around. With no watcher (both orders are
+NO_ORDER, `notify_at` is INT64_MAX) each costs one branch that is never taken.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.sync.atomic cimport ctz64, unlikely
@@ -16,7 +18,7 @@ from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, usable_free_pages
 cdef inline void notice_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
     """A block was freed and has become part of a free block of order `merged`. Zone lock held.
 
-    The watcher is told of the freed block only: the rest of the merged block was free before.
+    The watcher is told of the freed block only, since the rest of the merged block was free before.
     """
     if merged >= z.freed_from:
         z.freed(z, page, order)
@@ -29,7 +31,10 @@ cdef inline void notice_broken(PageZone *z, uint64_t page, int order, int source
 
 
 cdef inline void notice_broken_many(PageZone *z, const Taken *taken, int order) noexcept nogil:
-    """As `notice_broken`, for what one step of a bulk allocation took. Zone lock held."""
+    """As `notice_broken`, for what one step of a bulk allocation took. Zone lock held.
+
+    Whole leaves are told as one block; so is the leaf that small blocks were taken from, if no granule is smaller.
+    """
     cdef uint64_t page = taken.leaf << LEAF_SHIFT, starts = taken.starts
     if taken.source < z.broken_from:
         return
@@ -42,12 +47,12 @@ cdef inline void notice_broken_many(PageZone *z, const Taken *taken, int order) 
 
 
 cdef inline bint must_notify(const PageZone *z) noexcept nogil:
-    """Whether the watcher has asked to be told now. Zone lock held."""
+    """Whether `notify` is to be called now. Zone lock held."""
     return z.notify_at != INT64_MAX and <int64_t>usable_free_pages(z) >= z.notify_at
 
 
 cdef inline void zone_unlock(PageZone *z) noexcept nogil:
-    """Release the zone lock, and tell the watcher if it has asked for that."""
+    """Release the zone lock, by way of `notify` if that is to be called."""
     if unlikely(must_notify(z)):
         z.notify(z)
     else:

@@ -1,4 +1,9 @@
-"""A zone's metadata in memory: one reservation, opened as far as the zone reaches. No lock; nobody else knows it yet."""
+"""A zone's metadata in memory: one reservation of address space, opened as far as the zone reaches.
+
+The reservation is as large as any zone can get, so a zone that grows by hotplug opens more of it and no pointer moves.
+The kernel provides an opened page when it is first touched, so a hole in the zone costs next to none. No lock is
+needed: a zone that is being built, and the part that one grows by, are not known to other threads until `zone_extend`.
+"""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
@@ -17,24 +22,27 @@ cdef extern from "<string.h>" nogil:
     void *memset(void *p, int value, size_t n)
 
 cdef enum:
-    ARRAYS = 5
+    ARRAYS = 5                  # leaves, links, kinds, types, lines
 
 
 cdef inline uint64_t whole_pages(uint64_t nr_bytes) noexcept nogil:
+    """Round up to the system's page size."""
     cdef uint64_t page = sysconf(_SC_PAGESIZE)
     return (nr_bytes + page - 1) // page * page
 
 
 cdef inline int open_array(void *array, uint64_t nr_bytes) noexcept nogil:
+    """Make the first bytes of a reserved array usable; -1 and errno where the kernel refuses."""
     return mprotect(array, whole_pages(nr_bytes), PROT_READ | PROT_WRITE)
 
 
 cdef inline uint64_t leaves_for(const PageZone *z, uint64_t end_pfn) noexcept nogil:
+    """Leaves of a zone that reaches to `end_pfn`, the last one perhaps in part."""
     return (end_pfn - z.base_pfn + LEAF_PAGES - 1) >> LEAF_SHIFT
 
 
 cdef inline uint64_t granules_for(const PageZone *z, uint64_t nr_leaves) noexcept nogil:
-    """Granules in so many leaves, the last one perhaps in part; by the granule's size, not the largest block's."""
+    """Granules in so many leaves, the last one perhaps in part."""
     return ((nr_leaves << LEAF_SHIFT) + (<uint64_t>1 << z.min_order) - 1) >> z.min_order
 
 
@@ -48,22 +56,26 @@ cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
 
 
 cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
-    """Let the zone reach to `end_pfn`, the new part absent. Its metadata is open; zone lock held if the zone is known."""
+    """Let the zone reach to `end_pfn`, the new part absent. Its metadata is open.
+
+    The zone lock is held if other threads know the zone.
+    """
     cdef uint64_t known = (z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES
     cdef uint64_t nr_leaves = leaves_for(z, end_pfn)
     memset(z.types + known, MT_MOVABLE, (nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES - known)
     store64(&z.nr_leaves, nr_leaves, RELAXED)
     store64(&z.nr_granules, granules_for(z, nr_leaves), RELAXED)
-    store64(&z.end_pfn, end_pfn, RELEASE)       # last: who finds a page in the zone finds all that is known about it
+    store64(&z.end_pfn, end_pfn, RELEASE)       # last: a thread that finds a page in the zone finds its metadata, too
 
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
+    """Bytes of the arrays as far as the zone reaches, touched or not."""
     return (z.nr_leaves * (sizeof(Leaf) + sizeof(Links) + 1) + z.nr_leaves // PAGEBLOCK_LEAVES + 1
             + z.nr_leaves // LINE_LEAVES + 1 + NR_LISTS * sizeof(Links))
 
 
 cdef inline uint64_t array_sizes(uint64_t *sizes) noexcept nogil:
-    """Bytes of each of the arrays in address order, as large as a zone can get; returns their sum."""
+    """Bytes of each array, in address order, in the largest zone that can be; returns their sum."""
     cdef uint64_t total = 0
     cdef int i
     sizes[0] = LIMIT_LEAVES * sizeof(Leaf)
@@ -79,7 +91,10 @@ cdef inline uint64_t array_sizes(uint64_t *sizes) noexcept nogil:
 
 cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t end_pfn, int max_order,
                                   int min_order) noexcept nogil:
-    """A zone without present pages, at the front of a zeroed struct of `nr_bytes`; NULL and errno where memory lacks."""
+    """Create a zone without present pages, at the front of a zeroed struct of `nr_bytes`: the rest is the caller's.
+
+    NULL and errno where memory lacks.
+    """
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (nr_bytes + 63) // 64 * 64)
     cdef uint64_t[ARRAYS] sizes
     cdef uint32_t i
@@ -117,6 +132,7 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
 
 
 cdef inline void zone_destroy(PageZone *z) noexcept nogil:
+    """Free a zone that no thread uses any more."""
     munmap(z.mapping, z.mapping_bytes)
     free(z.pcp)
     free(z.zeroed)

@@ -1,7 +1,8 @@
-"""Migratetypes: changing a pageblock's, and what to do when a type's lists are empty. Zone lock held throughout.
+"""Migratetypes: changing a pageblock's type, and what to do when a type's lists are empty. Zone lock held throughout.
 
-Stealing follows Linux's idea: rather than scatter one type over another's pageblocks, claim a whole pageblock
-when at least half of it is free; only else take the smallest block that fits and leave the type as it is.
+An allocation whose type has no block that is large enough takes from another type's pageblocks. As in Linux, it claims
+a whole pageblock if at least half of it is free, so that the types do not mix in it. Else it takes the smallest block
+that fits, and the pageblock's type stays.
 """
 from libc.stdint cimport uint8_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, add64, clz64, load8, popcount64, store8, sub64
@@ -15,7 +16,7 @@ from pagehint.zone.zone cimport (FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_SHIFT,
 
 
 cdef inline void move_leaf(PageZone *z, uint64_t i, int old, int new) noexcept nogil:
-    """Move what is free in a leaf, or begins there, from one type's lists to another's."""
+    """Move the free blocks that begin in a leaf from one type's lists and counts to another's."""
     cdef int kind = load8(&z.kinds[i], RELAXED), o
     if kind & KIND_STATE == FREE:
         o = kind & KIND_ORDER
@@ -36,7 +37,7 @@ cdef inline uint64_t granule_pageblocks(const PageZone *z) noexcept nogil:
 
 
 cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
-    """Give pageblock `block` another migratetype. O(1). Hint bits stay: nothing is used or freed."""
+    """Give pageblock `block` another migratetype. O(1). The hook is not called: nothing is freed or taken for use."""
     cdef int old = z.types[block], whole
     cdef uint64_t page = block << PAGEBLOCK_ORDER, head = 0, i
     assert_held(&z.lock)
@@ -46,7 +47,7 @@ cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
     sub64(&z.isolate_pageblocks, old == MT_ISOLATE)
     whole = free_block_around(z, page, PAGEBLOCK_ORDER, &head) if z.max_order >= PAGEBLOCK_ORDER else NOT_FREE
     if whole != NOT_FREE:
-        # Through the buddy: it may have to part from, or may now join, a neighbour.
+        # Taken and freed again: it may have to leave the larger block that it is in, or may now merge with its buddy.
         buddy_take(z, page, PAGEBLOCK_ORDER, WITHHELD)
         store8(&z.types[block], <uint8_t>new, RELAXED)
         buddy_free(z, page, PAGEBLOCK_ORDER)
@@ -57,7 +58,7 @@ cdef inline void retype(PageZone *z, uint64_t block, int new) noexcept nogil:
 
 
 cdef inline uint64_t free_in_pageblock(const PageZone *z, uint64_t block) noexcept nogil:
-    """Free pages in a pageblock that is not free as a whole."""
+    """Free pages in a pageblock that is in no free block of its own size or more."""
     cdef uint64_t i, pages = 0
     cdef int kind
     for i in range(block * PAGEBLOCK_LEAVES, min((block + 1) * PAGEBLOCK_LEAVES, z.nr_leaves)):
@@ -70,14 +71,14 @@ cdef inline uint64_t free_in_pageblock(const PageZone *z, uint64_t block) noexce
 
 
 cdef inline int fallback_type(int mt, int attempt) noexcept nogil:
-    """Whose pageblocks to try: the type that is freed again soonest first."""
+    """The type whose pageblocks to try first (`attempt` 0) or second (1). In the order of Linux's `fallbacks`."""
     if attempt == 0:
         return MT_UNMOVABLE if mt == MT_RECLAIMABLE else MT_RECLAIMABLE
     return MT_UNMOVABLE if mt == MT_MOVABLE else MT_MOVABLE
 
 
 cdef inline int fallback_alloc(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
-    """As `buddy_alloc`, from the other types' pageblocks."""
+    """As `buddy_alloc`, but from the other types' pageblocks."""
     cdef int attempt, other, best = MT_ISOLATE, largest = -1, source
     cdef uint64_t lists, block, n
     for attempt in range(2):
@@ -94,7 +95,8 @@ cdef inline int fallback_alloc(PageZone *z, int mt, int order, int state, uint64
         for block in range(block, block + n):
             retype(z, block, mt)
         return buddy_alloc(z, mt, order, state, page)
-    # A movable page may be scattered, it could be moved away; the others claim their ground.
+    # A movable page among another type's pages does little harm, since it could be moved away. So a movable allocation
+    # claims a pageblock only if the free block in it is large, the other types always.
     if (mt != MT_MOVABLE or largest >= PAGEBLOCK_ORDER // 2) and free_in_pageblock(z, block) >= 1 << (PAGEBLOCK_ORDER - 1):
         retype(z, block, mt)
         return buddy_alloc(z, mt, order, state, page)
@@ -106,13 +108,13 @@ cdef inline int fallback_alloc(PageZone *z, int mt, int order, int state, uint64
 
 
 cdef inline int zone_take(PageZone *z, int mt, int order, int state, uint64_t *page) noexcept nogil:
-    """A block of this type, or else of another. Zone lock held."""
+    """Take a block of this type, or else of another. Returns as `buddy_alloc` does."""
     cdef int source = buddy_alloc(z, mt, order, state, page)
     return source if source != NOT_FREE else fallback_alloc(z, mt, order, state, page)
 
 
 cdef inline uint64_t zone_take_many(PageZone *z, int mt, int order, uint64_t want, int state, Taken *taken) noexcept nogil:
-    """Up to `want` blocks of order < 6 in one step, of this type or else of another; returns how many. Zone lock held."""
+    """As `buddy_alloc_many`, but if there is none of this type, take one block of another."""
     cdef uint64_t n = buddy_alloc_many(z, mt, order, want, state, taken), page = 0
     if n == 0:
         taken.source = fallback_alloc(z, mt, order, state, &page)

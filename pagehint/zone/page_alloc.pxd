@@ -1,7 +1,11 @@
-"""All zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
+"""The machine: all zones of an allocator, and the operations on them that need no Python: allocate, free, drain.
 
-Every operation returns OK or an `E_` code from `status.pxd`, and has changed nothing unless it returns OK. Asked to
-TRY it returns E_AGAIN rather than wait for a lock: its caller holds the GIL, which it then releases and asks again.
+Every operation returns OK or an `E_` code of `status.pxd`, and has changed nothing unless it returns OK. With TRY it
+returns E_AGAIN rather than wait for a lock, because its caller holds the GIL. The caller then releases the GIL and
+asks again with WAIT.
+
+An allocation walks a zonelist: the preferred zone, then those it falls back to. In a zone with page sets
+(`page_set.pxd`), orders below PCP_ORDERS go through the set of the CPU, all others past the sets to the zone.
 """
 from libc.stdint cimport int32_t, uint64_t
 from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
@@ -23,28 +27,29 @@ from pagehint.zone.zeroed cimport zeroed_note
 from pagehint.zone.zone cimport LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
 
 cdef enum:
-    PATIENCE = 4096             # blocks and runs that first fit looks at: some 10 us
+    PATIENCE = 4096             # blocks, runs and split leaves that first fit looks at, at most: some 10 us
 
 cdef enum How:
     TRY = 0                     # do not wait for a lock
     WAIT = 1
-    ALONE = 2                   # the caller is between `machine_hold` and `machine_let_go`: past the page sets
+    ALONE = 2                   # past the page sets: the caller is between `machine_hold` and `machine_let_go`
 
 cdef struct ZoneTry:            # one step of a zonelist
-    int zone
-    uint64_t reserve            # pages kept there from requests that prefer another zone; changes without a lock
+    int zone                    # index of the zone
+    uint64_t reserve            # pages kept there from requests that prefer another zone; written without a lock
 
 cdef struct Machine:
     int nr_zones
     int nr_cpus
     PageZone **zones
     ZoneTry *zonelists          # [preferred][nr_zones]
-    int *zonelist_length
+    int *zonelist_length        # steps of each
     int default_zone
-    Lock last_resort            # of the one that holds all page sets; taken before them
-    uint64_t bulk_blocks        # of bulk calls on their way: some withheld, some one block still that is to be many
-    uint64_t bulk_calls         # on their way
-    int32_t bulk_stopped        # by a fork, which waits for those and lets no other begin
+    Lock last_resort            # held by the thread that holds the locks of all page sets; taken before them
+    # Written by atomic operations.
+    uint64_t bulk_blocks        # blocks of the bulk calls in progress: withheld, or in a larger block that is
+    uint64_t bulk_calls         # bulk calls in progress
+    int32_t bulk_stopped        # a fork waits for the end of these, and lets no other begin
 
 
 cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
@@ -59,7 +64,7 @@ cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
 
 
 cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
-    """Past the page sets. Zone lock held."""
+    """Take a block past the page sets. Zone lock held."""
     cdef int source
     if not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
@@ -72,6 +77,7 @@ cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve
 
 cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t reserve, How how,
                            uint64_t *page) noexcept nogil:
+    """Take a block from one zone."""
     cdef int rc
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         return pcp_alloc(z, pcp_here(z, m.nr_cpus), mt, order, reserve, how, page)
@@ -83,7 +89,7 @@ cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t 
 
 
 cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
-    """As `machine_alloc`, with all that seldom happens."""
+    """As `machine_alloc`, with the steps that are seldom needed."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i, rc
@@ -96,7 +102,7 @@ cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How
 
 
 cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
-    """A block from the preferred zone or one it falls back to."""
+    """Take a block from the preferred zone or one it falls back to."""
     cdef PageZone *z = m.zones[preferred]
     if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and peek64(&z.watermark[WMARK_MIN]) == 0
             and likely(pcp_alloc_quick(z, pcp_here(z, m.nr_cpus), mt, order, pfn))):
@@ -106,20 +112,21 @@ cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How 
 
 
 cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Granules that a run overlaps."""
+    """Number of granules that a run overlaps."""
     return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
 
 
 cdef inline uint64_t find_first_fit(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
-    """Where a run of `n` pages fits first, or NOWHERE: in a zone that is placed by first fit, and of leaves or more."""
+    """First page of the lowest run of `n` pages; NOWHERE if none is found, or first fit does not place it."""
     return find_run(z, n, patience) if z.first_fit and n >= LEAF_PAGES else <uint64_t>NOWHERE
 
 
 cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
-    """A run of `n` pages: the front of a block, or a run across blocks. What is known of its granules is noted.
+    """Take a run of `n` pages, and note which of its granules read as zero (`zeroed.pxd`).
 
-    First fit leaves fewer granules in partial use than the smallest block does (`benchmarks.placement`), and comes back to
-    memory that was in use a moment ago; but it looks at what is in use, so not for ever.
+    It is placed by first fit, or else is the front of a block, or else a run across several blocks. First fit leaves
+    fewer granules in partial use than the front of the smallest block does (`benchmarks.placement`), and it comes back
+    to memory that was in use a moment ago. But it passes all that is in use before the run, so its search is bounded.
     """
     cdef int order = 64 - clz64(n - 1) if n > 1 else 0, source = NOT_FREE, rc = E_NOMEM
     lock_acquire(&z.lock, True)
@@ -144,7 +151,7 @@ cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve,
 
 
 cdef inline int machine_take_run(Machine *m, int preferred, uint64_t n, int mt, uint64_t *pfn) noexcept nogil:
-    """A run from the preferred zone or one it falls back to."""
+    """Take a run from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
     cdef int i
@@ -156,7 +163,7 @@ cdef inline int machine_take_run(Machine *m, int preferred, uint64_t n, int mt, 
 
 
 cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) noexcept nogil:
-    """The zone that holds all of `n` pages."""
+    """Find the zone that all of `n` pages are in."""
     zone[0] = find_zone(m, pfn)
     if zone[0] == NULL:
         return E_NO_ZONE
@@ -164,7 +171,10 @@ cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) no
 
 
 cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Past the page sets. Zone lock held. E_OWNED: ask again when the leaf is shared, for which no lock may be held."""
+    """Free a block past the page sets. Zone lock held.
+
+    E_OWNED: the leaf has to be shared first (`leaf_disown`), for which the zone lock must not be held.
+    """
     cdef bint ours
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
@@ -176,14 +186,15 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
         ours = page_used(z, page, order)
     if unlikely(not ours):
         test_point(AT_REFUSED_BY_A_LEAF)
-        # Not by a look at who owns the leaf: it may have been shared since we were refused.
+        # An allocated block is refused because a page set owns its leaf. Do not ask whether one does: the leaf may have
+        # been shared since the refusal.
         return check_used(z, page, order) or E_OWNED
     notice_freed(z, page, order, buddy_free(z, page, order))
     return OK
 
 
 cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, How how) noexcept nogil:
-    """As `machine_free`, with all that seldom happens."""
+    """As `machine_free`, with the steps that are seldom needed."""
     cdef int rc
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         rc = pcp_free(z, pcp_here(z, nr_cpus), page, order, how)
@@ -201,6 +212,7 @@ cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, Ho
 
 
 cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
+    """Free an allocated block."""
     cdef PageZone *z = NULL
     cdef int rc = locate(m, pfn, 1, &z)
     if rc != OK:
@@ -212,6 +224,7 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexc
 
 
 cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
+    """Free a run that `machine_take_run` took."""
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, 1, &z)
@@ -228,7 +241,10 @@ cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept 
 
 cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
                                   uint64_t *pfn) noexcept nogil:
-    """`n` contiguous pages: a block, where that is what they are, and where blocks are as good as runs."""
+    """Take `n` contiguous pages: a block if `n` is a power of two and first fit does not place them, else a run.
+
+    A run as well if there is no such block.
+    """
     cdef int rc = E_NOMEM
     if n & (n - 1) == 0 and ctz64(n) <= max_order and (n < LEAF_PAGES or not m.zones[preferred].first_fit):
         rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
@@ -236,14 +252,14 @@ cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt,
 
 
 cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
-    """Free what `machine_alloc_run` gave."""
+    """Free what `machine_alloc_run` took."""
     if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
         return OK
     return machine_give_run(m, pfn, n)
 
 
 cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_t wanted) noexcept nogil:
-    """Make what `machine_alloc_run` gave longer, or shorter and free its tail. Only of a zone without page sets."""
+    """Make what `machine_alloc_run` took longer, or make it shorter and free its end. The zone has no page sets."""
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, max(n, wanted), &z)
@@ -260,7 +276,7 @@ cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_
 
 
 cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
-    """Exactly this block, by place, so neither migratetype nor watermark is asked; isolate ones are not to be had."""
+    """Take this very block, whatever the watermarks and its migratetype are, unless it is isolate."""
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source
@@ -284,9 +300,9 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
 
 
 cdef inline void machine_drain(Machine *m) noexcept nogil:
-    """Empty every per-CPU page set of every zone."""
+    """Empty every page set of every zone."""
     cdef int i
-    canary()
+    canary()                    # a fault on purpose, in builds that test the sanitizers
     for i in range(m.nr_zones):
         sets_drain(m.zones[i], m.nr_cpus)
 
@@ -294,8 +310,8 @@ cdef inline void machine_drain(Machine *m) noexcept nogil:
 cdef inline void machine_hold(Machine *m) noexcept nogil:
     """Empty every page set and keep them so until `machine_let_go`: what fails now, fails for want of memory.
 
-    Else another CPU's set could take in one batch what was drained for us, or two large requests each fail because of
-    what the other had for a moment.
+    Otherwise another CPU's set could take what was drained for this request, or two large requests could both fail,
+    each because of what the other one had taken for a moment.
     """
     cdef int i
     lock_acquire(&m.last_resort, True)
@@ -304,6 +320,7 @@ cdef inline void machine_hold(Machine *m) noexcept nogil:
 
 
 cdef inline void machine_let_go(Machine *m) noexcept nogil:
+    """Let threads use the page sets again, after `machine_hold`."""
     cdef int i
     for i in range(m.nr_zones):
         sets_let_go(m.zones[i], m.nr_cpus)

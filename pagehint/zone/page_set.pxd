@@ -1,13 +1,16 @@
 """Per-CPU page sets: stacks of small blocks in front of a zone, so that threads seldom meet at its lock.
 
-A block in a set is withheld: in its leaf, the `free` bit of its first page is set beside the `head` bit. That one
-bit, flipped atomically, is what makes a double free certain to be seen, on whichever CPU it happens; `head` itself
-changes under the zone lock only.
+A block in a set is withheld: in its leaf, the `free` bit of its first page is set beside the `head` bit. Every thread
+flips that bit atomically, so a double free is noticed on whichever CPU it happens (`withhold.pxd`). The exception are
+the leaves that a set owns, whose bits are written with the set's lock held (`owned_leaf.pxd`).
 
-So that two CPUs do not flip bits in the same cache line all the time, a stack is filled from the set's stock, where it
-can be had a whole line of leaf words (256 pages), and a block of a line that another CPU filled from goes to the bottom
-of the stack: it is not handed out while the zone has others, and is the first to go back. What is too much goes back by
-halves. 3.1 KiB a CPU.
+Two CPUs should not flip bits in the same cache line all the time. So a set takes, where the zone has one, a whole line
+of leaves (256 pages) into its stock, and fills its stacks from the stock. A block in a line that another CPU's set was
+filled from is foreign: it goes to the bottom of the stack, is handed out only when the zone has nothing else, and goes
+back to the zone first. A full stack gives back its older half.
+
+The idea is that of Linux's per-CPU page lists. A set has 3.25 KiB; there is one for each CPU and zone. A set's lock is
+taken before its zone's.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagehint.sync.atomic cimport (ACQUIRE, ACQ_REL, PH_ASSERT, RELAXED, clz64, ctz64, fetch_and64, likely, load32,
@@ -33,7 +36,7 @@ cdef extern from *:
     #include <sched.h>
     #if defined(__has_include) && __has_include(<sys/rseq.h>)
     #include <sys/rseq.h>
-    /* The kernel keeps the number in the thread's own memory; one load instead of a call. */
+    /* The kernel keeps the CPU's number in the thread's own memory (rseq): one load instead of a call. */
     #define PH_CPU() (((volatile struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset))->cpu_id)
     #else
     #define PH_CPU() ((unsigned int)sched_getcpu())
@@ -43,35 +46,35 @@ cdef extern from *:
 
 cdef enum:
     PCP_ORDERS = 4              # orders 0 to 3, as in Linux: up to PAGE_ALLOC_COSTLY_ORDER
-    PCP_TYPES = 3
-    PCP_SLOTS = 240             # 128 + 64 + 32 + 16
-    PCP_BATCH = 64
-    PCP_PATIENCE = 256          # blocks of shared leaves handed out before trying for some of the set's own
+    PCP_TYPES = 3               # every migratetype but isolate
+    PCP_SLOTS = 240             # blocks in the full stacks of a type: 128 + 64 + 32 + 16
+    PCP_BATCH = 64              # pages moved at once, at most; a stack has room for twice as many
+    PCP_PATIENCE = 256          # blocks of shared leaves that a stack hands out before it looks for an owned leaf
 
-cdef struct Stock:              # whole leaves, each withheld as a block of order 6; none where page is end
+cdef struct Stock:              # whole leaves in a row, each a withheld block of order 6; none if `page` is `end`
     uint64_t page
     uint64_t end
 
 cdef struct Stack:              # blocks of one migratetype and order
-    uint32_t *blocks
+    uint32_t *blocks            # their first pages, in `Pcp.slots`
     int count
-    int foreign                 # of these, those of other CPUs' lines, at the bottom
-    int batch                   # blocks moved at once; it may hold twice as many
-    int shared                  # blocks handed out since the last look that were of leaves of nobody's own
+    int foreign                 # of these, those at the bottom, of lines that other CPUs' sets were filled from
+    int batch                   # blocks moved at once; there is room for twice as many
+    int shared                  # blocks of shared leaves handed out since `pcp_renew`
 
-cdef struct Pcp:
-    BiasedLock lock             # a line of its own; all else is protected by it
+cdef struct Pcp:                # of one CPU and zone; protected by its lock
+    BiasedLock lock
     uint8_t cpu                 # low byte of the CPU's number
-    uint32_t mark               # in the leaves that this set owns
+    uint32_t mark               # in the links of the leaves that the set owns
     int batch                   # pages moved at once
     Stack stacks[PCP_TYPES][PCP_ORDERS]
     Stock stock[PCP_TYPES]
     uint32_t slots[PCP_TYPES][PCP_SLOTS]
-    uint64_t spare[3]           # up to a cache line: the next CPU's set follows
+    uint64_t spare[3]           # up to a whole cache line, since the next CPU's set follows
 
 
 cdef inline void pcp_init(Pcp *pcp, int cpu, uint64_t managed_pages) noexcept nogil:
-    """An empty set, of zeroed memory. As in Linux, it holds no more than about a thousandth of its zone."""
+    """Make an empty set of zeroed memory. As in Linux, a batch is no more than about a thousandth of the zone."""
     cdef int mt, order
     bias_init(&pcp.lock)
     pcp.cpu = <uint8_t>cpu
@@ -96,21 +99,25 @@ cdef inline uint64_t pcp_pages(const Pcp *pcp) noexcept nogil:
 
 
 cdef inline Pcp *pcp_here(PageZone *z, int nr_cpus) noexcept nogil:
-    """The set of the CPU we run on. Only a hint for speed: its lock is what makes it safe."""
+    """The set of the CPU that the thread runs on; by the time it takes the set's lock it may run on another."""
     cdef unsigned int cpu = current_cpu()       # huge where the kernel does not say
     return <Pcp *>z.pcp + (cpu if likely(cpu < <unsigned int>nr_cpus) else 0)
 
 
 cdef inline bint leaf_is_owned(const PageZone *z, uint64_t i) noexcept nogil:
+    """Whether a page set owns a leaf. Without the owner's lock, what was true a moment ago."""
     return load8(&z.kinds[i], ACQUIRE) == OWNED
 
 
 cdef inline bint leaf_disown(PageZone *z, uint64_t i, bint alone, bint may_block) noexcept nogil:
-    """Have a leaf shared that a set owns; no lock held, or, if `alone`, those of all sets. False if one is contended."""
+    """Have a leaf shared that a page set owns. False if its lock is contended and the caller must not wait.
+
+    The caller holds no lock, or if `alone`, the locks of all sets.
+    """
     cdef uint32_t mark = load32(&z.links[i].next, RELAXED)
     cdef Pcp *pcp
     if not leaf_is_owned(z, i) or not mark & <uint32_t>OWNER:
-        return True                 # not any more
+        return True                 # it is shared by now
     test_point(AT_ABOUT_TO_SHARE_A_LEAF)
     pcp = <Pcp *>z.pcp + (mark & ~<uint32_t>OWNER)
     if not alone and not bias_revoke(&pcp.lock, may_block):
@@ -124,7 +131,7 @@ cdef inline bint leaf_disown(PageZone *z, uint64_t i, bint alone, bint may_block
 # ---- free ---------------------------------------------------------------------------------------------------
 
 cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noexcept nogil:
-    """Give the `n` oldest blocks of a stack back to the buddy, by the ordinary path. Both locks held."""
+    """Free the `n` blocks at the bottom of a stack, the oldest, into the zone. Both locks held."""
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef int i
     for i in range(n):
@@ -137,7 +144,7 @@ cdef inline void pcp_drain(PageZone *z, Pcp *pcp, int mt, int order, int n) noex
 
 
 cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
-    """Empty one CPU's set of one zone. The set's lock held."""
+    """Empty a set. Its lock held."""
     cdef Stock *stock
     cdef int mt, order
     lock_acquire(&z.lock, True)
@@ -152,14 +159,14 @@ cdef inline void pcp_drain_held(PageZone *z, Pcp *pcp) noexcept nogil:
 
 
 cdef inline void pcp_drain_all(PageZone *z, Pcp *pcp) noexcept nogil:
-    """Empty one CPU's set of one zone."""
+    """Empty a set."""
     bias_acquire(&pcp.lock, True)
     pcp_drain_held(z, pcp)
     bias_release(&pcp.lock, False)
 
 
 cdef inline void sets_drain(PageZone *z, int nr_cpus) noexcept nogil:
-    """Empty all of a zone's sets, one after the other."""
+    """Empty each of a zone's sets, one after the other."""
     cdef int cpu
     if z.pcp != NULL:
         for cpu in range(nr_cpus):
@@ -167,7 +174,7 @@ cdef inline void sets_drain(PageZone *z, int nr_cpus) noexcept nogil:
 
 
 cdef inline void sets_hold(PageZone *z, int nr_cpus, bint drain) noexcept nogil:
-    """Take the locks of all of a zone's sets, and empty them if wanted."""
+    """Take the locks of all of a zone's sets, and with `drain` empty them."""
     cdef int cpu
     if z.pcp != NULL:
         for cpu in range(nr_cpus):
@@ -177,6 +184,7 @@ cdef inline void sets_hold(PageZone *z, int nr_cpus, bint drain) noexcept nogil:
 
 
 cdef inline void sets_let_go(PageZone *z, int nr_cpus) noexcept nogil:
+    """Release the locks that `sets_hold` took."""
     cdef int cpu
     if z.pcp != NULL:
         for cpu in range(nr_cpus):
@@ -184,7 +192,7 @@ cdef inline void sets_let_go(PageZone *z, int nr_cpus) noexcept nogil:
 
 
 cdef inline bint pcp_make_room(PageZone *z, Pcp *pcp, int mt, int order, bint may_block) noexcept nogil:
-    """Give the older half of a stack back. The set's lock held."""
+    """Give the older half of a stack back to the zone. The set's lock held."""
     if not lock_acquire(&z.lock, may_block):
         return False
     pcp_drain(z, pcp, mt, order, pcp.stacks[mt][order].batch)
@@ -194,7 +202,7 @@ cdef inline bint pcp_make_room(PageZone *z, Pcp *pcp, int mt, int order, bint ma
 
 
 cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, int order) noexcept nogil:
-    """Stack a block of a leaf that this set does not own, if that is possible: at the bottom, if it is of another's line."""
+    """Withhold a block of a leaf that the set does not own, and stack it, at the bottom if it is foreign."""
     if not withhold_page(z, page, order):
         return E_WITHHELD
     s.blocks[s.count] = <uint32_t>page
@@ -207,7 +215,7 @@ cdef inline int pcp_free_shared(PageZone *z, Pcp *pcp, Stack *s, uint64_t page, 
 
 
 cdef inline bint pcp_push_back(PageZone *z, Pcp *pcp, uint64_t page, int order) noexcept nogil:
-    """Stack a block of a leaf of the set's own, if there is room and nothing else to be seen to. The set's lock held."""
+    """Withhold a block of a leaf that the set owns, and stack it, if there is room. The set's lock held."""
     cdef int mt = load8(&z.types[page >> 9], ACQUIRE)
     cdef Stack *s
     if unlikely(mt == MT_ISOLATE or page & ((1 << order) - 1) or not owned_by(z, page >> LEAF_SHIFT, pcp.mark)):
@@ -222,7 +230,7 @@ cdef inline bint pcp_push_back(PageZone *z, Pcp *pcp, uint64_t page, int order) 
 
 
 cdef inline bint pcp_free_quick(PageZone *z, Pcp *pcp, uint64_t page, int order) noexcept nogil:
-    """Put a block on a stack, if all is as most often: this thread's set, its own leaf, and room. Else see `pcp_free`."""
+    """Free a block in the common case: the set's lock is biased to this thread, the set owns the leaf and has room."""
     cdef ThreadRecord *me = bias_enter(&pcp.lock)
     cdef bint done
     if unlikely(me == NULL):
@@ -233,12 +241,12 @@ cdef inline bint pcp_free_quick(PageZone *z, Pcp *pcp, uint64_t page, int order)
 
 
 cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint may_block) noexcept nogil:
-    """Put a block on a stack. OK, E_AGAIN, or E_WITHHELD: the caller asks the zone itself."""
+    """Free a block to a stack. OK, E_AGAIN, or E_WITHHELD: the caller then frees it to the zone itself."""
     cdef Stack *s
     cdef int mt, rc = E_WITHHELD
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
         return E_AGAIN
-    # Read under the set's lock: whoever isolates the pageblock drains the sets afterwards.
+    # Read with the set's lock held: a thread that isolates the pageblock drains the sets afterwards.
     mt = load8(&z.types[page >> 9], ACQUIRE)
     if likely(mt != MT_ISOLATE and page & ((1 << order) - 1) == 0):
         s = &pcp.stacks[mt][order]
@@ -256,7 +264,7 @@ cdef inline int pcp_free(PageZone *z, Pcp *pcp, uint64_t page, int order, bint m
 # ---- allocate -----------------------------------------------------------------------------------------------
 
 cdef inline void pcp_push(PageZone *z, Pcp *pcp, int mt, int order, uint64_t leaf, uint64_t starts) noexcept nogil:
-    """Stack the blocks that begin at `starts` in a leaf, the lowest on top."""
+    """Stack the withheld blocks that begin at `starts` in a leaf, the lowest on top."""
     cdef Stack *s = &pcp.stacks[mt][order]
     store8(&z.lines[leaf // LINE_LEAVES], pcp.cpu, RELAXED)
     while starts:
@@ -266,7 +274,10 @@ cdef inline void pcp_push(PageZone *z, Pcp *pcp, int mt, int order, uint64_t lea
 
 
 cdef inline void pcp_take_stock(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
-    """Reserve a line of leaves, if nothing smaller is free, so that no large block is broken needlessly. Both locks held."""
+    """Take a line of leaves into the stock, if no smaller block of the type is free. Both locks held.
+
+    So no large block is split while there are smaller ones.
+    """
     cdef uint64_t page = 0
     cdef int source
     if z.nonempty[mt] == 0 or ctz64(z.nonempty[mt]) < LINE_ORDER or pcp.batch < PCP_BATCH:
@@ -281,7 +292,7 @@ cdef inline void pcp_take_stock(PageZone *z, Pcp *pcp, int mt) noexcept nogil:
 
 
 cdef inline void pcp_push_own(PageZone *z, Pcp *pcp, int mt, int order) noexcept nogil:
-    """Stack the blocks of one leaf of the stock, which becomes the set's own."""
+    """Stack the blocks of one leaf of the stock, which the set then owns."""
     cdef uint64_t leaf = pcp.stock[mt].page >> LEAF_SHIFT
     own_leaf(z, leaf, order, pcp.mark)
     pcp_push(z, pcp, mt, order, leaf, aligned_starts[order])
@@ -289,7 +300,7 @@ cdef inline void pcp_push_own(PageZone *z, Pcp *pcp, int mt, int order) noexcept
 
 
 cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block) noexcept nogil:
-    """Move up to a batch onto a stack without blocks of its own: from the stock, else from the buddy. Set's lock held."""
+    """Fill a stack that has none but foreign blocks: from the stock, else from the zone. The set's lock held."""
     cdef Stock *stock = &pcp.stock[mt]
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef Taken taken
@@ -302,7 +313,7 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
             pcp_take_stock(z, pcp, mt)
         while stock.page == stock.end and left and zone_take_many(z, mt, order, left, WITHHELD, &taken):
             notice_broken_many(z, &taken, order)
-            if taken.whole:             # just one leaf: a batch is no more
+            if taken.whole:             # one leaf, since a batch is no more
                 leaf_fill(z, taken.leaf, order, WITHHELD, FULL)
             pcp_push(z, pcp, mt, order, taken.leaf, taken.starts)
             left -= popcount64(taken.starts)
@@ -311,13 +322,16 @@ cdef inline int pcp_fill(PageZone *z, Pcp *pcp, int mt, int order, uint64_t rese
         pcp_push_own(z, pcp, mt, order)
     if s.count == 0:
         return E_NOMEM
-    s.foreign = min(s.foreign, s.count - 1)     # for want of others, those of other CPUs' lines
+    s.foreign = min(s.foreign, s.count - 1)     # for want of others, hand out a foreign one
     return OK
 
 
 cdef inline void pcp_renew(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve) noexcept nogil:
-    """Put blocks of an own leaf on top, if one can be had: those below have long been shared, because a thread that
-    allocated here and freed elsewhere came by, and would stay so for as long as they go round."""
+    """Put the blocks of a leaf that the set owns on top, if one can be had. The set's lock held.
+
+    Leaves become shared when a thread allocates on this CPU and frees on another one. Without this, the stack would go
+    on handing out blocks of shared leaves for as long as they come back.
+    """
     cdef Stock *stock = &pcp.stock[mt]
     cdef Stack *s = &pcp.stacks[mt][order]
     s.shared = 0
@@ -330,7 +344,7 @@ cdef inline void pcp_renew(PageZone *z, Pcp *pcp, int mt, int order, uint64_t re
 
 
 cdef inline bint pcp_pop(PageZone *z, Stack *s, uint64_t *page) noexcept nogil:
-    """Hand out the topmost block, if it is of a leaf of the set's own. The set's lock held."""
+    """Take the topmost block, if its leaf is owned. The set's lock held."""
     cdef uint64_t top = s.blocks[s.count - 1]
     if unlikely(not leaf_is_owned(z, top >> LEAF_SHIFT)):
         return False
@@ -341,7 +355,7 @@ cdef inline bint pcp_pop(PageZone *z, Stack *s, uint64_t *page) noexcept nogil:
 
 
 cdef inline bint pcp_alloc_quick(PageZone *z, Pcp *pcp, int mt, int order, uint64_t *page) noexcept nogil:
-    """A block, if all is as most often: this thread's set, and in it one of an own leaf. Else see `pcp_alloc`."""
+    """Take a block in the common case: the set's lock is biased to this thread, and the set owns its leaf."""
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef ThreadRecord *me = bias_enter(&pcp.lock)
     cdef bint done
@@ -354,9 +368,11 @@ cdef inline bint pcp_alloc_quick(PageZone *z, Pcp *pcp, int mt, int order, uint6
 
 cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t reserve, bint may_block,
                           uint64_t *page) noexcept nogil:
+    """Take a block from a set. OK, E_NOMEM or E_AGAIN."""
     cdef Stack *s = &pcp.stacks[mt][order]
     cdef int rc = OK
-    # What a set holds is not free memory to those who must leave a reserve. Looked at without the zone lock: about right.
+    # The blocks in a set are not counted as free, so a request that must leave pages free looks at the zone first. It
+    # does so without the zone lock: the answer may be off by what other threads are taking or freeing.
     if unlikely(reserve + peek64(&z.watermark[WMARK_MIN]) != 0) and not may_take(z, <uint64_t>1 << order, reserve):
         return E_NOMEM
     if unlikely(not bias_acquire(&pcp.lock, may_block)):
@@ -366,7 +382,7 @@ cdef inline int pcp_alloc(PageZone *z, Pcp *pcp, int mt, int order, uint64_t res
     if unlikely(s.count == s.foreign):
         rc = pcp_fill(z, pcp, mt, order, reserve, may_block)
     if rc == OK and not pcp_pop(z, s, page):
-        # What is on this stack is in leaves of this set, or of nobody.
+        # The leaf of a block on this stack is owned by this set or shared; this one is shared.
         s.count -= 1
         s.shared += 1
         page[0] = s.blocks[s.count]

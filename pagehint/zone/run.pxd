@@ -1,4 +1,9 @@
-"""Runs of contiguous pages, of any length: added, withdrawn, allocated, found. Zone lock held throughout."""
+"""Runs of contiguous pages, of any number: made present or absent, allocated, resized, freed, found.
+
+Zone lock held throughout. A run is taken and freed as the blocks that it consists of; in between it is marked as one
+allocation. A run within a split leaf has a `head` bit at its first page only. Any other run begins with a leaf, whose
+kind is RUN; its other whole leaves are TAIL, and its pages in a last, split leaf are later pages, (0, 0).
+"""
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
 from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split,
@@ -10,7 +15,7 @@ from pagehint.zone.zone cimport (ABSENT, FREE, FULL, KIND_ORDER, KIND_STATE, LEA
 
 
 cdef enum:
-    NOWHERE = -1                # as a page: no run is long enough
+    NOWHERE = -1                # as a page: there is none
 
 
 cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
@@ -31,7 +36,7 @@ cdef inline int block_order_before(uint64_t start, uint64_t page, int max_order)
 
 
 cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
-    """First page of a run that is not in the buddy, or `end`. O(blocks)."""
+    """First page from `page` to `end` that is not free, or `end`. O(blocks)."""
     cdef uint64_t head = 0
     cdef int order
     while page < end:
@@ -43,13 +48,13 @@ cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t e
 
 
 cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
-    """Take a run, all of it free, out of the buddy, as blocks. O(blocks)."""
+    """Take a run, all of it free, as allocated blocks, and tell the hook. O(blocks)."""
     cdef int order, source
     while page < end:
         order = block_order_at(page, end, z.max_order)
         source = buddy_take(z, page, order, USED)
         if source == NOT_FREE:
-            # The block spans several free ones (of isolate and other pageblocks, which do not merge).
+            # The block spans several free ones: isolate pageblocks and others do not merge.
             order = free_block_around(z, page, 0, &page)
             PH_ASSERT(order != NOT_FREE)
             source = buddy_take(z, page, order, USED)
@@ -58,7 +63,7 @@ cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nog
 
 
 cdef inline void run_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
-    """Give a run back to the buddy, hook on. From its end, so that the lists hand out low addresses first."""
+    """Free a run, and tell the hook. From its end, so that the lists hand out low addresses first."""
     cdef int order
     while page > start:
         order = block_order_before(start, page, z.max_order)
@@ -67,7 +72,7 @@ cdef inline void run_free(PageZone *z, uint64_t start, uint64_t page) noexcept n
 
 
 cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogil:
-    """These leaves are inside something that begins before them. Eight at a time; atomically, as statistics look at them."""
+    """Make leaves `i` to `end` tails. Eight at a time, by atomic stores: statistics read them without the lock."""
     while i < end:
         if i & 7 == 0 and end - i >= 8:
             store64(<uint64_t *> &z.kinds[i], TAIL * <uint64_t>0x0101010101010101, RELAXED)
@@ -80,7 +85,7 @@ cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogi
 cdef inline void run_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
     """Absent pages become present and free."""
     cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
-    # In a leaf of which a part is absent, or where no block can be a whole leaf, pages are known by their bits.
+    # A leaf that is present in part is split, and so is every leaf if no block can be a whole one.
     if z.max_leaf_order < LEAF_SHIFT:
         whole = last = (end + LEAF_PAGES - 1) >> LEAF_SHIFT
     while i < min(whole, (end + LEAF_PAGES - 1) >> LEAF_SHIFT):
@@ -95,7 +100,7 @@ cdef inline void run_appear(PageZone *z, uint64_t start, uint64_t end) noexcept 
 
 
 cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
-    """Make an absent leaf one whose pages are known by their bits, all absent."""
+    """Make an absent leaf a split one whose pages are all absent."""
     if z.kinds[i] == ABSENT:
         leaf_split(z, i, <uint64_t>-1, <uint64_t>-1, FULL)
 
@@ -117,22 +122,24 @@ cdef inline void run_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept 
 
 
 cdef inline void run_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Make one allocation of the blocks that a run was taken as."""
+    """Mark a run that was taken as blocks as one allocation."""
     cdef uint64_t i = page >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT, mask
     if (page & 63) + n <= LEAF_PAGES and is_split(z.kinds[i]):
         mask = low_ones(<int>n) << (page & 63)
         set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
         return
     mark_tails(z, i, last)
-    z.links[i].prev = <uint32_t>(last - i)      # on no list: how far `find_run` may jump
+    z.links[i].prev = <uint32_t>(last - i)      # the whole leaves, which `find_run` passes in one step
     set_kind(z, i, RUN)
     if (page + n) & 63:
         set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
 
 
 cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int source) noexcept nogil:
-    """Make a run of the first `n` pages of a block that was just taken from a free block of order `source`, which has not
-    been told to the hook yet. The rest goes back as if it had not been taken. O(max_page_order).
+    """Make a run of the first `n` pages of a block that was just taken, and free the rest. O(max_page_order).
+
+    The block came from a free block of order `source`, and the hook has not been told. It is now told of the run only:
+    the rest is as if it had not been taken.
     """
     cdef uint64_t at = page + (<uint64_t>1 << order), end = page + n
     cdef int o
@@ -150,7 +157,10 @@ cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int
 
 
 cdef inline void run_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Make blocks again of a run that `run_mark` made one allocation."""
+    """Undo `run_mark`, so that the run can be freed as blocks.
+
+    Only where no block is a whole leaf is there anything to do: the run's whole leaves have to be split again.
+    """
     cdef uint64_t i
     if z.kinds[page >> LEAF_SHIFT] == RUN and z.max_leaf_order < LEAF_SHIFT:
         for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
@@ -160,16 +170,16 @@ cdef inline void run_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
 
 
 cdef inline void run_free_allocated(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Give a run that `run_mark` made one allocation back to the buddy."""
+    """Free a run that `run_mark` has marked as one allocation."""
     run_unmark(z, page, n)
     run_free(z, page, page + n)
 
 
 cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
-    """Whether the pages after an allocation are free, and to be had. O(blocks)."""
+    """Whether an allocation of `n` pages can get the pages after it, up to `wanted` in all. O(blocks)."""
     cdef uint64_t end = page + wanted, block
     if page & 63 and (page & 63) + wanted > LEAF_PAGES:
-        return False                # what is in more than one leaf begins with a leaf
+        return False                # an allocation in more than one leaf begins with a leaf
     if z.isolate_pageblocks:
         for block in range((page + n) >> PAGEBLOCK_ORDER, ((end - 1) >> PAGEBLOCK_ORDER) + 1):
             if z.types[block] == MT_ISOLATE:
@@ -178,10 +188,10 @@ cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t
 
 
 cdef inline void run_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
-    """Make an allocation of `n` pages, block or run, one of another length; those it grows into are free. No page sets.
+    """Make an allocation of `n` pages, block or run, one of another length. The pages that it grows into are free.
 
-    The old pages are freed for a moment, hook off, and taken again with what they have merged with. The lock is held
-    meanwhile, so nobody sees it.
+    The old pages are freed for a moment, without a call of the hook, and taken again with what they have merged with.
+    No other thread sees that: the lock is held, and the zone has no page sets.
     """
     cdef uint64_t at = page + n
     cdef int order
@@ -198,9 +208,9 @@ cdef inline void run_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wan
 
 
 cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
-    """First page of a free run of `n` pages that begins at a leaf, across buddies, the lowest; NOWHERE if there is none.
+    """First page of the lowest free run of `n` pages that begins with a leaf; it may be in several free blocks.
 
-    O(blocks and runs before it, and leaves in parts); NOWHERE as well when that would be more than `patience`.
+    O(blocks, runs and split leaves before it). NOWHERE if there is none, or if there is more than `patience` before it.
     """
     cdef uint64_t i = 0, start = 0, run = 0, avail, pages
     cdef int kind

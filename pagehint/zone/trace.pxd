@@ -1,4 +1,8 @@
-"""A trace replayed in one call: an array of allocations and frees, that refer to each other by slots of a table."""
+"""A trace replayed in one call: an array of allocations and frees, which refer to each other by slots of a table.
+
+An allocation writes its PFN to its slot, and a free reads the PFN from its slot. The zone lock is held from one
+operation to the next, for up to OPS_ROUND of them, rather than taken for each.
+"""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from pagehint.sync.atomic cimport likely, peek64, prefetch, unlikely
 from pagehint.sync.lock cimport lock_acquire
@@ -10,7 +14,7 @@ from pagehint.zone.status cimport E_NOMEM, E_OWNED, E_SLOT, OK
 from pagehint.zone.zone cimport LEAF_SHIFT, PageZone
 
 cdef enum:
-    OPS_ROUND = 64              # operations in one lock round: a microsecond or two
+    OPS_ROUND = 64              # operations for which the lock is held at a time: a microsecond or two
     OPS_AHEAD = 8               # how many operations ahead to prefetch
 
 cdef enum:                      # what an operation does
@@ -20,20 +24,22 @@ cdef enum:                      # what an operation does
 cdef struct Op:                 # as the dtype `OP_DTYPE`
     uint32_t slot
     uint16_t order
-    uint16_t op
+    uint16_t op                 # OP_ALLOC or OP_FREE
 
-cdef struct Round:              # the lock that is held from one operation to the next
-    PageZone *zone
-    int left
+cdef struct Round:              # operations during which one zone's lock is held
+    PageZone *zone              # NULL: none is held
+    int left                    # operations before the lock is released
 
 
 cdef inline void round_end(Round *r) noexcept nogil:
+    """Release the lock, if one is held."""
     if r.zone != NULL:
         zone_unlock(r.zone)
         r.zone = NULL
 
 
 cdef inline void round_begin(Round *r, PageZone *z) noexcept nogil:
+    """Hold this zone's lock for a new round, and no other."""
     round_end(r)
     lock_acquire(&z.lock, True)
     r.zone = z
@@ -41,13 +47,14 @@ cdef inline void round_begin(Round *r, PageZone *z) noexcept nogil:
 
 
 cdef inline void round_use(Round *r, PageZone *z) noexcept nogil:
-    """Hold this zone's lock, and no lock too long."""
+    """Hold this zone's lock for an operation, in a new round if it is another zone's, or the round is over."""
     if unlikely(r.zone != z or r.left == 0):
         round_begin(r, z)
     r.left -= 1
 
 
 cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt, uint64_t *pfn) noexcept nogil:
+    """Take a block past the page sets, from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef PageZone *z
     cdef uint64_t page = 0
@@ -62,7 +69,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
 
 
 cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int order, How how) noexcept nogil:
-    """`near` is the zone that it is most likely of."""
+    """Free a block past the page sets. `near` is the zone where it is looked for first."""
     cdef int rc
     if unlikely(pfn - near.start_pfn >= peek64(&near.end_pfn) - near.start_pfn):
         rc = locate(m, pfn, 1, &near)
@@ -77,7 +84,7 @@ cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int 
 
 
 cdef inline int op_by_set(Machine *m, Round *r, int preferred, const Op *op, int mt, How how, uint64_t *pfn) noexcept nogil:
-    """Through a page set, whose lock comes before the zone's."""
+    """Allocate or free through a page set. Its lock is taken before the zone's, so the round ends first."""
     round_end(r)
     if op.op == OP_FREE:
         return machine_free(m, pfn[0], op.order, how)
@@ -85,7 +92,7 @@ cdef inline int op_by_set(Machine *m, Round *r, int preferred, const Op *op, int
 
 
 cdef inline void op_prefetch(const PageZone *z, uint64_t pfn) noexcept nogil:
-    """What a free that comes will look at first, if it is of this zone; a prefetch of any address is safe."""
+    """Prefetch what a free of this block will read, if it is in this zone; else the prefetch is useless, but safe."""
     prefetch(&z.kinds[(pfn - z.base_pfn) >> LEAF_SHIFT])
     prefetch(&z.leaves[(pfn - z.base_pfn) >> LEAF_SHIFT])
     prefetch(&z.links[(pfn - z.base_pfn) >> LEAF_SHIFT])
@@ -93,7 +100,10 @@ cdef inline void op_prefetch(const PageZone *z, uint64_t pfn) noexcept nogil:
 
 cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order, const Op *ops, uint64_t n, How how,
                                 uint64_t *table, uint64_t nr_slots, uint64_t *done) noexcept nogil:
-    """Run operations until one is refused, `done` so far. The caller sees to it that `ops` does not change meanwhile."""
+    """Run the operations from index `done` on until one is refused; `done` becomes that one's index.
+
+    The caller makes sure that `ops` does not change meanwhile.
+    """
     cdef PageZone *near = m.zones[preferred]
     cdef bint sets = near.pcp != NULL and how != ALONE
     cdef Round r

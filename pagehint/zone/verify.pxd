@@ -1,7 +1,7 @@
-"""The consistency check: every invariant of the metadata, from scratch. Zone lock and page set locks held.
+"""The consistency check: every invariant of the metadata, worked out from scratch. Zone lock and page sets' locks held.
 
-Written so as to share as little as it can with the code it checks, and to follow no number out of an array: what it reads
-may be wrong.
+It shares as little as it can with the code that it checks. It checks each number that it reads before it uses it as an
+index, since the number may be wrong.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -14,30 +14,31 @@ from pagehint.zone.zone cimport (ABSENT, FREE, FULL, FreeArea, KIND_ORDER, KIND_
                                  RUN, SPLIT, TAIL, WITHHELD, is_split, list_first, list_head, type_of)
 
 cdef struct Finding:
-    const char *what            # NULL: all is well
-    uint64_t page
+    const char *what            # which invariant is broken; NULL: none
+    uint64_t page               # where
 
-cdef struct Count:
-    uint64_t blocks[NR_TYPES][NR_ORDERS]
-    uint64_t listed[NR_TYPES][NR_ORDERS]
+cdef struct Count:                  # what the leaves say
+    uint64_t blocks[NR_TYPES][NR_ORDERS]    # maximal free blocks
+    uint64_t listed[NR_TYPES][NR_ORDERS]    # leaves that must be on each list
     uint64_t free_pages
-    uint64_t withheld           # pages in split leaves with both bits set
-    uint64_t withheld_pages         # in leaves held as a whole
+    uint64_t withheld               # pages in split leaves with both bits set, less those that are accounted for
+    uint64_t withheld_pages         # pages in withheld blocks of whole leaves, less those that are accounted for
 
 
 cdef inline bint found(Finding *f, const char *what, uint64_t page) noexcept nogil:
+    """Note a broken invariant; True, for the caller to return."""
     f.what = what
     f.page = page
     return True
 
 
 cdef inline bint found_in_all(const PageZone *z, Finding *f, const char *what) noexcept nogil:
-    """A count of the whole zone is wrong: at its first page, which need not be that of its first leaf."""
+    """As `found`, of the zone as a whole: at its first page, which need not be the first of its first leaf."""
     return found(f, what, z.start_pfn - z.base_pfn)
 
 
 cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f) noexcept nogil:
-    """A leaf whose pages are known by their bits."""
+    """Check and count a split leaf."""
     cdef uint64_t avail = leaf_avail(&z.leaves[i])
     cdef int mt = type_of(z, i), at = 0, order, largest = -1
     while at < LEAF_PAGES:
@@ -66,6 +67,10 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
 
 
 cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, Count *c, Finding *f) noexcept nogil:
+    """Check and count all leaves.
+
+    A bulk allocation splits a withheld block without the zone lock, so leaves in it may be no tails meanwhile.
+    """
     cdef uint64_t i = 0, j, n, buddy, before = load64(bulk_blocks, ACQUIRE)
     cdef int kind, order
     for j in range((z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES):
@@ -113,6 +118,7 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
 
 
 cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noexcept nogil:
+    """Compare `nr_free` and the free lists with what was counted."""
     cdef const FreeArea *area
     cdef uint64_t n
     cdef uint64_t i, prev
@@ -146,13 +152,14 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
     return False
 
 
-cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64_t n, Count *c, Finding *f) noexcept nogil:
-    """`n` pairs (start, end) are what is absent; nothing else is withheld than that, page sets and one batch."""
+cdef inline bint verify_absent(const PageZone *z, const uint64_t *runs, uint64_t n, Count *c,
+                               Finding *f) noexcept nogil:
+    """Check that the pages of `n` pairs (start, end) are absent, and take them off what was counted as withheld."""
     cdef uint64_t page, absent = 0, k
     for k in range(n):
-        absent += ranges[2 * k + 1] - ranges[2 * k]
-        page = ranges[2 * k]
-        while page < ranges[2 * k + 1]:
+        absent += runs[2 * k + 1] - runs[2 * k]
+        page = runs[2 * k]
+        while page < runs[2 * k + 1]:
             if is_split(z.kinds[page >> LEAF_SHIFT]):
                 if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
                         & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
@@ -169,6 +176,7 @@ cdef inline bint verify_absent(const PageZone *z, const uint64_t *ranges, uint64
 
 
 cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *f) noexcept nogil:
+    """Check the blocks in page sets, and take them off what was counted as withheld."""
     cdef Pcp *pcp
     cdef const Leaf *leaf
     cdef uint64_t page, bit
@@ -195,11 +203,11 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
 
 cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent, uint64_t lent,
                              const uint64_t *bulk_blocks, Finding *f) noexcept nogil:
-    """Check everything; True, and what is wrong, at the first broken invariant. O(pages / 64 + blocks).
+    """Check everything; True at the first broken invariant, which `f` then says. O(pages / 64 + blocks).
 
-    `absent` are `nr_absent` pairs (start, end). `lent` pages are withheld by the hook's watcher. `bulk_blocks` is how many
-    blocks bulk calls are about to have freed or allocated: read before and after, since they begin and end without this
-    zone's lock.
+    `absent` is `nr_absent` pairs (start, end) of pages. `lent` is the number of pages that the watcher has out of
+    circulation. `bulk_blocks` is `Machine.bulk_blocks`: it is read before and after, since bulk calls begin and end
+    without this zone's lock.
     """
     cdef Count c
     cdef uint64_t before = load64(bulk_blocks, ACQUIRE)

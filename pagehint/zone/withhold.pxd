@@ -1,7 +1,9 @@
-"""The first step of every free that does not hold the zone lock: an allocated block becomes nobody's.
+"""Withholding: the first step of a free, wherever another thread may free the same block without the zone lock.
 
-One bit, set atomically, decides between two threads that free the same block: the second finds it set. From then on
-nobody may free or allocate the block but whoever set the bit.
+The `free` bit of the block's first page is set beside its `head` bit, atomically. So of two threads that free the
+same block, one sets the bit and the other finds it set. From then on the block is neither allocated nor free, and
+belongs to the thread that has set the bit. Blocks of order >= 6 have a kind for this instead, WITHHELD, which is set
+with the zone lock held.
 """
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load64, load8, swap64_if, unlikely
@@ -11,16 +13,16 @@ from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, is_shared
 
 
 cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint64_t pages, int order) noexcept nogil:
-    """By the words of a split leaf, allocated blocks begin at `starts`, and `pages` are all their pages.
+    """Whether, by the words of a split leaf, allocated blocks begin at `starts`. `pages` are all their pages.
 
-    So their first pages are (0, 1), the rest (0, 0), and no page after a block is (0, 0).
+    Their first pages must be (0, 1), the others (0, 0), and no page right after a block may be (0, 0).
     """
     cdef uint64_t after = starts << (1 << order)
     return ((free & pages) | ((head & pages) ^ starts) | (after & ~(free | head))) == 0
 
 
 cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
-    """The block of order < 6 at this page is allocated. Certain if nobody flips bits meanwhile."""
+    """Whether the block of order < 6 at this page is allocated. Exact if no other thread changes the leaf meanwhile."""
     cdef const Leaf *leaf = &z.leaves[page >> LEAF_SHIFT]
     return (words_used(load64(&leaf.free, ACQUIRE), load64(&leaf.head, ACQUIRE), <uint64_t>1 << (page & 63),
                        order_ones[order] << (page & 63), order)
@@ -30,8 +32,8 @@ cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept
 cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pages, int order) noexcept nogil:
     """Withhold the allocated blocks that begin at `starts` in leaf `i`, all or none; False if one is not such a block.
 
-    `pages` are all their pages. Without the zone lock False means no more than "take it and ask again": a neighbour may
-    have been changing.
+    `pages` are all their pages. Without the zone lock, True is certain and False is not, since another thread may have
+    been changing a neighbour: the caller then takes the lock and asks again.
     """
     cdef Leaf *leaf = &z.leaves[i]
     cdef uint64_t free = load64(&leaf.free, ACQUIRE), head = load64(&leaf.head, ACQUIRE)
@@ -47,7 +49,8 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
         if free & starts:
             return False
     test_point(AT_WITHHELD_NOT_LOOKED_AGAIN)
-    # Looked at again: a block freed by two may have come and gone and be another by now. From here on it stays.
+    # Looked at again: if two threads free the same block, the other may have freed it since the first look, and its
+    # pages may be another block's by now. With the bit set, what is there does not change any more.
     head = load64(&leaf.head, ACQUIRE)
     if unlikely(not words_used(free, head, starts, pages, order)) or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE))):
         unwithhold(z, i, starts)
@@ -61,7 +64,7 @@ cdef inline bint withhold_page(PageZone *z, uint64_t page, int order) noexcept n
 
 
 cdef inline void unwithhold(PageZone *z, uint64_t i, uint64_t starts) noexcept nogil:
-    """Back to allocated."""
+    """Make the withheld blocks that begin at `starts` in leaf `i` allocated again."""
     if z.atomic_words:
         fetch_and64(&z.leaves[i].free, ~starts, ACQ_REL)
     else:

@@ -1,9 +1,11 @@
-"""What the operating system has handed over zeroed and nobody has touched since: a bit for each granule of an arena.
+"""Which granules of an arena read as zero because nothing was written since they were mapped or dropped.
 
-A bit set means that the whole granule is free, or out for reporting by one who leaves it so, and reads as zero. All are set
-in a fresh mapping. Breaking into a granule clears its bit, under the zone lock, whoever does it; so does isolating it, since
-what a host does with a block is its own affair. MADV_DONTNEED sets it, and what leaves contents alone, MADV_FREE among
-it, sets it where it was set before: pages that had been touched may come back from MADV_FREE with what they held.
+A set bit means that no page of the granule is in use and all of it reads as zero. All bits are set in a fresh mapping.
+Taking any page of a granule out of the free blocks clears its bit, with the zone lock held: for use, or out of
+circulation, because the zone does not know what the watcher does with the page.
+
+The watcher sets the bit again while it has the granule: always after an madvise(2) that drops the contents
+(MADV_DONTNEED), and after one that may keep them (MADV_FREE) only if the bit was set before.
 """
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport malloc
@@ -12,12 +14,12 @@ from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, RELAXED, fetch_and64, fetch_
 
 cdef struct Zeroed:
     uint64_t nr_granules
-    uint64_t *bits              # changed by atomic operations: reports set some without a lock
-    uint64_t *noted             # as `bits` was when something was last taken from a granule with `zeroed_note`
+    uint64_t *bits              # atomic: cleared with the zone lock held, set without it
+    uint64_t *noted             # each granule's bit as `zeroed_note` last found it; written with the zone lock held
 
 
 cdef inline Zeroed *zeroed_create(uint64_t nr_granules) noexcept nogil:
-    """Of fresh memory; NULL where there is none for this. One piece, for `free`."""
+    """The bits of a fresh mapping, all set; NULL where memory lacks. One allocation, to be freed by `free`."""
     cdef uint64_t words = (nr_granules + 63) // 64
     cdef Zeroed *k = <Zeroed *> malloc(sizeof(Zeroed) + 2 * words * 8)
     if k != NULL:
@@ -30,13 +32,13 @@ cdef inline Zeroed *zeroed_create(uint64_t nr_granules) noexcept nogil:
 
 
 cdef inline uint64_t granule_mask(uint64_t granule, uint64_t end) noexcept nogil:
-    """The bits of granules from `granule` to `end` that are in the word of the first."""
+    """Mask of the granules from `granule` to `end` in the word that the first one is in."""
     cdef uint64_t mask = <uint64_t>-1 << (granule & 63)
     return mask if end >= (granule | 63) + 1 else mask & ~(<uint64_t>-1 << (end & 63))
 
 
 cdef inline void zeroed_note(Zeroed *k, uint64_t granule, uint64_t n) noexcept nogil:
-    """Remember what is known of `n` granules, for whoever is about to take something from them. Zone lock held."""
+    """Note the bits of `n` granules, for a caller that is about to take pages of them. Zone lock held."""
     cdef uint64_t end = min(granule + n, k.nr_granules), mask, i
     while granule < end:
         i = granule >> 6
@@ -46,12 +48,16 @@ cdef inline void zeroed_note(Zeroed *k, uint64_t granule, uint64_t n) noexcept n
 
 
 cdef inline bint was_zeroed(const Zeroed *k, uint64_t granule) noexcept nogil:
-    """What was noted of a granule. For who has taken of it and has it still: then nobody's note makes a zero a one."""
+    """The bit that was noted of a granule. For a caller that has taken pages of the granule and still has them.
+
+    Another thread that takes other pages of it notes the bit again, but finds it clear: the note can change from set to
+    clear, never back.
+    """
     return granule < k.nr_granules and (load64(&k.noted[granule >> 6], RELAXED) >> (granule & 63)) & 1
 
 
 cdef inline void zeroed_clear(Zeroed *k, uint64_t granule, uint64_t n) noexcept nogil:
-    """These granules are being used. Zone lock held."""
+    """Pages of these granules are taken. Zone lock held."""
     cdef uint64_t end = min(granule + n, k.nr_granules), mask, i
     while granule < end:
         i = granule >> 6
@@ -62,7 +68,7 @@ cdef inline void zeroed_clear(Zeroed *k, uint64_t granule, uint64_t n) noexcept 
 
 
 cdef inline void zeroed_set(Zeroed *k, uint64_t granule, uint64_t n, bint dropped) noexcept nogil:
-    """These granules, which are isolated, have been dropped, or else are as they were."""
+    """Set the bits of granules that are out of circulation: all if `dropped`, else those that are noted as set."""
     cdef uint64_t end = min(granule + n, k.nr_granules), mask, i
     while granule < end:
         i = granule >> 6

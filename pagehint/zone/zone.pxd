@@ -1,11 +1,11 @@
-"""The zone: its metadata, its free lists, and how much is in it.
+"""The zone: its metadata, its free lists, and how many pages it has of each sort.
 
-All indices are relative to `base_pfn`, the zone's start rounded down to a block of the largest order (or a
-pageblock), so that a buddy is found with one exclusive-or and alignment is that of the PFN itself.
+Pages and leaves are indices relative to `base_pfn`. That is the zone's start rounded down to a block of the largest
+order, or to a pageblock if this is larger. So a page's index is aligned as its PFN is, and a block's buddy is found by
+one exclusive-or.
 
-Bytes per page: leaf words 0.25, links 0.125, kind 0.0156, pageblock types 0.002: 0.393 in all. The arrays stand in one
-reserved mapping whose pages the kernel provides on first touch; a zone that grows by hotplug opens more of them, and no
-pointer moves (`metadata.pxd`).
+The metadata takes 0.397 bytes a page: 0.25 for the leaves, 0.125 for the links, 0.016 for the kinds, 0.004 for the
+lines and 0.002 for the types. `metadata.pxd` says where it stands.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, peek64, store32
@@ -16,17 +16,17 @@ from pagehint.zone.zeroed cimport Zeroed
 cdef enum:
     LEAF_SHIFT = 6
     LEAF_PAGES = 64
-    LINE_LEAVES = 4             # leaves whose words share a cache line, and the order of their pages
-    LINE_ORDER = 8
+    LINE_LEAVES = 4             # leaves whose words share a cache line
+    LINE_ORDER = 8              # order of the block that they are
     PAGEBLOCK_ORDER = 9
     PAGEBLOCK_LEAVES = 8
     MAX_ORDER_LIMIT = 32
     NR_ORDERS = 33
     # Page offsets in page sets have 32 bits, so a zone spans at most 2**32 pages: 16 TiB of 4 KiB pages.
     LIMIT_LEAVES = 1 << 26
-    NO_ORDER = 127              # larger than that of any block
+    NO_ORDER = 127              # larger than the order of any block
 
-cdef enum:                      # migratetypes; the first three are what callers may ask for
+cdef enum:                      # migratetypes; the first three are those that an allocation may ask for
     MT_UNMOVABLE = 0
     MT_MOVABLE = 1
     MT_RECLAIMABLE = 2
@@ -34,25 +34,28 @@ cdef enum:                      # migratetypes; the first three are what callers
     NR_TYPES = 4
     NR_LISTS = 132              # NR_TYPES * NR_ORDERS
 
-# What a leaf is, one byte each. ABSENT is zero, so that a hole costs no memory.
+# The kind of a leaf, one byte each. ABSENT is zero, so that a hole costs no memory.
 cdef enum:
     ABSENT = 0
-    SPLIT = 1                   # SPLIT + o: holds blocks under 64 pages, the largest free one of order o (0 to 5)
+    SPLIT = 1                   # SPLIT + o: holds blocks under 64 pages, by its words; the largest free one has order o
     FULL = 7                    # as SPLIT, with nothing free
     OWNED = 8                   # as FULL, and its words are written by one page set only; see `owned_leaf.pxd`
-    TAIL = 9                    # inside a block that begins in an earlier leaf
-    RUN = 10                  # first leaf of an allocation that is not a power of two
-    WITHHELD = 0x40             # WITHHELD | order: first leaf of a block that is nobody's: neither free nor allocated
+    TAIL = 9                    # inside a block or a run that begins in an earlier leaf
+    RUN = 10                  # first leaf of a run that is one allocation and no block; see `run.pxd`
+    WITHHELD = 0x40             # WITHHELD | order: first leaf of a withheld block: neither free nor allocated
     FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
-    USED = 0xC0                 # USED | order: first leaf of an allocated block
-    KIND_STATE = 0xC0
-    KIND_ORDER = 0x3F
+    USED = 0xC0                 # USED | order: first leaf of an allocated block of 64 pages or more
+    KIND_STATE = 0xC0           # the bits that are WITHHELD, FREE or USED
+    KIND_ORDER = 0x3F           # the bits that are the order beside them
 
-cdef struct Links:              # 8 bytes: neighbours in a free list, by leaf index; list heads have indices past the leaves
+# The neighbours of a leaf in its free list, by index; the heads of the lists have the indices from LIMIT_LEAVES on.
+# A leaf on no list uses them for other things: `next` for its owner (`owned_leaf.pxd`), `prev` for a run's length
+# (`run.pxd`).
+cdef struct Links:              # 8 bytes
     uint32_t next
     uint32_t prev
 
-cdef struct FreeArea:
+cdef struct FreeArea:               # of one migratetype
     uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
 
 cdef struct PageZone
@@ -60,53 +63,55 @@ ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
 ctypedef void (*notify_fn)(PageZone *z) noexcept nogil
 
 cdef struct PageZone:
-    # First lines: read on every operation, written only when the zone is built or grows, or the hook changes.
-    Leaf *leaves
+    # First lines: read on every operation. The pointers are set when the zone is built; what else is here is written
+    # with the lock held, when the zone grows or the hook changes, and is also read without it.
+    Leaf *leaves                    # one a leaf, as in the next two arrays
     Links *links
     uint8_t *kinds
-    uint8_t *types                  # migratetype of each pageblock
-    uint8_t *lines                  # for each cache line of leaves, the CPU whose page set was filled from it last, low byte
+    uint8_t *types                  # migratetype of each pageblock; written with the lock held
+    uint8_t *lines                  # of each LINE_LEAVES leaves, the CPU (low byte) whose page set they last filled
     uint64_t base_pfn
     uint64_t start_pfn
-    uint64_t end_pfn
+    uint64_t end_pfn                # first PFN after the zone
     uint64_t nr_leaves
     uint64_t nr_granules
     int max_order
-    int max_leaf_order              # largest order of a block in a leaf's word, a whole leaf included: min(6, max_order)
+    int max_leaf_order              # of a block in a leaf's words, a whole leaf included: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
-    bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the zone lock
-    # The hook, see `hook.pxd`: whom to tell, of blocks from these orders on. Written with the lock held.
+    bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the lock
+    # The hook (`hook.pxd`): what the watcher has called, for blocks of these orders and above; NO_ORDER: for none.
     hook_fn freed
     hook_fn broken
-    int freed_from                  # NO_ORDER: tell nobody
+    int freed_from
     int broken_from
-    # What follows is written all the time, and protected by the lock.
+    # What follows is written all the time and protected by the lock. Counts are pages where nothing else is said.
     Lock lock
     uint64_t free_pages
-    int64_t notify_at               # call `notify` when this many pages are free: INT64_MAX never, 0 now
-    notify_fn notify                # releases the lock
-    bint first_fit                  # runs of a leaf or more begin at the lowest address they can; set before there are any
-    uint64_t nonempty[NR_TYPES]     # bit o: list o has a member; a leaf is listed once, by the largest order free in it
+    int64_t notify_at               # usable free pages from which on `notify` is called; INT64_MAX: never, 0: at once
+    notify_fn notify                # called with the lock held, which it releases
+    bint first_fit                  # runs of a leaf or more are placed at the lowest address; set before there are any
+    uint64_t nonempty[NR_TYPES]     # bit o: list o is not empty; a split leaf is on the list of its largest free block
     FreeArea areas[NR_TYPES]
-    uint64_t bulk_pages             # withheld by bulk frees and not yet freed: pages of blocks of whole leaves
+    uint64_t bulk_pages             # in blocks of whole leaves that bulk frees have withheld and not yet freed
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
-    uint64_t watermark[3]           # min, low, high
-    # Set when the zone is built.
-    void *pcp                       # Pcp[nr_cpus], or NULL
-    Zeroed *zeroed                  # of an arena whose memory is this process's own, or NULL
-    int index
-    void *mapping
+    uint64_t watermark[3]           # min, low, high: `WMARK_` of `watermark.pxd`
+    # Set before the zone is used.
+    void *pcp                       # page sets: Pcp[nr_cpus], or NULL
+    Zeroed *zeroed                  # of an arena in this process's own memory; else NULL
+    int index                       # of the zone in its machine
+    void *mapping                   # the reservation that all arrays are in
     uint64_t mapping_bytes
-    uint64_t limit_leaves           # how far the reservation lets the zone grow
+    uint64_t limit_leaves           # leaves for which the reservation has room
 
 
 cdef inline int type_of(const PageZone *z, uint64_t leaf) noexcept nogil:
+    """Migratetype of the pageblock that a leaf is in."""
     return z.types[leaf >> 3]
 
 
 cdef inline bint is_split(int kind) noexcept nogil:
-    """Whether the leaf's words say what its pages are."""
+    """Whether a leaf of this kind is split: its words say what its pages are."""
     return SPLIT <= kind <= OWNED
 
 
@@ -116,6 +121,7 @@ cdef inline bint is_shared(int kind) noexcept nogil:
 
 
 cdef inline uint32_t list_head(int mt, int order) noexcept nogil:
+    """Index in `links` of a list's head."""
     return <uint32_t>(LIMIT_LEAVES + mt * NR_ORDERS + order)
 
 
@@ -124,14 +130,14 @@ cdef inline uint64_t list_first(const PageZone *z, int mt, int order) noexcept n
     return z.links[list_head(mt, order)].next
 
 
-# A list is a ring through its head: adding and taking off need no branch, which could not be foreseen.
+# A list is a ring through its head, so that adding and removing need no branch: the processor could not predict it.
 
 cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
     """Put a leaf first in the list of its largest order. Zone lock held."""
     cdef Links *links = z.links
     cdef uint32_t i = <uint32_t>leaf, head = list_head(mt, order), next = links[head].next
     assert_held(&z.lock)
-    # Atomic, since `owned_by` reads it without the lock, as an owner's mark.
+    # Atomic, since `owned_by` reads this word without the lock: it may be an owner's mark.
     store32(&links[i].next, next, RELAXED)
     links[i].prev = head
     links[next].prev = i
@@ -151,7 +157,10 @@ cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcep
 
 
 cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
-    """Free pages in pageblocks of type isolate, which nobody may have. Zone lock held, or about right."""
+    """Free pages in pageblocks of type isolate, which no allocation gets.
+
+    Exact with the zone lock held. Without it, changes that other threads are making may be counted in part.
+    """
     cdef uint64_t pages = 0
     cdef int o
     if peek64(&z.isolate_pageblocks) == 0:
@@ -162,5 +171,6 @@ cdef inline uint64_t isolate_free_pages(const PageZone *z) noexcept nogil:
 
 
 cdef inline uint64_t usable_free_pages(const PageZone *z) noexcept nogil:
+    """Free pages that allocations may get. As exact as `isolate_free_pages`."""
     cdef uint64_t isolated = isolate_free_pages(z), free = peek64(&z.free_pages)
     return free - isolated if free > isolated else 0
