@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pagehint.testing import LAYOUTS, Operation
-from pagehint.testing.checker import ManualJudge
+from pagehint.testing.manual_checker import ManualChecker
 
 EXAMPLES = Path(__file__).parent / "examples"
 NAMES = sorted(LAYOUTS)
-KINDS = list(ManualJudge.operations.items())
+KINDS = list(ManualChecker.operations.items())
 MOST = 60  # operations; more take longer, and hardly get anywhere else
 
 

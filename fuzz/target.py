@@ -1,4 +1,4 @@
-"""The fuzzer's target: operations on the compiled allocator, with the oracle as the judge. `fuzz/run` starts it."""
+"""The fuzzer's target: operations on the compiled allocator, checked against the oracle. `fuzz/run` starts it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable()  # hosts that fail are what it is about
+    logging.disable()  # a host that fails logs it each time
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

@@ -4,11 +4,14 @@
 callbacks, and checks after each that
 
 - what a caller wrote to its pages is still there (every page has a frame of real memory, for your host to use),
-- no page is in two hands: nothing is reported that is in use, isolated or reported already, nor handed out meanwhile,
+- no page has two owners: nothing is reported that is in use, isolated or reported already, nor allocated meanwhile,
 - state, answers and statistics are the oracle's, and `PageAllocator.verify` finds nothing,
 - every hint is reported in the end, whatever fails.
 
 Needs the extra "test" (Hypothesis).
+
+Begin with `machine.py`, then `operations.py` and `checker.py`. Uses pagehint as its users do, and
+`layout` and `sizes`.
 
 Examples
 --------
@@ -28,16 +31,15 @@ the shortest sequence of operations that shows it::
     TestHost = Host.TestCase
 """
 
-from pagehint.testing.machine import (
-    LAYOUTS,
-    HintingMachine,
-    Operation,
-    ZoneLayout,
-    callback_failures,
-    operation_lists,
-    run_operations,
-    zone_layouts,
-)
+try:
+    import hypothesis  # noqa: F401
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("pagehint.testing needs Hypothesis: pip install 'pagehint[test]'") from _missing
+
+from pagehint.testing.layouts import LAYOUTS, ZoneLayout
+from pagehint.testing.machine import HintingMachine
+from pagehint.testing.runner import Operation, run_operations
+from pagehint.testing.strategies import callback_failures, operation_lists, zone_layouts
 
 __all__ = [
     "LAYOUTS",

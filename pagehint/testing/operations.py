@@ -7,14 +7,15 @@ what a fuzzer decodes are made from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 import pagehint as ph
 from pagehint.layout import SECTION_BYTES
-from pagehint.testing.oracle import ReferenceAllocator, ReferenceZone
+from pagehint.testing.layouts import ZoneLayout
+from pagehint.testing.oracle import OracleAllocator
+from pagehint.testing.oracle_zone import OracleZone
 
 Arguments = Mapping[str, Sequence[Any]]
 
@@ -75,27 +76,6 @@ OPERATIONS: Mapping[str, Arguments] = {
 }
 
 
-@dataclass(frozen=True)
-class ZoneLayout:
-    """A machine to be: its zones, and how its allocator is set up."""
-
-    zones: Sequence[ph.ZoneSpec]
-    page_size: int = 1 << 20
-    max_page_order: int = 10
-    min_order: int | None = None
-    watermarks: Any = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return the keywords for `PageAllocator`."""
-        return {
-            "page_size": self.page_size,
-            "max_page_order": self.max_page_order,
-            "min_order": self.min_order,
-            "watermarks": self.watermarks,
-        }
-
-
 def refusal(allocator: object, name: str, *args: Any) -> type[ph.PageHintError] | None:
     """Call it; the type of the error, or None if it did it."""
     try:
@@ -106,7 +86,7 @@ def refusal(allocator: object, name: str, *args: Any) -> type[ph.PageHintError] 
 
 
 class Operations:
-    """The operations. What is reported, by whom and when is for the judges to say and to check."""
+    """The operations. Who reports, and when, is for the checkers."""
 
     operations: ClassVar[Mapping[str, Arguments]] = OPERATIONS
     delays: tuple[float | None, ...]  # of which the operations take one
@@ -114,7 +94,7 @@ class Operations:
 
     def __init__(self, layout: ZoneLayout, *, pcp: bool) -> None:
         self.pages = ph.PageAllocator(layout.zones, pcp=pcp, **layout.options)
-        self.oracle = ReferenceAllocator(layout.zones, **layout.options)
+        self.oracle = OracleAllocator(layout.zones, **layout.options)
         self.section = max(SECTION_BYTES // layout.page_size, 1)
         # PFNs are below this; zones grow, but not for ever.
         self.room = (max(zone.end_pfn for zone in layout.zones) // 65536 + 1) * 65536
@@ -129,7 +109,7 @@ class Operations:
         raise NotImplementedError
 
     def took(self, pfns: Any, nr_pages: int) -> None:
-        """The allocator has taken blocks of so many pages; it alone decides where."""
+        """Tell the oracle where the allocator has put blocks of so many pages."""
         for pfn in pfns:
             self.oracle.alloc_run_at(int(pfn), nr_pages)
 
@@ -371,9 +351,9 @@ class Operations:
     def everything_reportable_is_reported(self) -> None:
         raise NotImplementedError
 
-    # -- what is the same, whoever reports
+    # -- what is the same in both
 
-    def zone_pairs(self) -> list[tuple[ph.Zone, ReferenceZone]]:
+    def zone_pairs(self) -> list[tuple[ph.Zone, OracleZone]]:
         return list(zip(self.pages.zones, self.oracle.zones, strict=True))
 
     def same_free_blocks(self) -> None:

@@ -9,8 +9,8 @@ import threading
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import survives
 from hypothesis import given
+from processes import survives
 
 import pagehint as ph
 from pagehint.arena.mapping import Mapping

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 
 import numpy as np
-from conftest import Clock
+from clocks import Clock
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_child, survives
+from processes import in_child, survives
 from threads import in_threads
 
 import pagehint as ph

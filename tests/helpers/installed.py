@@ -1,7 +1,8 @@
 """Others' tests with NumPy's arrays in an arena: a plugin for pytest.
 
-``PYTHONPATH=tests python -m pytest -p installed --pyargs numpy._core -m "not slow"``; without ``-p installed`` for
-comparison. The arena's allocator is checked at the end, and what became of the requests is printed.
+``PYTHONPATH=tests/helpers python -m pytest -p installed --pyargs numpy._core -m "not slow"``; without
+``-p installed`` for comparison. The arena's allocator is checked at the end, and what became of the requests is
+printed.
 """
 
 from __future__ import annotations

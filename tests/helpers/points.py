@@ -14,7 +14,7 @@ from pagehint.allocator import fork, memory
 from pagehint.arena import mapping
 from pagehint.hinting import callbacks, engine
 
-PATIENCE = 15  # seconds; the one who is held has twenty
+PATIENCE = 15  # seconds; a held thread has twenty
 UNUSED, WAITS, HOLDS, OVER, EXPIRED = range(5)
 # All modules share the table, so it does not matter in which it is looked up.
 _FILE = _core.__file__
@@ -37,10 +37,10 @@ def compiled_points() -> set[str]:
 
 
 class Hold:
-    """Hold the next thread that comes to a point, until it is let go, or somebody comes to the point `until`.
+    """Hold the next thread that comes to a point, until it is let go, or another thread comes to the point `until`.
 
-    A context manager: on exit whoever is held is let go. It fails if nobody came, or if one was held for so long that
-    he went on by himself. With `until` only a thread without the GIL can be held.
+    A context manager: on exit the held thread is let go. It fails if no thread came, or if one was held for so long
+    that it went on by itself. With `until` only a thread without the GIL can be held.
     """
 
     def __init__(self, point: str, until: str = "") -> None:
@@ -53,7 +53,7 @@ class Hold:
         """Wait until a thread is held here."""
         deadline = time.monotonic() + PATIENCE
         while self._slot.state == WAITS:
-            assert time.monotonic() < deadline, f"nobody came to {self.point!r}"
+            assert time.monotonic() < deadline, f"no thread came to {self.point!r}"
             time.sleep(0.0005)
 
     def let_go(self) -> None:
@@ -66,8 +66,8 @@ class Hold:
         self.let_go()
         state, self._slot.state = self._slot.state, UNUSED
         if kind is None:
-            assert state != WAITS, f"nobody came to {self.point!r}"
-            assert state != EXPIRED, f"nobody let go who was held at {self.point!r}, or he had the GIL"
+            assert state != WAITS, f"no thread came to {self.point!r}"
+            assert state != EXPIRED, f"the thread held at {self.point!r} was not let go, or it had the GIL"
 
 
 class Thread(threading.Thread):

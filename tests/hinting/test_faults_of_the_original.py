@@ -1,4 +1,4 @@
-"""One regression test for each fault of the original page hinting series (SPEC.md, end of section 4), by its name."""
+"""One regression test for each fault of the original page hinting series of 2019, by its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import Host, real
+from allocators import real
+from hosts import RecordingHost
 
 import pagehint as ph
 
@@ -183,7 +184,9 @@ def test_disable_racing_with_a_free_in_the_same_instant():
         thread.start()
     stale = []
     for _ in range(150):
-        pages.enable_hinting(Host().callbacks, workqueue="manual", threshold=1 << 20, delay=None, mark_free=False)
+        pages.enable_hinting(
+            RecordingHost().callbacks, workqueue="manual", threshold=1 << 20, delay=None, mark_free=False
+        )
         while not bitmap.any():
             pass
         pages.disable_hinting()
@@ -298,7 +301,7 @@ def test_published_before_initialised_as_seen_from_inside(host):
             seen.append((pages.hinting_enabled, bits(pages)))
         return 0.0
 
-    with pages.hinting(Host().callbacks, workqueue="manual", threshold=1, delay=None):
+    with pages.hinting(RecordingHost().callbacks, workqueue="manual", threshold=1, delay=None):
         pages.flush_hinting()
     queued = pages.stats().work_queued
     pages.enable_hinting(host.callbacks, workqueue="manual", threshold=33, delay=None, clock=clock)
@@ -458,7 +461,7 @@ def test_re_enable_without_disable(make, few_host):
     """A second enable is refused and changes nothing; the first goes on."""
     pages = make("16MiB")
     pages.enable_hinting(few_host.callbacks, workqueue="manual", threshold=5)
-    other = Host(2)
+    other = RecordingHost(2)
     with pytest.raises(ph.HintingActiveError):
         pages.enable_hinting(other.callbacks, workqueue="manual", threshold=1)
     assert pages.threshold == 5

@@ -11,7 +11,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import Host, real
+from allocators import real
+from hosts import RecordingHost
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def ended(host, pages):
     assert pages.stats().hints_pending == 0
 
 
-class FailingHost(Host):
+class FailingHost(RecordingHost):
     """A host whose cleanup can fail, too."""
 
     cleanup_answer = None

@@ -14,8 +14,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import in_child
 from guests import MIB, ended, filled, is_whole, open_files, without_qemu
+from processes import in_child
 from threads import in_threads, keeper_of_canaries
 from waiting import wait_for
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from conftest import in_child
 from guests import MIB, ended, filled, is_whole, open_files, without_qemu
 from hypothesis import given
+from processes import in_child
 from threads import SECONDS
 from waiting import wait_for
 

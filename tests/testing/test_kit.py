@@ -17,8 +17,9 @@ from hypothesis.stateful import run_state_machine_as_test
 import pagehint as ph
 from pagehint import testing
 from pagehint.testing import LAYOUTS, HintingMachine, operation_lists, run_operations, zone_layouts
-from pagehint.testing.checker import ManualJudge, ThreadedJudge
+from pagehint.testing.manual_checker import ManualChecker
 from pagehint.testing.operations import FAILURES
+from pagehint.testing.threaded_checker import ThreadedChecker
 
 THOROUGH = hypothesis.settings(
     max_examples=500,
@@ -65,13 +66,13 @@ def test_a_thread_that_writes_after_the_report_is_found():
     done = threading.Event()
     writers = []
 
-    def callbacks(judge):
+    def callbacks(checker):
         def write_late(pages):
             done.wait()
-            judge.frames.memory[pages] = 0
+            checker.memory[pages] = 0
 
         def hint_pages(blocks):
-            writers.append(threading.Thread(target=write_late, args=(judge.pages_of(blocks),)))
+            writers.append(threading.Thread(target=write_late, args=(checker.pages_of(blocks),)))
             writers[-1].start()
 
         return ph.PageHintingCallbacks(hint_pages, 4)
@@ -95,7 +96,7 @@ def test_an_assertion_in_a_callback_is_no_failed_report(workqueue):
 
     with pytest.raises(AssertionError, match="blocks that nobody wants"):
         run_operations(
-            LAYOUTS["one zone"], [ON], lambda judge: ph.PageHintingCallbacks(hint_pages), workqueue=workqueue
+            LAYOUTS["one zone"], [ON], lambda checker: ph.PageHintingCallbacks(hint_pages), workqueue=workqueue
         )
 
 
@@ -103,13 +104,13 @@ def test_an_assertion_in_a_callback_is_no_failed_report(workqueue):
 def test_a_wrong_answer_of_the_users_is_no_failed_report(workqueue):
     callbacks = ph.PageHintingCallbacks(lambda blocks: [True] * 3)
     with pytest.raises(AssertionError, match=r"returned \[True, True, True\] for 2 blocks"):
-        run_operations(LAYOUTS["one zone"], [ON], lambda judge: callbacks, workqueue=workqueue)
+        run_operations(LAYOUTS["one zone"], [ON], lambda checker: callbacks, workqueue=workqueue)
 
 
 def test_a_compiled_host_is_refused_as_nobody_could_look_at_it():
     callbacks = ph.PageHintingCallbacks(ph.Arena("2MiB")._mapping.advise_capsule("dontneed"))
     with pytest.raises(TypeError, match="must be a Python function"):
-        run_operations(LAYOUTS["one zone"], [ON], lambda judge: callbacks)
+        run_operations(LAYOUTS["one zone"], [ON], lambda checker: callbacks)
 
 
 @given(zone_layouts(), operation_lists())
@@ -123,14 +124,14 @@ def test_lists_of_operations_with_a_thread(layout, operations, pcp):
 
 
 @pytest.mark.parametrize("workqueue", ["manual", "thread"])
-def test_what_is_done_behind_the_judges_back_is_found(workqueue):
+def test_what_is_done_behind_the_checkers_back_is_found(workqueue):
     """The oracle sees a page that is freed by nobody it knows of."""
     calls = []
 
-    def callbacks(judge):
-        calls.append(judge)
-        pfn, nr_pages = judge.used()[0]
-        judge.pages.free_pages_exact(pfn, nr_pages)
+    def callbacks(checker):
+        calls.append(checker)
+        pfn, nr_pages = checker.used()[0]
+        checker.pages.free_pages_exact(pfn, nr_pages)
         return ph.PageHintingCallbacks(lambda blocks: None)
 
     with pytest.raises(AssertionError):
@@ -141,11 +142,11 @@ def test_what_is_done_behind_the_judges_back_is_found(workqueue):
 @pytest.mark.parametrize("workqueue", ["manual", "thread"])
 @pytest.mark.parametrize("failure", FAILURES)
 def test_every_failure_happens(failure, workqueue):
-    judges = set()
+    checkers = set()
     told = []
 
-    def callbacks(judge):
-        judges.add(judge)
+    def callbacks(checker):
+        checkers.add(checker)
         return ph.PageHintingCallbacks(lambda blocks: told.extend(blocks.tolist()))
 
     run_operations(
@@ -154,18 +155,18 @@ def test_every_failure_happens(failure, workqueue):
         callbacks,
         workqueue=workqueue,
     )
-    [judge] = judges
-    stats = judge.pages.stats()
+    [checker] = checkers
+    stats = checker.pages.stats()
     assert (stats.prepare_errors > 0) == failure.startswith("prepare")
     assert (stats.blocks_failed > 0) == (failure in ("raises", "raises at times", "refuses some", "wrong answer"))
     assert bool(told) == (failure in ("none", "raises at times", "refuses some", "cleanup raises"))
-    assert (judge.pages.last_error is None) == (failure == "none")
+    assert (checker.pages.last_error is None) == (failure == "none")
 
 
 def test_every_operation_is_a_rule():
-    for judge in (ManualJudge, ThreadedJudge):
-        for name in judge.operations:
-            assert callable(getattr(judge, name))
+    for checker in (ManualChecker, ThreadedChecker):
+        for name in checker.operations:
+            assert callable(getattr(checker, name))
             assert callable(vars(HintingMachine)[name])
 
 

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import real
+from allocators import real
 
 import pagehint as ph
 from benchmarks.build import build_consumer

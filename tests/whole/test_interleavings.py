@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Host, in_child, real
+from allocators import real
+from hosts import RecordingHost
+from processes import in_child
 
 import pagehint as ph
 from pagehint import _core
@@ -18,7 +20,7 @@ if not _core.DEBUG:
 
 from points import Hold, Thread, compiled_points
 
-# The orders cannot hang: whoever is held goes on after twenty seconds, and whoever waits gives up before that.
+# The orders cannot hang: a held thread goes on after twenty seconds, and one that waits gives up before that.
 pytestmark = [
     pytest.mark.timeout(120, method="thread"),
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
@@ -69,7 +71,7 @@ def test_nothing_is_published_before_it_is_initialised(few_host):
         with pytest.raises(ph.HintingInactiveError):
             pages.flush_hinting()
         with pytest.raises(ph.HintingActiveError):
-            pages.enable_hinting(Host().callbacks)
+            pages.enable_hinting(RecordingHost().callbacks)
         time.sleep(0.05)  # for the worker, if it began too early
         assert few_host.calls == []
         hooked.let_go()
@@ -85,7 +87,7 @@ def test_nothing_is_published_before_it_is_initialised(few_host):
 @pytest.mark.parametrize("then", ["off", "on again"])
 def test_a_free_that_queues_work_while_hinting_is_switched_off(few_host, then):
     """It has set its bit, and has yet to tell the engine, when there is none any more, or another."""
-    pages, other = real("16MiB"), Host(2)
+    pages, other = real("16MiB"), RecordingHost(2)
     block = pages.alloc_pages_at(0, 9)
     pages.enable_hinting(few_host.callbacks, **AT_ONCE)
     with Hold("at: before the engine is told") as queued:
@@ -117,7 +119,7 @@ def test_a_free_that_queues_work_while_disable_is_about_to_wait(few_host):
         with pytest.raises(ph.HintingInactiveError):
             pages.flush_hinting()
         with pytest.raises(ph.HintingActiveError):
-            pages.enable_hinting(Host().callbacks)
+            pages.enable_hinting(RecordingHost().callbacks)
         stopping.let_go()
         disable.result()
     assert few_host.calls == []
@@ -179,7 +181,7 @@ def test_a_neighbour_freed_while_a_block_is_out_merges_when_it_is_put_back(few_h
 
 
 def test_an_allocation_waits_for_its_page_while_that_is_out():
-    pages, host, turns = real("4MiB"), Host(1), []
+    pages, host, turns = real("4MiB"), RecordingHost(1), []
     host.answer = lambda blocks: turns.append("reported")
     with Hold("at: before the report") as out, Hold("at: memory waited for") as waiting:
         pages.enable_hinting(host.callbacks, threshold=1, delay=None)
@@ -263,7 +265,7 @@ def test_an_allocation_while_bits_are_taken_waits_for_the_lock(few_host):
 
 
 def test_offline_waits_for_a_block_of_the_section_that_is_out():
-    pages, host = real("256MiB"), Host(1)
+    pages, host = real("256MiB"), RecordingHost(1)
     with Hold("at: before the report") as out, Hold("at: memory waited for") as waiting:
         pages.enable_hinting(host.callbacks, threshold=1, delay=None)
         out.wait()
@@ -290,7 +292,7 @@ def test_offline_waits_for_a_block_of_the_section_that_is_out():
 
 @pytest.mark.parametrize("point", ["at: sleep announced", "at: about to sleep"])
 def test_a_lock_that_is_released_while_somebody_goes_to_sleep(few_host, point):
-    """He sees that it is free, or is seen by the holder, who does not come back to it."""
+    """It sees that the lock is free, or the holder sees it and wakes it up. The holder does not take the lock again."""
     pages = real("16MiB")
     block = pages.alloc_pages_at(0, 9)
     few_host.answer = False
@@ -324,9 +326,9 @@ def test_a_former_owner_interrupted_between_its_two_looks_comes_in_with_another(
     looks[0].wait()
     with Hold("at: set drained") as inside, Hold("at: owner waited for") as outside:
         other = Thread(lambda: [pages.free_pages(pfn) for pfn in others])
-        inside.wait()  # in the set, which was the first one's when he looked
+        inside.wait()  # in the set, which was the owner's at its first look
         looks[0].let_go()
-        outside.wait()  # sees that it is not his any more
+        outside.wait()  # the owner sees that the set is not its own any more
         outside.let_go()
         inside.let_go()
         other.result()
@@ -372,7 +374,7 @@ def test_a_double_free_racing_with_itself_after_the_first_has_marked_the_block(o
 
 @pytest.mark.parametrize("point", ["at: set drained", "at: before the withholding"])
 def test_a_double_free_racing_with_itself_before_the_first_has_marked_the_block(one_set, point):
-    """Who comes second is refused, though he came first."""
+    """The free that marks the block second is refused, though it began first."""
     pages = ph.PageAllocator("256MiB")
     *blocks, twice, _neighbour = pages.alloc_pages_bulk(130).tolist()
     if point == "at: set drained":
@@ -439,25 +441,25 @@ def test_a_leaf_is_shared_after_it_has_refused_a_free():
 
 
 def flush(pages):
-    pages.enable_hinting(Host(2).callbacks, workqueue="manual")
+    pages.enable_hinting(RecordingHost(2).callbacks, workqueue="manual")
     pages.flush_hinting()
 
 
 def fail(pages):
-    host = Host(2)
+    host = RecordingHost(2)
     host.answer = False
     pages.enable_hinting(host.callbacks, workqueue="manual")
     pages.flush_hinting()
 
 
 def enable_and_disable(pages):
-    pages.enable_hinting(Host(2).callbacks)
+    pages.enable_hinting(RecordingHost(2).callbacks)
     pages.disable_hinting()
 
 
 def queue(pages):
     block = pages.alloc_pages(9)
-    pages.enable_hinting(Host(2).callbacks, workqueue="manual", **AT_ONCE)
+    pages.enable_hinting(RecordingHost(2).callbacks, workqueue="manual", **AT_ONCE)
     pages.free_pages(block, 9)
 
 
@@ -538,7 +540,7 @@ def check_child(pages, nr_pages):
             break
     pages.drain_pcp()
     assert pages.stats().free_pages == nr_pages
-    host = Host(2)
+    host = RecordingHost(2)
     with pages.hinting(host.callbacks):
         pages.flush_hinting()
     assert sum(1 << order for _, order in host.blocks) == nr_pages

@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Host, real
+from allocators import real
+from hosts import RecordingHost
 from threads import SECONDS, in_threads, keeper_of_canaries
 
 import pagehint as ph
@@ -158,7 +159,7 @@ def test_many_threads_switching():
     def switch(stop, rng):
         while not stop.is_set():
             with contextlib.suppress(ph.HintingActiveError):
-                pages.enable_hinting(Host(2).callbacks, delay=0.0, workqueue=rng.choice(["thread", "manual"]))
+                pages.enable_hinting(RecordingHost(2).callbacks, delay=0.0, workqueue=rng.choice(["thread", "manual"]))
             try:
                 pages.flush_hinting()
                 pages.run_pending()
@@ -196,7 +197,7 @@ def test_hotplug_and_isolation_while_threads_work():
             with contextlib.suppress(ph.OutOfMemoryError):
                 pages.free_pages(pages.alloc_pages(order), order)
 
-    with pages.hinting(Host(4).callbacks, delay=0.001):
+    with pages.hinting(RecordingHost(4).callbacks, delay=0.001):
         in_threads([plug, isolate, churn, churn])
     pages.verify()
     pages.drain_pcp()
@@ -209,7 +210,7 @@ def test_granules_of_several_pageblocks_are_retyped_whole():
     pages = ph.PageAllocator([ph.ZoneSpec("Normal", 512, nr_pages)], pcp=False, max_page_order=18, min_order=17)
     for _ in range(20):
         pages.set_migratetype(512, nr_pages, "isolate")
-        with pages.hinting(Host(4).callbacks, delay=None, threshold=1):
+        with pages.hinting(RecordingHost(4).callbacks, delay=None, threshold=1):
             pages.set_migratetype(512, nr_pages, "movable")
             pages.flush_hinting()
         pages.verify()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 
-class Host:
+class RecordingHost:
     """Takes everything, in each of the ways a host may say so."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ def look(pages: ph.PageAllocator) -> None:
 
 
 def hint(pages: ph.PageAllocator) -> None:
-    host = Host()
+    host = RecordingHost()
     callbacks = ph.PageHintingCallbacks(host.takes, max_pages=16, prepare=host.prepare, cleanup=host.cleanup)
     assert_type(callbacks.max_pages, int)
     pages.enable_hinting(
@@ -227,8 +227,8 @@ def fail(pages: ph.PageAllocator) -> None:
         inactive: RuntimeError = error
         assert "off" in str(inactive)
     try:
-        with pages.hinting(ph.PageHintingCallbacks(Host().takes)):
-            pages.enable_hinting(ph.PageHintingCallbacks(Host().takes))
+        with pages.hinting(ph.PageHintingCallbacks(RecordingHost().takes)):
+            pages.enable_hinting(ph.PageHintingCallbacks(RecordingHost().takes))
     except ph.HintingActiveError as error:
         active: RuntimeError = error
         assert "already" in str(active)
@@ -246,8 +246,8 @@ if TYPE_CHECKING:
         pages.alloc_pages(1.0)  # type: ignore[arg-type]
         pages.set_migratetype(0, 512, "highatomic")  # type: ignore[arg-type]
         pages.free_pages_bulk(3)  # type: ignore[arg-type]
-        pages.hinting(ph.PageHintingCallbacks(Host().takes), threshhold=1)  # type: ignore[call-arg]
-        pages.enable_hinting(ph.PageHintingCallbacks(Host().takes), "manual")  # type: ignore[call-arg]
+        pages.hinting(ph.PageHintingCallbacks(RecordingHost().takes), threshhold=1)  # type: ignore[call-arg]
+        pages.enable_hinting(ph.PageHintingCallbacks(RecordingHost().takes), "manual")  # type: ignore[call-arg]
         pages.hinting_enabled = True  # type: ignore[misc]
         pages.zones[0].free_pages = 0  # type: ignore[misc]
         ph.PageHintingCallbacks(1)  # type: ignore[arg-type]

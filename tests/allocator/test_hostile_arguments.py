@@ -5,66 +5,36 @@ What there is to call is found by introspection: a new callable needs a line in 
 
 from __future__ import annotations
 
-import copy
 import datetime
-import enum
 import inspect
-import itertools
-import pickle
-import threading
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import survives
+from hostile import (
+    BUT_NONE,
+    INF,
+    NAN,
+    NO_INTEGERS,
+    NO_INTEGERS_AND_RANGE,
+    NO_NAMES,
+    NO_NUMBERS,
+    NO_OPS,
+    NO_PFNS,
+    NO_SIZES,
+    NO_TABLES,
+    ONES,
+    TOO_LARGE,
+    TOO_SMALL,
+    Angry,
+    Index,
+    LowLevelCallable,
+    readonly,
+)
+from worlds import World
 
 import pagehint as ph
-
-MIB = 1 << 20
-
-
-# ---- the world in which it happens --------------------------------------------------------------------------
-
-
-class World:
-    """A machine in use, with hinting on where that is needed, and an arena with an array in it."""
-
-    def __init__(self, hinting=True):
-        # With pages of 1 MiB a section has 128 pages.
-        zones = [ph.ZoneSpec("DMA", 1, 1023, holes=[(500, 10)]), ph.ZoneSpec("Normal", 1024, 1024, node=1)]
-        self.pages = ph.PageAllocator(zones, page_size=MIB, max_page_order=9, min_order=4, pcp=False)
-        self.block = self.pages.alloc_pages(3)
-        self.run = self.pages.alloc_pages_exact(70)
-        self.bulk = self.pages.alloc_pages_bulk(5, 2)
-        self.pages.offline(1024 + 512, 128)
-        self.callbacks = ph.PageHintingCallbacks(lambda blocks: None, 4)
-        if hinting:
-            self.pages.enable_hinting(self.callbacks, workqueue="manual", delay=None)
-        self.arena = ph.Arena("4MiB")
-        self.array = self.arena.empty(1000)
-        self.table = np.arange(4, dtype=np.uint64)
-        self.ops = np.array([(0, 0, ph.OP_ALLOC), (1, 1, ph.OP_ALLOC), (0, 0, ph.OP_FREE)], ph.OP_DTYPE)
-
-    def state(self):
-        """Everything that a refused call must leave alone. Looking is what changes the counts of locks."""
-        found = []
-        for pages in (self.pages, self.arena.pages):
-            pages.verify()
-            stats = pages.stats().to_dict()
-            del stats["lock_acquired"], stats["lock_contended"]
-            found += [stats, pages.hinting_enabled, repr(pages.last_error), pages.pagetypeinfo(), pages.zoneinfo()]
-            found += [(zone.free_blocks().tolist(), zone.hint_bitmap.tolist()) for zone in pages.zones]
-            if pages.hinting_enabled:
-                found += [pages.max_pages, pages.threshold, pages.delay]
-        return [
-            *found,
-            self.arena.limit,
-            self.arena.live_arrays,
-            self.arena.closed,
-            self.table.tolist(),
-            self.ops.tolist(),
-        ]
 
 
 def entered(method):
@@ -132,109 +102,14 @@ CALLS = {
     "Arena.close": (lambda w: ph.Arena("2MiB").close, lambda w: {}),
 }
 
+
 # They hold what they are given, and do nothing with it; a zone can only be made by its allocator, and says so.
 PLAIN = {ph.Stats, ph.LockStats, ph.Watermarks, ph.Explanation, ph.Zone}
+
+
 # Whoever needs it off; everybody else has it on.
 OFF = {"PageAllocator.enable_hinting", "PageAllocator.hinting"}
 
-
-# ---- what they are called with ------------------------------------------------------------------------------
-
-
-class Angry:
-    """Raises whatever it is asked."""
-
-    class AngryError(Exception):
-        pass
-
-    def _raise(self, *args):
-        raise self.AngryError("no")
-
-    __index__ = __int__ = __float__ = __bool__ = __iter__ = __len__ = __array__ = __call__ = __str__ = _raise
-    __eq__ = _raise
-    __hash__ = object.__hash__
-
-
-class Index:
-    """Whatever it was made of, as an index."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __index__(self):
-        return self.value
-
-
-class One(int):
-    pass
-
-
-class OneOf(enum.IntEnum):
-    ONE = 1
-
-
-class LowLevelCallable(tuple):
-    """Has the name of scipy's."""
-
-
-NAN, INF = float("nan"), float("inf")
-NO_INTEGERS = [
-    None, "1", "", b"1", 1.0, NAN, INF, -INF, 1j, Decimal(1), Fraction(1), object(), [], [1], (1,), {}, {1}, int, print,
-    Ellipsis, np.float64(1), np.float32(NAN), np.bool_(True), np.str_("1"), np.datetime64(1, "s"),
-    np.timedelta64(1, "s"), np.array([1]), np.array([1, 2]), np.array(1.0), np.array(None, object), np.void(b"1"),
-    np.ma.masked, Index("1"), Index(1.0), Angry(), datetime.timedelta(1),
-]  # fmt: skip
-TOO_SMALL = [-1, -(2**31), -(2**63), -(2**64), -(2**200), -(10**5000), np.int8(-1), np.int64(-(2**63)), Index(-1)]
-TOO_LARGE = [2**52, 2**63, 2**64 - 1, 2**64, 2**64 + 1, 2**200, 10**5000, np.uint64(2**64 - 1), Index(2**200)]
-ONES = [True, np.int64(1), np.uint8(1), np.array(1), np.array(1, object), One(1), OneOf.ONE, Index(1)]
-NO_NUMBERS = [None, "1", b"1", 1j, object(), [], [1.0], {}, np.array([1.0, 2.0]), Angry(), int, np.datetime64(1, "s")]
-
-NO_INTEGERS_AND_RANGE = [*NO_INTEGERS, *TOO_SMALL, *TOO_LARGE]
-BUT_NONE = [value for value in NO_INTEGERS_AND_RANGE if value is not None]
-NO_NAMES = [1, b"movable", "Movable", "movable ", "", "movable\0", [], ["movable"], object(), NAN, Angry(), "isolated"]
-NO_SIZES = [
-    *[value for value in NO_INTEGERS if not isinstance(value, str)], *TOO_SMALL, 0, "", "0", "-1MiB", "1.5", "1e6",
-    "nan", "inf", "infGiB", "1 XiB", "GiB", "1GiB1", "1GiB\0", "\N{FULLWIDTH DIGIT ONE}GiB", "99999999999999EiB",
-    "9" * 5000, "9" * 4000 + "EiB", "0.1B", 2**200, 10**5000, "-0", "+1", "0x1000", "1_000",
-]  # fmt: skip
-
-BLOCKS = np.array([(0, 0), (1, 1)], [("pfn", "u8"), ("order", "u4")])
-NO_PFNS = [
-    None, 5, "5", "abc", b"abc", 1.5, NAN, object(), {}, {5}, Angry(), [Angry()], [None], ["5"], [1.5], [NAN], [INF],
-    [1j], [[1, 2]], [[1], [2, 3]], [object()], [-1], [2**64], [2**200], [-(10**5000)], [1, "2"], [True], [Index("x")],
-    np.array(5), np.array([[5]]), np.zeros(3), np.array([NAN]), np.zeros(2, bool), np.zeros(2, complex), BLOCKS,
-    np.array(["5"]), np.array([b"5"]), np.array([None]), np.array([1.5], object), np.array([-5]), np.array([2**70]),
-    np.array([1], "datetime64[s]"), np.array([1], "timedelta64[s]"), np.zeros(2, np.float16), np.zeros(2, "V8"),
-    np.zeros((0, 2)), np.array([5, 5]), np.array([2**64 - 1], np.uint64), np.array([2**52]), range(-3, 3), iter([1]),
-    itertools.count, np.zeros(1, ph.OP_DTYPE),
-]  # fmt: skip
-NO_OPS = [
-    None, 5, "abc", [], [(0, 0, 0)], object(), Angry(), np.zeros(3), np.zeros(3, np.uint64), np.array(None, object),
-    np.zeros((), ph.OP_DTYPE), np.zeros((2, 2), ph.OP_DTYPE), np.zeros(2, ph.OP_DTYPE.newbyteorder()), BLOCKS,
-    np.zeros(2, [("slot", "u4"), ("order", "u2")]), np.zeros(2, [("order", "u2"), ("op", "u2"), ("slot", "u4")]),
-    np.zeros(2, {"names": ["slot", "order", "op"], "formats": ["u4", "u2", "u2"], "offsets": [4, 2, 0]}),
-    np.zeros(2, np.dtype({"names": ["slot", "order", "op"], "formats": ["u4", "u2", "u2"], "itemsize": 16})),
-    *[np.array([op], ph.OP_DTYPE) for op in [(9, 0, 0), (2**32 - 1, 0, 0), (0, 10, 0), (0, 65535, 0), (0, 0, 2)]],
-    np.array([(0, 0, 65535)], ph.OP_DTYPE), np.array([(3, 0, ph.OP_FREE)], ph.OP_DTYPE),
-]  # fmt: skip
-
-
-def misaligned():
-    return np.frombuffer(bytearray(33), np.uint8)[1:].view(np.uint64)
-
-
-def readonly(array):
-    array.flags.writeable = False
-    return array
-
-
-NO_TABLES = [
-    None, 5, [0, 0, 0, 0], (0, 0), object(), Angry(), b"\0" * 32, bytearray(32), memoryview(bytearray(32)), np.zeros(4),
-    np.zeros(4, np.int64), np.zeros(4, np.uint32), np.zeros(4, ">u8"), np.zeros(4, object), np.array(0, np.uint64),
-    np.zeros((2, 2), np.uint64), np.zeros(8, np.uint64)[::2], np.zeros(8, np.uint64)[::-1],
-    readonly(np.zeros(4, np.uint64)), np.zeros(0, np.uint64), misaligned(), np.zeros(4, "M8[s]"), np.zeros(4, "V8"),
-    np.broadcast_to(np.uint64(0), 4),
-]  # fmt: skip
 
 # For each parameter what is refused, and what may be taken for right.
 HOSTILE = {
@@ -304,6 +179,8 @@ HOSTILE = {
     ),
     "advice": ([None, "", "Free", b"free", 5, object(), ["free"], "willneed", NAN], ["free", np.str_("dontneed")]),
 }  # fmt: skip
+
+
 SPECIAL = {
     # The same name for something else.
     ("PageAllocator.free_pages_bulk", "order"): (
@@ -321,16 +198,27 @@ SPECIAL = {
     ("Arena.hinting", "max_pages"): ([0, 2**20 + 1, *BUT_NONE], [None, *ONES]),
     ("Arena.empty", "order"): ([1, "X", b"X", "CF", object(), Angry(), [], NAN], ["F", None]),
 }  # fmt: skip
+
+
 SPECIAL["PageAllocator.threshold=", "value"] = HOSTILE["threshold"]
+
+
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]
+
+
 SPECIAL["Arena", "size"] = ([value for value in HOSTILE["size"][0] if value is not None], [None, *HOSTILE["size"][1]])
+
+
 SPECIAL["Arena.limit=", "value"] = (
     [0, -1, "", "0", "much", "-1GiB", b"1MiB", 1.5, NAN, [], object(), Angry()],
     [None, *ONES, "1KiB", 2**64, 2**200],
 )
 
+
 # What is meant by a clear error. `AngryError` is the argument's own.
 CLEAR = (ph.PageHintError, TypeError, ValueError, MemoryError, Angry.AngryError)
+
+
 UNCLEAR = ("Exceeds the limit", "Python int too large", "SystemError")
 
 
@@ -372,6 +260,8 @@ def is_settable(kind, member):
 
 
 CALLABLES = dict(public_callables())
+
+
 CASES = [
     (name, parameter)
     for name, signature in CALLABLES.items()
@@ -446,181 +336,6 @@ def test_hostile_arguments(name, parameter):
         else:
             world.pages.verify()
             world.arena.pages.verify()
-
-
-# ---- what is no argument ------------------------------------------------------------------------------------
-
-
-def test_objects_made_without_their_constructor_have_nothing_to_read():
-    """A zone that `__new__` alone had made was read from address zero."""
-    survives("""
-        import inspect
-        import pagehint as ph
-        for name in ph.__all__:
-            kind = getattr(ph, name)
-            if not inspect.isclass(kind):
-                continue
-            for maker in (lambda: kind.__new__(kind), lambda: object.__new__(kind), lambda: type("Sub", (kind,), {})()):
-                try:
-                    made = maker()
-                except TypeError:
-                    continue
-                for member in dir(made):
-                    try:
-                        value = getattr(made, member)
-                        if member in ("verify", "figures", "free_blocks", "close", "__repr__", "_repr_html_"):
-                            value()
-                    except (AttributeError, TypeError):
-                        pass
-                    except ValueError as error:  # it can be made without arguments, and has been closed just now
-                        assert "the arena is closed" in str(error)
-    """)
-
-
-def test_copies_are_as_good_as_the_original_or_refused():
-    world = World()
-    pickled = lambda value: pickle.loads(pickle.dumps(value))  # noqa: E731
-    for original in (world.pages, world.pages.zones[0], world.callbacks, world.arena._mapping):
-        for duplicate in (copy.copy, copy.deepcopy, pickled):
-            with pytest.raises(TypeError):
-                duplicate(original)
-    for original in (world.pages.stats(True), ph.ZoneSpec("a", 1, 9, 0, [(2, 3)]), ph.Watermarks(1, 2, 3)):
-        for duplicate in (copy.copy, copy.deepcopy, pickled):
-            assert duplicate(original) == original
-
-
-def test_somebody_elses_self_is_refused():
-    """A method asked of the class took whatever it was called with for an allocator."""
-    survives("""
-        import inspect
-        import pagehint as ph
-        callbacks = ph.PageHintingCallbacks(print)
-        for kind in (getattr(ph, name) for name in ph.__all__):
-            for name, method in vars(kind).items() if inspect.isclass(kind) else ():
-                if not inspect.isroutine(method) or name in ("__new__", "__init_subclass__"):
-                    continue
-                for stranger in (object(), None, callbacks, ph):
-                    if type(stranger) is kind:
-                        continue
-                    try:
-                        method(stranger)
-                    except (TypeError, AttributeError):
-                        pass
-    """)
-
-
-def test_a_zone_of_another_machine_is_refused():
-    world, other = World(), World()
-    before = world.state()
-    for call in (world.pages.alloc_pages, world.pages.alloc_pages_exact, world.pages.alloc_pages_bulk):
-        with pytest.raises(ValueError, match="no such zone"):
-            call(1, zone=other.pages.zones[0])
-    assert world.state() == before
-
-
-@pytest.mark.parametrize("says", [NAN, INF, -INF, 1e300, 10**400, "now", None, [], Angry()])
-def test_a_clock_that_says_nonsense_stands_still(says):
-    clock = [1.0]
-    world = World(hinting=False)
-    world.pages.enable_hinting(world.callbacks, workqueue="manual", delay=1.0, clock=lambda: clock[0])
-    clock[0] = says
-    assert world.pages.run_pending() in (0, 1)
-    assert world.pages.last_error is not None
-    clock[0] = 100.0
-    world.pages.run_pending()
-    assert world.pages.stats().hints_pending == 0
-    world.pages.disable_hinting()
-
-
-# ---- arrays that are something else, too --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "like",
-    [
-        lambda pfns: pfns.astype(">u8"),
-        lambda pfns: np.repeat(pfns, 2)[::2],
-        lambda pfns: pfns[::-1],
-        readonly,
-        list,
-        tuple,
-        lambda pfns: pfns.astype(object),
-        lambda pfns: pfns.view(np.ma.MaskedArray),
-        lambda pfns: pfns.view(np.recarray),
-        lambda pfns: pfns.astype(np.uint16),
-        memoryview,
-    ],
-)
-def test_blocks_in_any_array_of_whole_numbers_are_freed(like):
-    world = World()
-    before = world.pages.stats().allocated_pages
-    world.pages.free_pages_bulk(like(world.bulk), 2)
-    assert before - world.pages.stats().allocated_pages == 5 << 2
-    world.pages.verify()
-
-
-def test_pfns_and_orders_in_the_same_memory():
-    pages = ph.PageAllocator("64MiB", pcp=False)
-    both = np.array([pages.alloc_pages_at(4, 0), pages.alloc_pages_at(2, 0), pages.alloc_pages_at(0, 0)], np.uint64)
-    with pytest.raises(ph.BadPageError):
-        pages.free_pages_bulk(both, both)
-    assert pages.stats().allocated_pages == 3
-    pages.verify()
-
-
-def test_a_trace_in_the_memory_of_its_table():
-    """The operations are read before the first of them writes to the table."""
-    world = World()
-    table = np.zeros(8, np.uint64)
-    ops = table.view(ph.OP_DTYPE)
-    ops[:] = [(slot, slot % 3, ph.OP_ALLOC) for slot in range(4)] + [(slot, slot % 3, ph.OP_FREE) for slot in range(4)]
-    before = world.pages.stats().allocated_pages
-    world.pages.run_ops(ops, table)
-    world.pages.verify()
-    assert world.pages.stats().allocated_pages == before
-
-
-@pytest.mark.parametrize("pcp", [True, False])
-def test_a_table_that_another_thread_scribbles_on(pcp):
-    """Whatever is read there is checked as if it had been passed: refused, or a block that is freed."""
-    pages = ph.PageAllocator("64MiB", pcp=pcp)
-    table = np.zeros(64, np.uint64)
-    ops = np.zeros(5000, ph.OP_DTYPE)
-    ops["slot"] = np.arange(5000) % 64
-    ops["op"] = np.arange(5000) // 64 % 2
-    stop = threading.Event()
-
-    def scribble():
-        rng = np.random.default_rng(1)
-        while not stop.is_set():
-            table[rng.integers(0, 64, 8)] = rng.integers(0, 1 << 15, 8)
-            ops["order"][rng.integers(0, 5000, 8)] = rng.integers(0, 1 << 16, 8)
-
-    thread = threading.Thread(target=scribble)
-    thread.start()
-    refused = 0
-    try:
-        for _ in range(300):
-            try:
-                pages.run_ops(ops, table)
-            except ph.PageHintError:
-                refused += 1
-    finally:
-        stop.set()
-        thread.join()
-    assert refused
-    pages.drain_pcp()
-    pages.verify()
-    stats = pages.stats()
-    assert stats.managed_pages == stats.free_pages + stats.allocated_pages
-
-
-# ---- what went wrong ----------------------------------------------------------------------------------------
-
-
-def test_a_table_that_is_not_aligned_was_taken():
-    with pytest.raises(TypeError, match="aligned"):
-        World().pages.run_ops(np.zeros(1, ph.OP_DTYPE), misaligned())
 
 
 def test_no_table_at_all_was_asked_for_its_dtype():

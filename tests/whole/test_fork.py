@@ -1,18 +1,15 @@
-"""Fork, interpreter exit, Ctrl-C: what happens around the work."""
+"""Fork: the child has a consistent allocator with hinting off, whatever the parent's threads were doing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 
 import pytest
-from conftest import Host, in_child, real, survives
+from allocators import real
+from hosts import RecordingHost
+from processes import in_child, run_code, survives
 
 import pagehint as ph
 
@@ -42,7 +39,7 @@ def test_after_fork_the_child_has_a_usable_allocator_with_hinting_off(pcp):
         with pytest.raises(ph.OutOfMemoryError):
             pages.alloc_pages()
         pages.free_pages_bulk([pfn * 1024 for pfn in range(64)], 10)
-        host = Host()
+        host = RecordingHost()
         with pages.hinting(host.callbacks, delay=0.0):
             pages.flush_hinting()
             assert sum(1 << order for _, order in host.blocks) == 65536
@@ -59,7 +56,7 @@ def test_after_fork_the_child_has_a_usable_allocator_with_hinting_off(pcp):
 
 def test_fork_while_threads_work():
     pages = ph.PageAllocator("256MiB")
-    pages.enable_hinting(Host().callbacks, delay=0.0)
+    pages.enable_hinting(RecordingHost().callbacks, delay=0.0)
     stop = threading.Event()
 
     def churn():
@@ -89,7 +86,7 @@ def test_fork_while_threads_work():
 
 def test_fork_from_inside_a_callback():
     pages = real("64MiB")
-    host = Host()
+    host = RecordingHost()
     host.answer = lambda blocks: (
         in_child(lambda: (pages.verify(), pages.alloc_pages_bulk(16, 10))) if len(host.batches) == 1 else None
     )
@@ -99,119 +96,8 @@ def test_fork_from_inside_a_callback():
     pages.verify()
 
 
-def run(code, *, interrupt=False, **options):
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
-        start_new_session=True,
-        **options,
-    )
-    if interrupt:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-    try:
-        out, err = process.communicate(timeout=60)
-    finally:
-        if process.returncode is None:  # it hangs, perhaps with children
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out, err
-
-
-def test_exit_with_work_in_flight():
-    """The worker is stopped at exit, whatever it is doing, and nothing is said about it."""
-    code = """
-        import time
-        import pagehint as ph
-        pages = ph.PageAllocator("1GiB")
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: time.sleep(0.01), 1), delay=0.0)
-        arena = ph.Arena("64MiB")
-        arena.hinting(delay=0.0).__enter__()
-        array = arena.empty(1000)
-        time.sleep(0.05)
-        print("end")
-    """
-    for _ in range(5):
-        assert run(code) == (0, "end\n", "")
-
-
-@pytest.mark.parametrize(("leave", "status"), [("sys.exit(3)", 3), ("os._exit(4)", 4)])
-def test_exit_from_a_callback_on_the_callers_thread(leave, status):
-    code = f"""
-        import logging, os, sys
-        import pagehint as ph
-        logging.disable()
-        pages = ph.PageAllocator("64MiB")
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: {leave}, 1), workqueue="manual")
-        pages.flush_hinting()
-        print("not reached")
-    """
-    assert run(code) == (status, "", "")
-
-
-def test_exit_from_a_callback_on_the_worker_ends_neither():
-    code = """
-        import logging, sys
-        import pagehint as ph
-        logging.disable()
-        pages = ph.PageAllocator("64MiB")
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: sys.exit(3), 1), delay=0.0)
-        pages.flush_hinting()
-        assert isinstance(pages.last_error, SystemExit)
-        pages.flush_hinting()
-        print("end")
-    """
-    assert run(code) == (0, "end\n", "")
-
-
-def test_exit_with_daemon_threads():
-    code = """
-        import threading
-        import pagehint as ph
-        pages = ph.PageAllocator("64MiB")
-        def churn():
-            while True:
-                pages.free_pages(pages.alloc_pages(9), 9)
-        for _ in range(2):
-            threading.Thread(target=churn, daemon=True).start()
-        pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), delay=0.0)
-        pages.flush_hinting()
-        print("end")
-    """
-    assert run(code) == (0, "end\n", "")
-
-
-@pytest.mark.parametrize("call", ["pages.flush_hinting()", "pages.disable_hinting()", "pages.alloc_pages(10)"])
-def test_ctrl_c_ends_a_wait(call):
-    code = f"""
-        import threading
-        import pagehint as ph
-        pages = ph.PageAllocator("64MiB")
-        begun, go_on = threading.Event(), threading.Event()
-        def hint_pages(blocks):
-            begun.set()
-            go_on.wait()
-        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 16), delay=0.0)
-        begun.wait()
-        print("ready", flush=True)
-        try:
-            {call}
-        except KeyboardInterrupt:
-            print("interrupted")
-        go_on.set()
-        pages.disable_hinting()
-        pages.verify()
-        assert pages.stats().reporting_pages == 0
-    """
-    assert run(code, interrupt=True) == (0, "interrupted\n", "")
-
-
 def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something():
-    """A fork stops everything with the GIL held; nobody who has what it waits for may be waiting for the GIL."""
+    """A fork waits for locks with the GIL held, so that a thread may not wait for the GIL while it has one of them."""
     code = """
         import os, threading
         import pagehint as ph
@@ -237,7 +123,7 @@ def test_a_fork_does_not_deadlock_with_a_thread_that_tells_the_engine_something(
         pages.verify()
         print("end")
     """
-    assert run(code) == (0, "end\n", "")
+    assert run_code(code) == (0, "end\n", "")
 
 
 @pytest.mark.parametrize("where", ["thread-local", "before", "after_in_child", "__del__"])
@@ -279,7 +165,7 @@ def test_a_fork_holding_the_zone_locks_while_python_code_runs(where):
         print("parent", flush=True)
         os._exit(0)
     """
-    assert run(code) == (0, "child\nparent\n", "")
+    assert run_code(code) == (0, "child\nparent\n", "")
 
 
 def test_an_interrupted_fork_leaving_hinting_on_in_the_child():
@@ -312,7 +198,7 @@ def test_an_interrupted_fork_leaving_hinting_on_in_the_child():
                     break
         print(set(statuses))
     """
-    assert run(code) == (0, "{0}\n", "")
+    assert run_code(code) == (0, "{0}\n", "")
 
 
 def test_a_fork_during_hotplug():
@@ -376,7 +262,7 @@ def test_a_fork_while_allocators_are_made_and_collected():
 
     def child():
         pages = ph.PageAllocator("64MiB")
-        with pages.hinting(Host().callbacks):
+        with pages.hinting(RecordingHost().callbacks):
             pages.flush_hinting()
         pages.verify()
 
@@ -477,7 +363,7 @@ def test_a_child_forked_by_the_worker_going_on(pcp):
         pages.verify()
         print("end")
     """
-    code, out, err = run(code)
+    code, out, err = run_code(code)
     assert (code, out) == (0, "end\n")
     assert "Error" not in err
 
@@ -532,140 +418,6 @@ def test_a_child_forked_by_the_clock_while_hinting_is_being_enabled():
         pages.verify()
         assert not forked[0] or os.waitpid(forked[0], 0)[1] == 0
     """)
-
-
-# What Ctrl-C inside Thread.start does, made certain: the thread starts, or has yet to, and the call raises.
-INTERRUPTED_START = """
-    import threading
-    import pagehint as ph
-    pages = ph.PageAllocator("64MiB")
-    start, late = threading.Thread.start, []
-    def interrupted(self):
-        late.append(self) if {late} else start(self)
-        raise KeyboardInterrupt
-    threading.Thread.start = interrupted
-    for _ in range(3):
-        try:
-            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), delay=0.0)
-        except KeyboardInterrupt:
-            assert not pages.hinting_enabled
-    threading.Thread.start = start
-    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
-"""
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_ctrl_c_in_enable_leaving_a_worker_behind(late):
-    code = textwrap.dedent(INTERRUPTED_START.format(late=late)) + textwrap.dedent(
-        """
-        import time
-        live, after = set(), []
-        def hint_pages(token):
-            time.sleep(0.01)
-            if token not in live:
-                after.append(token)
-        for token in range(20):
-            live.add(token)
-            callbacks = ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(token), 1)
-            pages.enable_hinting(callbacks, delay=0.0)
-            while late:
-                start(late[0])
-                workers.append(late.pop(0))
-            pages.disable_hinting()
-            live.discard(token)
-        for worker in workers:
-            worker.join()
-        pages.verify()
-        print("callbacks after disable_hinting had returned:", after)
-        """
-    )
-    assert run(code) == (0, "callbacks after disable_hinting had returned: []\n", "")
-
-
-def test_a_signal_handler_disabling_while_the_main_thread_disables():
-    code = """
-        import signal, threading
-        import pagehint as ph
-        pages = ph.PageAllocator("64MiB")
-        begun, go_on = threading.Event(), threading.Event()
-        def hint_pages(blocks):
-            begun.set()
-            go_on.wait()
-        def stop(*_):
-            go_on.set()
-            pages.disable_hinting()
-            assert not pages.hinting_enabled
-            print("handler")
-        signal.signal(signal.SIGALRM, stop)
-        for workqueue in ("thread", "manual"):
-            begun.clear(), go_on.clear()
-            pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), workqueue=workqueue)
-            if workqueue == "manual":
-                other = threading.Thread(target=pages.run_pending)
-                other.start()
-            begun.wait()
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            pages.disable_hinting()
-            assert not pages.hinting_enabled
-        other.join()
-        pages.verify()
-        print("end")
-    """
-    assert run(code) == (0, "handler\nhandler\nend\n", "")
-
-
-def test_a_signal_handler_switching_while_the_main_thread_enables():
-    """The one that came first is the one that is on; nobody waits for himself."""
-    code = """
-        import signal, threading
-        import pagehint as ph
-        pages = ph.PageAllocator("64MiB")
-        callbacks = ph.PageHintingCallbacks(lambda blocks: None)
-        start = threading.Thread.start
-        def switch(*_):
-            pages.disable_hinting()
-            try:
-                pages.enable_hinting(callbacks)
-            except ph.HintingActiveError:
-                print("handler")
-        signal.signal(signal.SIGALRM, switch)
-        def slow(self):
-            signal.raise_signal(signal.SIGALRM)
-            start(self)
-        threading.Thread.start = slow
-        pages.enable_hinting(callbacks)
-        assert pages.hinting_enabled
-        pages.flush_hinting()
-        pages.disable_hinting()
-        pages.verify()
-        print("end")
-    """
-    assert run(code) == (0, "handler\nend\n", "")
-
-
-def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
-    code = """
-        import threading, time
-        import pagehint as ph
-        pages = ph.PageAllocator("256MiB", pcp=False)
-        begun, waiting = threading.Event(), threading.Event()
-        def hint_pages(blocks):
-            begun.set()
-            waiting.wait()
-            time.sleep(0.3)
-            pages.verify()
-            pages.set_migratetype(0, 512, "movable")
-        pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 64), delay=0.0)
-        begun.wait()
-        assert pages.stats().reporting_pages > 32768
-        waiting.set()
-        pages.offline(0, 32768)
-        pages.disable_hinting()
-        assert pages.last_error is None
-        pages.verify()
-        print("end")
-    """
-    assert run(code) == (0, "end\n", "")
 
 
 def test_a_fork_in_the_midst_of_a_bulk_call_lost_its_pages_in_the_child():
