@@ -3,7 +3,8 @@
 1. ``from pagehint cimport PageAllocator, machine_alloc, machine_free, MT_MOVABLE, OK, WAIT``; compile with the flags
    of pagehint's own setup.py, NumPy's and `pagehint.get_include()`'s directories, against the version that will run.
 2. ``cdef Machine *m = &pages.memory.m``, valid as long as something refers to ``pages``, or to ``pages.memory``.
-3. In ``nogil`` code: ``machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)`` and ``machine_free(m, pfn, order,
+3. In ``nogil`` code: ``machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)`` and ``machine_free(m, pfn,
+order,
    WAIT)``, or the bulk calls. They return OK, or an ``E_`` code of `pagehint/zone/status.pxd` having changed nothing.
 4. Unlike the methods they check no argument but what is freed: orders, types and zones must be in range.
 5. E_NOMEM may mean that pages are in page sets or out for reporting; `PageAllocator.alloc_pages` then collects them.
