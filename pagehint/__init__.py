@@ -1,7 +1,7 @@
 """Free page hinting in user space: a page allocator that tells the host what it does not need.
 
-`PageAllocator` manages page frames, of a modelled machine or of an `Arena` of real memory; hinting reports large free
-blocks to a host, in small batches that nobody else can touch meanwhile.
+`PageAllocator` manages page frames, either those of a modelled machine or those of an `Arena`, which is real memory.
+Hinting reports large free blocks to a host, in small batches: while a block is reported no caller can get it.
 """
 
 import typing
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def get_include() -> str:
-    """Return the directory of ``pagehint.h``, for compiled callbacks."""
+    """Return the directory of ``pagehint.h``, for the compiler of a compiled callback."""
     return str(Path(__file__).parent)
 
 

@@ -1,12 +1,14 @@
-"""What compiled code may use of pagehint: allocate and free without the GIL. See `tests/whole/test_compiled.py`.
+"""The C interface: compiled code allocates and frees without the GIL. `tests/whole/test_compiled.py` has an example.
 
-1. ``from pagehint cimport PageAllocator, machine_alloc, machine_free, MT_MOVABLE, OK, WAIT``; compile with the flags
-   of pagehint's own setup.py, NumPy's and `pagehint.get_include()`'s directories, against the version that will run.
-2. ``cdef Machine *m = &pages.memory.m``, valid as long as something refers to ``pages``, or to ``pages.memory``.
-3. In ``nogil`` code: ``machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)`` and ``machine_free(m, pfn, order,
-   WAIT)``, or the bulk calls. They return OK, or an ``E_`` code of `pagehint/zone/status.pxd` having changed nothing.
-4. Unlike the methods they check no argument but what is freed: orders, types and zones must be in range.
-5. E_NOMEM may mean that pages are in page sets or out for reporting; `PageAllocator.alloc_pages` then collects them.
+1. Write ``from pagehint cimport PageAllocator, machine_alloc, machine_free, MT_MOVABLE, OK, WAIT``. Compile with the
+   flags of pagehint's own setup.py and the include directories of NumPy and `pagehint.get_include()`, against the
+   version of pagehint that will run.
+2. Take ``cdef Machine *m = &pages.memory.m``. It is valid while there is a reference to ``pages`` or ``pages.memory``.
+3. In ``nogil`` code call ``machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfn)`` and ``machine_free(m, pfn,
+   order, WAIT)``, or the bulk calls. They return OK, or an ``E_`` code of `pagehint/zone/status.pxd` and have changed
+   nothing.
+4. Keep orders, migratetypes and zones in range. Unlike the methods, these calls check only what is freed.
+5. E_NOMEM may mean that the pages are in page sets or out with the host. `PageAllocator.alloc_pages` brings them back.
 """
 from libc.stdint cimport uint64_t
 cimport numpy as cnp
@@ -20,9 +22,9 @@ from pagehint.zone.status cimport E_ABSENT, E_ALIGN, E_FREE, E_INSIDE, E_NOMEM, 
 from pagehint.zone.zone cimport MT_MOVABLE, MT_RECLAIMABLE, MT_UNMOVABLE, PageZone
 
 cdef class Zone:
-    cdef Memory memory
+    cdef Memory memory                  # keeps `z` alive
     cdef PageZone *z
-    cdef object spec
+    cdef object spec                    # its ZoneSpec
 
     cdef object reserve(self, int preferred)
     cdef object pageblock_types(self)
@@ -30,8 +32,8 @@ cdef class Zone:
 cdef class PageAllocator:
     cdef readonly Memory memory
     cdef HintingEngine engine
-    cdef tuple zone_objects
-    cdef bint marked                    # everything free was hinted when hinting was last enabled
+    cdef tuple zone_objects             # a Zone for each zone, by address
+    cdef bint marked                    # what was free when hinting was last enabled has been hinted then
 
     cdef int zone_index(self, object zone) except -1
     cdef int out_of_memory(self, object what) except -1

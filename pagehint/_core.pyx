@@ -1,12 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic, freethreading_compatible=False
-"""The public extension types: the allocator, and its zones.
+"""The public extension types: the allocator, and its zones. They check arguments, call what is below, and raise errors.
 
-Without binding, since Cython's own functions do not look whether `self` is what they take it for.
+The memory under the allocator is in `allocator/memory.pyx`, the engine in `hinting/engine.pyx`. The way of a freed
+page: `zone/page_alloc` → `zone/page_set` → `zone/buddy` (merge) → `zone/hook` → `hinting/watch` (bit) →
+`hinting/notify` → `hinting/queue` → `hinting/engine` (pass) → `hinting/batch` (isolate) → `hinting/report` →
+`hinting/batch` (put back).
 
-The memory under the allocator is in `allocator/memory.pyx`, the engine in `hinting/engine.pyx`. The way of a freed page:
-`zone/page_alloc` → `zone/page_set` → `zone/buddy` (merge) → `zone/hook` → `hinting/watch` (bit) → `hinting/notify` →
-`hinting/queue` → `hinting/batch` (isolate) → `hinting/report` → `hinting/batch` (put back).
+A call first tries to do its work with the GIL held, without waiting for a lock. Only if a lock is taken (E_AGAIN) does
+it release the GIL and wait. `binding` is off, since methods with it do not check the type of `self`.
 """
 import atexit
 import html
@@ -61,19 +63,19 @@ OP_ALLOC = _OP_ALLOC
 OP_FREE = _OP_FREE
 FREE_BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32)])
 MIGRATETYPES = migratetypes()
-# A type that is only cimported has no name here for Python.
+# Python finds no type here that is only cimported, so they are added by name.
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
 
 cdef cnp.ndarray as_numbers(object values, str what):
-    """A new contiguous array of whole numbers, that nobody else can change."""
+    """A contiguous copy of whole numbers, which no other thread can change."""
     array = np.array(values, order="C")
     if array.ndim != 1:
         raise ValueError(f"{what} must be one-dimensional, not of shape {array.shape}")
     if array.size == 0:
         return np.empty(0, np.uint64)
     if array.dtype.kind not in "ui":
-        # NumPy makes floats of a mix of its own integers and Python's, and objects of large ones.
+        # NumPy turns a mix of its integers and Python's into floats, and large ones into objects.
         try:
             array = np.array([PyNumber_Index(value) for value in values], object)
         except TypeError:
@@ -89,6 +91,7 @@ cdef Py_ssize_t first_outside(object array, object most) except -2:
 
 
 cdef cnp.ndarray as_pfns(object values):
+    """PFNs as an array of uint64, a copy."""
     cdef Py_ssize_t bad
     array = as_numbers(values, "pfns")
     if array.dtype == np.uint64:
@@ -102,7 +105,7 @@ cdef cnp.ndarray as_pfns(object values):
 
 
 cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
-    """An order for each PFN."""
+    """An order for each PFN, as an array of uint32, a copy."""
     cdef Py_ssize_t bad
     array = as_numbers(values, "order")
     if array.shape[0] != pfns.shape[0]:
@@ -116,10 +119,10 @@ cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
 # ---- zones --------------------------------------------------------------------------------------------------
 
 cdef inline void snapshot(PageZone *z, HintedZone *copy) noexcept nogil:
-    """The zone's figures as they are at one moment."""
+    """Copy a zone's figures as they are at one moment."""
     cdef size_t lock = <char *> &z.lock - <char *> z, rest = <char *> &z.free_pages - <char *> z
     lock_acquire(&z.lock, True)
-    # Of the lock itself only what its holder writes.
+    # Of the lock itself only what is written by its holder: the rest changes at any time.
     memcpy(copy, z, lock)
     copy.zone.lock.acquired, copy.zone.lock.contended = z.lock.acquired, z.lock.contended
     copy.zone.lock.longest_wait = z.lock.longest_wait
@@ -128,10 +131,10 @@ cdef inline void snapshot(PageZone *z, HintedZone *copy) noexcept nogil:
 
 
 cdef class Zone:
-    """One zone of a `PageAllocator`: where it is, and what is free in it. Every figure is as of the moment it is read."""
+    """One zone of a `PageAllocator`: where it is, what is free in it. Each figure is as of the moment of reading."""
 
     def __cinit__(self, Memory memory=None, int index=0):
-        # Not in `__init__`, which need not be called: without a memory every attribute would be read from nowhere.
+        # Not in `__init__`, which need not be called: without a memory, an attribute would be read through NULL.
         if memory is None or not 0 <= index < memory.m.nr_zones:
             raise TypeError("zones come with a PageAllocator: PageAllocator.zones")
         self.memory = memory
@@ -160,7 +163,7 @@ cdef class Zone:
 
     @property
     def spanned_pages(self):
-        """Pages from its first to its last, whether there is memory or not."""
+        """Pages from its first to its last, holes and offline sections included."""
         return load64(&self.z.end_pfn, RELAXED) - self.z.start_pfn
 
     @property
@@ -175,12 +178,12 @@ cdef class Zone:
 
     @property
     def free_pages(self):
-        """Pages in the buddy."""
+        """Free pages in the buddy system, so without those in per-CPU page sets or out with the host."""
         return load64(&self.z.free_pages, RELAXED)
 
     @property
     def nr_free(self):
-        """Maximal free blocks of each order, a tuple."""
+        """Maximal free blocks of each order, from 0 to `max_page_order`: a tuple."""
         return tuple(sum(counts) for counts in zip(*self.figures()["nr_free"]))
 
     @property
@@ -190,17 +193,20 @@ cdef class Zone:
 
     @property
     def metadata_bytes(self):
-        """Bytes of metadata: leaf words, links, kinds, pageblock types, hint bitmap, lists, per-CPU page sets."""
+        """Bytes of metadata: of pages, pageblocks and free lists, hint bitmap and stamps, per-CPU page sets."""
         return hinted_zone_metadata_bytes(self.z) + (self.memory.m.nr_cpus * sizeof(Pcp) if self.z.pcp != NULL else 0)
 
     @property
     def hint_base_pfn(self):
-        """The PFN that bit 0 of `hint_bitmap` stands for: `start_pfn`, rounded down to a block of the largest order."""
+        """First PFN of bit 0 of `hint_bitmap`: `start_pfn`, aligned down to the largest block or a pageblock."""
         return self.z.base_pfn
 
     @property
     def hint_bitmap(self):
-        """The hint bits, one a granule of ``2**min_order`` pages from `hint_base_pfn` on: a read-only uint64 view."""
+        """The hint bits, one for each granule of ``2**min_order`` pages from `hint_base_pfn` on, lowest bit first.
+
+        A read-only view of the bitmap itself, of shape (words,) and dtype uint64; bits change while it is read.
+        """
         cdef cnp.npy_intp words = <cnp.npy_intp>((load64(&self.z.nr_granules, RELAXED) + 63) // 64)
         cdef cnp.ndarray view = cnp.PyArray_SimpleNewFromData(1, &words, cnp.NPY_UINT64, hints_of(self.z).bits)
         cnp.set_array_base(view, self)
@@ -208,9 +214,16 @@ cdef class Zone:
         return view
 
     def free_blocks(self):
-        """Return the maximal free blocks by address: a structured array of ``pfn`` (uint64) and ``order`` (uint32).
+        """Return the maximal free blocks by address.
 
-        The zone is locked while they are listed, O(blocks + spanned pages / 64).
+        Returns
+        -------
+        ndarray
+            Structured, of shape (blocks,): ``pfn`` (uint64), a block's first PFN, and ``order`` (uint32).
+
+        Notes
+        -----
+        The zone is locked while its blocks are listed, O(blocks + spanned pages / 64).
         """
         cdef cnp.ndarray blocks
         cdef uint64_t room = 0, n
@@ -225,7 +238,7 @@ cdef class Zone:
                 return blocks[:n]
 
     def figures(self):
-        """Everything countable about the zone, as of one moment: what the tables and texts are made of."""
+        """Return all counts of the zone by name, as of one moment: for `stats`, `explain` and the /proc texts."""
         cdef HintedZone copy
         cdef Machine *m = &self.memory.m
         cdef uint64_t in_isolation = 0, young = 0
@@ -243,7 +256,7 @@ cdef class Zone:
                 held = pcp_pages(<Pcp *> copy.zone.pcp + cpu)
                 sets.append((held, 2 * (<Pcp *> copy.zone.pcp + cpu).batch, (<Pcp *> copy.zone.pcp + cpu).batch))
         orders = range(self.memory.max_page_order + 1)
-        # As in Linux, one number for each type of zone, whichever node asks.
+        # As in Linux: one number for each name of a zone, whatever the node of the request.
         first_of_name = {}
         for other, spec in enumerate(self.memory.specs):
             first_of_name.setdefault(spec.name, other)
@@ -276,6 +289,7 @@ cdef class Zone:
         }
 
     cdef object reserve(self, int preferred):
+        """The pages that this zone keeps from requests that prefer zone `preferred`."""
         cdef Machine *m = &self.memory.m
         cdef int i
         for i in range(m.zonelist_length[preferred]):
@@ -284,7 +298,7 @@ cdef class Zone:
         return 0
 
     cdef object pageblock_types(self):
-        """How many pageblocks there are of each migratetype, those without any memory left out."""
+        """How many pageblocks there are of each migratetype. Those without any memory do not count."""
         cdef uint64_t[NR_TYPES] count
         cdef uint64_t block, i, leaves = load64(&self.z.nr_leaves, RELAXED)
         cdef int mt
@@ -305,9 +319,9 @@ cdef class Zone:
 
 
 cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
-    """Bits whose granules lie in pageblocks of type isolate.
+    """Hints of granules in pageblocks of type isolate. O(hints).
 
-    O(bits), so without the lock: what is hinted or retyped meanwhile may be counted or not.
+    That is long, so it takes no lock: what is hinted or retyped meanwhile may be counted or not.
     """
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     while granule < end:
@@ -317,7 +331,7 @@ cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
 
 cdef uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
-    """Bits whose granules have been free for less than `min_age`, but for isolated ones. Without the lock, as above."""
+    """Hints of granules, not of type isolate, that have been free for less than `min_age`. No lock, as above."""
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     cdef Ripe ripe = ripe_at(queue_now(<WorkQueue *> hints_of(z).queue), min_age, False)
     while granule < end:
@@ -330,16 +344,18 @@ cdef uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
 # ---- the allocator ------------------------------------------------------------------------------------------
 
 cdef inline int preferred(PageAllocator pages, object zone) except -1:
-    """The index of the zone a request names, or of the default one."""
+    """The index of the zone that a request prefers: the one it names, or the default one."""
     return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
 
 
-@cython.no_gc_clear     # collected in a cycle, too, it needs its engine to stop it
+@cython.no_gc_clear     # in a cycle that is collected, too, `__dealloc__` needs the engine
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
 --
 
     A zoned buddy page allocator with free page hinting.
+
+    It manages page frame numbers (PFNs), and no memory: those of a machine that is modelled, or of an `Arena`.
 
     Parameters
     ----------
@@ -354,13 +370,22 @@ cdef class PageAllocator:
     pcp : bool, default True
         Put per-CPU page sets in front of the zones for orders 0 to 3. Without them placement is reproducible.
     watermarks : None, "linux" or (min, low, high), optional
-        Free pages that ordinary requests leave (min), and below which nothing is reported (low and a batch).
-        None is zero; "linux" takes Linux's formulas, with its lowmem reserve; a tuple is in pages, for every zone.
+        In pages of a zone. Ordinary requests leave min free; nothing is reported with less than low and a batch free.
+        None is zero; "linux" takes Linux's formulas, with its lowmem reserve; a tuple holds for every zone.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or two zones overlap.
+    TypeError
+        If an argument is not of its type.
+    MemoryError
+        If the kernel refuses memory for the metadata.
 
     Notes
     -----
-    Metadata is 0.4 byte a page. Allocating and freeing is O(max_page_order); every method may be called from any thread.
-    A call that is refused has changed nothing.
+    Metadata is 0.4 byte a page. Allocating and freeing is O(max_page_order). Every method may be called from any
+    thread. A call that is refused has changed nothing.
     """
 
     def __cinit__(self, memory, *, page_size=4096, max_page_order=10, min_order=None, bint pcp=True, watermarks=None):
@@ -390,27 +415,43 @@ cdef class PageAllocator:
         _engines.add(self.engine)
 
     def __dealloc__(self):
-        # Not joined: this may be the worker's own thread, letting go of the last reference.
+        # The worker is not joined: this may be its own thread, which has dropped the last reference.
         if self.memory is not None and self.memory.queue.enabled:
             self.engine.abandon()
 
     @classmethod
     def x86_64(cls, memory, nodes=1, *, watermarks="linux", **options):
-        """Return the allocator of a PC with so much memory: DMA, DMA32, the hole below 4 GiB, Normal; Linux's watermarks.
+        """Return the allocator of a PC: zones DMA, DMA32 up to 3 GiB, Normal from 4 GiB on; Linux's watermarks.
 
-        `nodes` NUMA nodes share the memory evenly. `options` are those of `PageAllocator`; a page has 4096 bytes.
+        Parameters
+        ----------
+        memory : str or int
+            Size of the machine's memory ("16GiB", or bytes).
+        nodes : int, default 1
+            NUMA nodes, which share the memory evenly.
+        watermarks : None, "linux" or (min, low, high), default "linux"
+            As for `PageAllocator`.
+        **options
+            The other options of `PageAllocator`. A page has 4096 bytes.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As `PageAllocator`, and if the memory is too small for so many nodes.
         """
         if options.get("page_size", 4096) != 4096:
             raise ValueError("a PC has pages of 4096 bytes")
         return cls(layout.x86_64_zones(parse_size(memory), operator.index(nodes)), watermarks=watermarks, **options)
 
     cdef int zone_index(self, object zone) except -1:
+        """The index of a zone, given as a Zone or by its name."""
         for each in self.zone_objects:
             if zone is each or zone == each.name:
                 return each.index
         raise ValueError(f"no such zone: {zone!r} (there is {', '.join(dict.fromkeys(z.name for z in self.zone_objects))})")
 
     cdef int out_of_memory(self, object what) except -1:
+        """Raise OutOfMemoryError for a request, `what`."""
         left = ", ".join(f"{zone.name} (node {zone.node}) {zone.free_pages}" for zone in self.zone_objects)
         raise errors.OutOfMemoryError(f"{what}: no zone has the pages; free pages: {left}")
 
@@ -424,21 +465,24 @@ cdef class PageAllocator:
         order : int, default 0
             From 0 to `max_page_order`.
         migratetype : {"movable", "unmovable", "reclaimable"}
-            What the pages will hold; keeps what can never move out of everybody else's pageblocks.
+            What the pages will hold. Pages of one type share pageblocks, so that the unmovable ones fragment no others.
         zone : Zone or str, optional
-            The zone to prefer; lower ones and then other nodes' are tried next. Default: the highest of the lowest node.
+            The zone to prefer. Lower ones are tried next, then those of other nodes. Default: the highest of the lowest
+            node.
 
         Raises
         ------
         OutOfMemoryError
             If no zone has such a block above its min watermark, also after emptying the per-CPU page sets and waiting
-            for what is out for reporting.
+            for what is out with the host.
         BadPageError
             If the order is out of range.
+        ValueError
+            If there is no such migratetype or zone.
 
         Notes
         -----
-        O(max_page_order); without a system call or the release of the GIL where no lock is contended.
+        O(max_page_order). If no lock is contended, it makes no system call and does not release the GIL.
         """
         cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
         cdef Machine *m = &self.memory.m
@@ -455,16 +499,23 @@ cdef class PageAllocator:
                 self.memory.end_last_resort()
             if rc == E_NOMEM:
                 self.out_of_memory(f"order {o}, {migratetype}")
-        return <long>pfn        # which C makes an int of faster than of an unsigned number; PFNs are far below
+        return <long>pfn        # PFNs fit, and a signed number becomes a Python int faster
 
     def free_pages(self, pfn, order=0):
-        """Free a block that `alloc_pages` or `alloc_pages_at` returned.
+        """Free a block that `alloc_pages` or `alloc_pages_at` returned. O(max_page_order).
+
+        Parameters
+        ----------
+        pfn : int
+            The block's first PFN.
+        order : int, default 0
+            The block's order.
 
         Raises
         ------
         BadPageError
             If it is not an allocated block of this order: a double free, the wrong order, a page inside a block, in a
-            hole, offline or outside every zone. O(max_page_order).
+            hole, offline or outside every zone.
         """
         cdef uint64_t at = as_pfn(pfn)
         cdef int o = as_order_at(self.memory, order, pfn), rc
@@ -479,9 +530,28 @@ cdef class PageAllocator:
             raise refusal(self.memory, rc, at, f"order {o}")
 
     def alloc_pages_bulk(self, count, order=0, migratetype="movable", zone=None):
-        """Allocate `count` blocks of one order, all or none; returns their PFNs, an ndarray of uint64.
+        """Allocate `count` blocks of one order, all or none.
 
-        Runs without the GIL, a chunk of blocks to a lock round. Parameters and errors as in `alloc_pages`.
+        Parameters
+        ----------
+        count : int
+            Number of blocks, 0 or more.
+        order, migratetype, zone
+            As in `alloc_pages`.
+
+        Returns
+        -------
+        ndarray
+            The blocks' first PFNs, of shape (count,) and dtype uint64.
+
+        Raises
+        ------
+        OutOfMemoryError, BadPageError, ValueError
+            As `alloc_pages`.
+
+        Notes
+        -----
+        O(count * max_page_order), without the GIL. A zone's lock is released between chunks of blocks.
         """
         cdef uint64_t n = as_count(count, "count", 0)
         cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
@@ -505,19 +575,23 @@ cdef class PageAllocator:
         return pfns
 
     def free_pages_bulk(self, pfns, order=0):
-        """Free many blocks, all or none. Runs without the GIL.
+        """Free many blocks, all or none. O(blocks * max_page_order), without the GIL.
 
         Parameters
         ----------
         pfns : array_like of int
-            First PFNs, one-dimensional, in any order.
+            First PFNs of the blocks, of shape (n,), in any order.
         order : int or array_like of int
-            The blocks' order, or one for each.
+            The order of all blocks, or of shape (n,), one for each.
 
         Raises
         ------
         BadPageError
-            As `free_pages`, for the first block that cannot be freed, also because it is there twice.
+            As `free_pages`, for the first block that cannot be freed, also if it is named twice.
+        ValueError
+            If an array is not one-dimensional, or the two differ in length.
+        TypeError
+            If an array does not hold whole numbers.
         """
         cdef cnp.ndarray where = as_pfns(pfns)
         cdef uint64_t n = <uint64_t>where.shape[0], refused = 0
@@ -539,24 +613,27 @@ cdef class PageAllocator:
             raise refusal(self.memory, rc, at[refused], f"order {o if each == NULL else each[refused]}, index {refused}")
 
     def run_ops(self, ops, pfns, migratetype="movable", zone=None):
-        """Run an array of allocations and frees in one call, without the GIL: a trace, replayed.
+        """Run an array of allocations and frees in one call, without the GIL: the replay of a trace.
 
         Parameters
         ----------
         ops : ndarray of dtype `OP_DTYPE`
-            Operations in order: ``op`` is `OP_ALLOC` or `OP_FREE`, ``order`` the block's, ``slot`` says where in `pfns`
-            its first PFN is put, or found.
+            Operations in order, of shape (n,): ``op`` (uint16) is `OP_ALLOC` or `OP_FREE`, ``order`` (uint16) is the
+            block's, and ``slot`` (uint32) is where in `pfns` its first PFN is written by an allocation and read by a
+            free.
         pfns : ndarray of uint64
-            Contiguous and writeable; changed in place.
+            A PFN for each slot, of shape (slots,), contiguous and writeable. Changed in place.
         migratetype, zone
-            Of all allocations, as in `alloc_pages`.
+            Those of all allocations, as in `alloc_pages`.
 
         Raises
         ------
         OutOfMemoryError, BadPageError
-            For the first operation that is refused, with its index in the attribute `index`. It has changed nothing;
-            those before it stay done, the others are not begun. (All or nothing cannot be had: others have used since
-            what was freed.)
+            For the first operation that is refused; its attribute `index` is that of the operation. The operation has
+            changed nothing, those before it stay done, and those after it have not begun. (They cannot be all or
+            nothing: other threads may have used in the meantime what was freed.)
+        TypeError
+            If an array is not of the dtype, shape or layout above.
 
         Notes
         -----
@@ -571,7 +648,7 @@ cdef class PageAllocator:
             raise TypeError("ops must be a one-dimensional array of dtype OP_DTYPE")
         if table is None or table.dtype != np.uint64 or not table.flags.carray or table.ndim != 1:
             raise TypeError("pfns must be a one-dimensional, contiguous, aligned and writeable array of uint64")
-        # Ours, so that nobody changes it meanwhile; as numbers, since NumPy copies records field by field.
+        # A copy, which no other thread changes meanwhile; as numbers, since NumPy copies records field by field.
         trace = trace.view(np.uint64).copy()
         n, nr_slots = <uint64_t>trace.shape[0], <uint64_t>table.shape[0]
         op = <Op *> trace.data
@@ -583,7 +660,7 @@ cdef class PageAllocator:
                                      <uint64_t *> table.data, nr_slots, &done)
             if rc != E_NOMEM:
                 break
-            # The one that failed again, with all that is in page sets and out for reporting back.
+            # The operation that failed once more, with everything back from page sets and from the host.
             self.memory.settle()
             with nogil:
                 self.memory.begin_last_resort()
@@ -596,6 +673,7 @@ cdef class PageAllocator:
             self.refuse_op(rc, done, trace, table)
 
     cdef int refuse_op(self, int rc, uint64_t index, cnp.ndarray trace, cnp.ndarray table) except -1:
+        """Raise the error for the operation at `index` of a trace, which was refused with `rc`."""
         cdef Op *op = <Op *> trace.data + index
         if rc == E_NOMEM:
             error = errors.OutOfMemoryError(f"operation {index}, order {op.order}: no zone has the pages")
@@ -608,14 +686,26 @@ cdef class PageAllocator:
         raise error
 
     def alloc_pages_at(self, pfn, order=0):
-        """Allocate exactly this block: for replays, and for memory that has to be at one place. O(max_page_order).
+        """Allocate exactly this block, as a replay must, or memory that is needed at one place. O(max_page_order).
 
-        Neither migratetype nor watermark is looked at.
+        Migratetype and watermarks do not matter.
+
+        Parameters
+        ----------
+        pfn : int
+            The block's first PFN, a multiple of ``2**order``.
+        order : int, default 0
+            The block's order.
+
+        Returns
+        -------
+        int
+            `pfn`.
 
         Raises
         ------
         BadPageError
-            If it is not all free, in an isolate pageblock, not aligned to its order, or not all in one zone.
+            If the block is not all free, in a pageblock of type isolate, not aligned, or not all in one zone.
         """
         cdef uint64_t at = as_pfn(pfn)
         cdef int o = as_order_at(self.memory, order, pfn), rc
@@ -624,7 +714,7 @@ cdef class PageAllocator:
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_alloc_at(m, at, o, True)
-        # No memory will be there however long we wait.
+        # Pages without memory cannot come back from a page set or from the host.
         if rc == E_BUSY and self.memory.absence(at, <uint64_t>1 << o) is None:
             self.memory.settle()
             with nogil:
@@ -636,10 +726,24 @@ cdef class PageAllocator:
         return at
 
     def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
-        """Allocate `nr_pages` contiguous pages, any number, and return the first PFN; nothing is rounded up.
+        """Allocate a run of `nr_pages` contiguous pages and return its first PFN. The number is not rounded up.
 
-        Takes the front of a block, or, where no block is large enough, the first free run that begins at a multiple of
-        64 pages, which costs O(spanned pages / 64). Errors as in `alloc_pages`.
+        Parameters
+        ----------
+        nr_pages : int
+            Any number from 1 on.
+        migratetype, zone
+            As in `alloc_pages`.
+
+        Raises
+        ------
+        OutOfMemoryError, BadPageError, ValueError
+            As `alloc_pages`.
+
+        Notes
+        -----
+        Takes the front of a block, O(max_page_order). If no block is large enough it takes the first free run that
+        begins at a multiple of 64 pages, O(spanned pages / 64).
         """
         cdef uint64_t n = as_count(nr_pages, "nr_pages", 1), pfn = 0
         cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
@@ -657,12 +761,19 @@ cdef class PageAllocator:
         return pfn
 
     def free_pages_exact(self, pfn, nr_pages):
-        """Free what `alloc_pages_exact` returned. O(nr_pages / 64).
+        """Free a run that `alloc_pages_exact` returned. O(nr_pages / 64).
+
+        Parameters
+        ----------
+        pfn : int
+            The run's first PFN.
+        nr_pages : int
+            All of its pages.
 
         Raises
         ------
         BadPageError
-            If it is not allocated as one run of so many pages.
+            If these pages are not allocated as one run.
         """
         cdef uint64_t at = as_pfn(pfn), n = as_count(nr_pages, "nr_pages", 1)
         cdef Machine *m = &self.memory.m
@@ -675,7 +786,7 @@ cdef class PageAllocator:
             raise refusal(self.memory, rc, at, f"{n} pages")
 
     def drain_pcp(self):
-        """Give everything in the per-CPU page sets back to the zones, by the ordinary path: it merges, and it hints."""
+        """Give all pages in the per-CPU page sets back to the zones, as ordinary frees: they merge, and are hinted."""
         self.engine.tick()
         with nogil:
             machine_drain(&self.memory.m)
@@ -683,37 +794,67 @@ cdef class PageAllocator:
     # -- hotplug and migratetypes
 
     def offline(self, pfn, nr_pages):
-        """Take whole sections (128 MiB) offline; all their pages must be free.
+        """Take whole sections (128 MiB) offline, all or none; all their pages must be free. O(nr_pages / 64).
+
+        Parameters
+        ----------
+        pfn : int
+            First PFN, a multiple of a section, or the zone's first.
+        nr_pages : int
+            Pages up to the end of a section, or of the zone.
 
         Raises
         ------
         BadPageError
-            If a page is in use, the range is not made of whole sections of one zone, or is offline already.
+            If a page is in use or offline already, or the run is not made of whole sections of one zone.
+
+        Notes
+        -----
+        If a page is not free it first waits for what is out with the host, and empties the per-CPU page sets.
         """
         self.memory.set_offline(pfn, nr_pages)
 
     def online(self, pfn, nr_pages):
-        """Bring whole sections online: offline ones again, or new ones past the end of a zone, which grows.
+        """Bring whole sections online: those that are offline, or new ones past the end of a zone, which grows.
 
-        What it grows over is a hole, whose whole sections can come online later.
+        What a zone grows over becomes a hole, whose whole sections can come online later. O(nr_pages / 64).
+
+        Parameters
+        ----------
+        pfn, nr_pages : int
+            A run of pages as in `offline`.
 
         Raises
         ------
         BadPageError
-            If the range is not made of whole sections, not all offline, or no zone could grow there.
+            If the run is not made of whole sections, is not all offline, or no zone can grow there.
+        MemoryError
+            If the kernel refuses memory for the metadata of a zone that grows.
         """
         self.engine.tick()
         self.memory.set_online(pfn, nr_pages)
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
-        """Set the migratetype of whole pageblocks (512 pages), allocated or free; "isolate" takes what is free there off.
+        """Set the migratetype of whole pageblocks (512 pages), whether allocated or free. O(nr_pages / 64).
 
-        Hints stay. Isolated pages are neither allocated nor reported until the pageblock gets another type.
+        Free pages of type "isolate" are neither allocated nor reported until their pageblock gets another type. Their
+        hints stay.
+
+        Parameters
+        ----------
+        pfn : int
+            First PFN, a multiple of a pageblock and of a granule, or the zone's first.
+        nr_pages : int
+            Pages up to the end of a pageblock and of a granule, or of the zone.
+        migratetype : {"movable", "unmovable", "reclaimable", "isolate"}
+            The new type.
 
         Raises
         ------
         BadPageError
-            If the range is not made of whole pageblocks (and granules) of one zone.
+            If the run is not made of whole pageblocks and granules of one zone.
+        ValueError
+            If there is no such migratetype.
         """
         self.engine.tick()
         self.memory.set_migratetype(pfn, nr_pages, migratetype)
@@ -727,41 +868,48 @@ cdef class PageAllocator:
         Parameters
         ----------
         callbacks : PageHintingCallbacks
-            What to call.
+            What reports the blocks.
         workqueue : {"thread", "manual"}
-            Report on a thread of the allocator's, or on the caller in `run_pending` and `flush_hinting`.
+            Report on a worker thread, or on the threads that call `run_pending` and `flush_hinting`.
         threshold : int, optional
-            Hinted granules in a zone at which it is reported at once. Default: the callbacks' `max_pages`.
+            Hinted granules in a zone at which it is reported at once, from 1 to 2**20. Default: the callbacks'
+            `max_pages`.
         delay : float or None, default 2.0
-            Seconds after which fewer are reported, too; None: never.
+            Seconds after which fewer are reported, too. None: never.
         max_report_order : int, optional
-            Largest block to report. Default: the smaller of 10 and `max_page_order`.
+            Largest order of a block that is reported. Default: the smaller of 10 and `max_page_order`.
         mark_free : bool, default True
-            Report what is free already.
+            Also report what is free already.
         min_age : float or None, default None
-            Seconds that a granule must have been free before it is reported; what is free already counts from now. So
-            memory that is used again soon is never sent away. A larger block is as old as its youngest granule.
+            Seconds that a granule must have been free before it is reported, so that memory which is used again soon is
+            not. What is free already counts from now. A block is as old as its youngest granule.
         clock : callable, optional
-            Returns seconds, for the delay, the age and the back-off; with ``workqueue="manual"`` only, and read by the
-            methods that free: what compiled code frees is free since the last one. Default: the monotonic clock.
+            Returns seconds, for the delay, the age and the back-off. Only with ``workqueue="manual"``. It is read by
+            the methods that free, so what compiled code frees counts from the last reading. Default: the monotonic
+            clock.
 
         Raises
         ------
         HintingActiveError
-            If hinting is on already. Nothing has changed.
+            If hinting is on already, or from inside a callback. Nothing has changed.
+        ValueError, TypeError, BadPageError
+            If an argument is out of range or not of its type. Nothing has changed.
+        MemoryError
+            If there is no memory for a batch, or for the stamps that `min_age` needs. Nothing has changed.
 
         Notes
         -----
-        After Linux's page hinting series (v10, 2019) and free page reporting (5.7). What fails is hinted again, and
-        retried with exponential back-off from 0.1 to 30 seconds.
+        After Linux's page hinting series (v10, June 2019) and free page reporting (5.7). What fails is hinted again,
+        and retried with exponential back-off from 0.1 to 30 seconds.
 
-        With `min_age` the threshold and the delay say when a zone is looked at for the first time, but it is not before
-        something in it is old enough. As long as there is younger memory it is looked at again when the oldest of it comes
-        of age, at most eight times in each `min_age`, O(hinted granules) without the lock. Costs 8 bytes a granule, and
-        reading the clock once for each block freed.
+        `min_age` is the rule of ski rental: an age at which keeping the memory has cost as much as reporting it and
+        faulting it in again costs at most twice the optimum (Karlin and others, 1988). With it, threshold and delay say
+        when a zone is looked at first, but not before something in it is old enough. While there is younger memory, the
+        zone is looked at again when the oldest of that comes of age, at most eight times in each `min_age`, O(hinted
+        granules) without its lock. This takes 8 bytes a granule, and a reading of the clock for each block freed.
 
-        The worker keeps the callbacks, and what they refer to, alive. One that refers to the allocator keeps the
-        allocator, which is then not collected, and the worker not stopped, before `disable_hinting`.
+        The worker keeps the callbacks alive, and what they refer to. If that is the allocator, it is not collected, and
+        the worker goes on, until `disable_hinting`.
         """
         cdef Settings settings
         if not isinstance(callbacks, PageHintingCallbacks):
@@ -772,41 +920,53 @@ cdef class PageAllocator:
         self.marked = bool(mark_free)
 
     def disable_hinting(self):
-        """Stop reporting; nothing happens if it is off. On return no callback runs or will run, and every block is back.
+        """Stop reporting; do nothing if hinting is off.
+
+        On return no callback runs or will run, and every block is back.
 
         Raises
         ------
         HintingActiveError
-            From inside a callback, for which it would have to wait.
+            From inside a callback, whose end it would wait for.
         """
         self.engine.disable()
 
     def flush_hinting(self):
-        """Report everything that can be reported, now; returns when done. Empties the per-CPU page sets first.
+        """Report everything that can be reported, now, and return when that is done.
 
-        Does not wait for the delay, the threshold, `min_age` or the back-off; what fails is in `last_error`.
+        Empties the per-CPU page sets first. Delay, threshold, `min_age` and back-off do not matter, but the watermarks
+        do. A failure does not raise: it is in `last_error`.
 
         Raises
         ------
         HintingInactiveError
             If hinting is off, or is disabled meanwhile.
         HintingActiveError
-            From inside a callback.
+            From inside a callback, whose end it would wait for.
         """
         self.engine.flush()
 
     def run_pending(self):
-        """With ``workqueue="manual"``: run what is queued and due, on this thread; returns the number of runs.
+        """With ``workqueue="manual"``: run what is queued and due, on this thread.
+
+        Returns
+        -------
+        int
+            Passes over the zones that were run.
 
         Raises
         ------
         HintingInactiveError
             If hinting is off.
+        HintingActiveError
+            From inside a callback.
+        PageHintError
+            With ``workqueue="thread"``, where the worker runs the work.
         """
         return self.engine.run_pending()
 
     def hinting(self, callbacks, **options):
-        """Return a context manager: `enable_hinting` with these arguments on entry, `disable_hinting` on exit."""
+        """Return a context manager that calls `enable_hinting` with these arguments, at its end `disable_hinting`."""
         return _Hinting(self, callbacks, options)
 
     @property
@@ -816,12 +976,12 @@ cdef class PageAllocator:
 
     @property
     def last_error(self):
-        """What the host or a callback failed with last, since hinting was enabled; None if it never did."""
+        """What a callback failed with last, since hinting was enabled; None if none did."""
         return self.engine.last_error
 
     @property
     def max_pages(self):
-        """Most blocks out at once; may be set while hinting is on."""
+        """Most blocks that are out with the host at once. May be set. HintingInactiveError while hinting is off."""
         self.engine.require_hinting("max_pages")
         return self.memory.queue.max_pages
 
@@ -831,7 +991,7 @@ cdef class PageAllocator:
 
     @property
     def threshold(self):
-        """Hinted granules at which a zone is reported; may be set while hinting is on, None for `max_pages`."""
+        """Hinted granules at which a zone is reported. May be set while hinting is on; None is `max_pages`."""
         self.engine.require_hinting("threshold")
         return self.memory.queue.threshold or self.memory.queue.max_pages
 
@@ -841,7 +1001,7 @@ cdef class PageAllocator:
 
     @property
     def delay(self):
-        """Seconds until fewer hints than the threshold are reported, or None; may be set while hinting is on."""
+        """Seconds until fewer hints than the threshold are reported, or None: never. May be set while hinting is on."""
         self.engine.require_hinting("delay")
         return None if self.memory.queue.delay == NEVER else self.memory.queue.delay / <double>SECOND
 
@@ -851,11 +1011,11 @@ cdef class PageAllocator:
 
     @property
     def min_age(self):
-        """Seconds that a granule is free before it is reported, or None; as hinting was enabled."""
+        """Seconds that a granule must have been free before it is reported, or None, as given to `enable_hinting`."""
         self.engine.require_hinting("min_age")
         return None if self.memory.queue.min_age == NEVER else self.memory.queue.min_age / <double>SECOND
 
-    # -- what there is to see
+    # -- figures
 
     @property
     def zones(self):
@@ -874,16 +1034,16 @@ cdef class PageAllocator:
 
     @property
     def min_order(self):
-        """A granule is ``2**min_order`` pages."""
+        """Order of a granule, the unit of hinting: it is ``2**min_order`` pages."""
         return self.memory.min_order
 
     def stats(self, bint locks=False):
-        """Return the counts as of now, added over all zones: a `Stats`.
+        """Return the counts of now, added over all zones: a `Stats`. Each zone is locked for a moment, one by one.
 
         Parameters
         ----------
         locks : bool, default False
-            Also how long the zone locks were waited for and held: a `LockStats`, in the attribute `locks`.
+            Add how long the zone locks were waited for and held: a `LockStats`, as the attribute `locks`.
         """
         cdef WorkQueue *q = &self.memory.queue
         zones = [zone.figures() for zone in self.zone_objects]
@@ -909,7 +1069,7 @@ cdef class PageAllocator:
         })
 
     def explain(self):
-        """Return where the free memory is, and why it is not with the host: an `Explanation`, shown as a table."""
+        """Return where the free memory is, and why not with the host: an `Explanation`, which prints as a table."""
         return explain_zones(
             [zone.figures() for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
@@ -917,25 +1077,25 @@ cdef class PageAllocator:
         )
 
     def buddyinfo(self):
-        """Return the free blocks by order, in the format of ``/proc/buddyinfo``."""
+        """Return the free blocks by order: the text of ``/proc/buddyinfo``."""
         return procfs.buddyinfo([zone.figures() for zone in self.zone_objects])
 
     def pagetypeinfo(self):
-        """Return the free blocks by migratetype and order, and the pageblocks, in the format of ``/proc/pagetypeinfo``."""
+        """Return the free blocks by migratetype and order, and the pageblocks: the text of ``/proc/pagetypeinfo``."""
         return procfs.pagetypeinfo([zone.figures() for zone in self.zone_objects], PAGEBLOCK_ORDER, MIGRATETYPES)
 
     def zoneinfo(self):
-        """Return the zones' sizes and watermarks, in the format of ``/proc/zoneinfo``."""
+        """Return the zones' sizes and watermarks: the text of ``/proc/zoneinfo``."""
         return procfs.zoneinfo([zone.figures() for zone in self.zone_objects])
 
     def verify(self):
-        """Check every invariant of the metadata; O(pages / 64), each zone locked meanwhile.
+        """Check every invariant of the metadata, from scratch. O(pages / 64), each zone locked meanwhile.
 
         Raises
         ------
         PageHintError
-            Naming the zone, the page (its block's first, or the zone's if a count is wrong) and the first invariant that
-            does not hold.
+            For the first invariant that does not hold, with the zone and a PFN: of the block's first page, or, if a
+            count is wrong, of the zone's first.
         """
         self.memory.verify()
 
@@ -953,7 +1113,7 @@ cdef class PageAllocator:
 
 
 class _Hinting:
-    """What `PageAllocator.hinting` returns."""
+    """The context manager of `PageAllocator.hinting`."""
 
     def __init__(self, pages, callbacks, options):
         self._pages = pages
@@ -970,7 +1130,7 @@ class _Hinting:
 
 # ---- at exit ------------------------------------------------------------------------------------------------
 
-_engines = weakref.WeakSet()        # may outlive their allocators, as long as their workers run
+_engines = weakref.WeakSet()        # an engine outlives its allocator while its worker runs
 
 
 @atexit.register

@@ -1,4 +1,4 @@
-"""The errors pagehint raises. Messages name the PFN, the order and the zone."""
+"""The errors that pagehint raises. Messages name the PFN, the order and the zone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class PageHintError(Exception):
 
 
 class OutOfMemoryError(PageHintError, MemoryError):
-    """No zone has the pages, also after waiting for those out for reporting."""
+    """No zone has the pages, also after waiting for those that are out with the host."""
 
 
 class BadPageError(PageHintError, ValueError):
-    """A page, order, count or range that the call cannot be about. Nothing has changed."""
+    """The call does not accept this page, order, count or run of pages. Nothing has changed."""
 
 
 class HintingActiveError(PageHintError, RuntimeError):
@@ -29,15 +29,18 @@ class HintingInactiveError(PageHintError, RuntimeError):
 
 
 class HostError(PageHintError, OSError):
-    """The host has gone, or refuses what it was asked. What it was told of is not with it."""
+    """The host is gone, or refuses what it was asked. It has not taken the blocks that it was told of."""
 
 
 class HostTimeoutError(HostError, TimeoutError):
-    """The host did not answer in time; it has been kept from touching what it was told of."""
+    """The host did not answer in time. It has been kept from touching the blocks that it was told of."""
 
 
 def no_mapping(code: int, what: str) -> MemoryError:
-    """Return the error for address space that the kernel does not give, naming the limit there may be on it."""
+    """Return the error for memory that the kernel refuses, with the reason for `code`, an errno.
+
+    Names the limit on the process's address space, if there is one, which may be why.
+    """
     why = os.strerror(code)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:

@@ -1,4 +1,4 @@
-"""What a machine looks like: its zones, their order of fallback, their watermarks. No allocator in here."""
+"""What a machine looks like: its zones, the order in which requests try them, their watermarks. Only numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NODES = 1024  # as in Linux
 
 
 class Watermarks(NamedTuple):
-    """Free pages at which a zone refuses ordinary requests (min), is short (low), and has enough again (high)."""
+    """Free pages of a zone: ordinary requests leave `min`; under `low` memory is short; `high` is enough."""
 
     min: int
     low: int
@@ -40,7 +40,15 @@ class ZoneSpec:
     node : int
         NUMA node the zone belongs to.
     holes : sequence of (pfn, nr_pages)
-        Page frames inside the span where there is no memory.
+        Runs of page frames inside the span where there is no memory.
+
+    Raises
+    ------
+    ValueError
+        If the zone is empty, nothing but holes, or not within PFNs from 0 to 2**52, if a hole is not inside it, or if
+        two holes overlap.
+    TypeError
+        If the name is not a string, or a number not an integer.
     """
 
     name: str
@@ -78,7 +86,7 @@ class ZoneSpec:
         object.__setattr__(self, "holes", tuple(merged))
 
     def _hole_numbers(self) -> list[tuple[int, int]]:
-        """Return the holes by address."""
+        """Return the holes as given, by address."""
         holes = []
         for hole in self.holes:
             try:
@@ -90,12 +98,12 @@ class ZoneSpec:
 
     @property
     def end_pfn(self) -> int:
-        """The PFN after the last."""
+        """The PFN after the last one."""
         return self.start_pfn + self.spanned_pages
 
 
 def check_watermarks(watermarks: Any) -> Watermarks | Literal["linux"]:
-    """Return what `PageAllocator` takes for watermarks: None, "linux" or three numbers of pages."""
+    """Check what a caller of `PageAllocator` gives as watermarks, and return them: None is zero."""
     if watermarks is None:
         return Watermarks(0, 0, 0)
     if isinstance(watermarks, str) and watermarks == "linux":
@@ -113,7 +121,7 @@ def check_watermarks(watermarks: Any) -> Watermarks | Literal["linux"]:
 
 
 def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
-    """Return the zones by address, or raise ValueError where two overlap."""
+    """Return the zones by address; raise ValueError if two overlap, or have the same name on one node."""
     try:
         listed = list(zones)
     except TypeError:
@@ -137,7 +145,7 @@ def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
 
 
 def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
-    """Return the zones of a PC: DMA, DMA32, the hole below 4 GiB for devices, Normal; nodes share the memory evenly."""
+    """Return the zones of a PC: DMA, DMA32 up to 3 GiB, Normal from 4 GiB on; nodes share the memory evenly."""
     page_size = 4096
     if not 1 <= nodes <= MAX_NODES:
         raise ValueError(f"a machine has from one node to {MAX_NODES}, not {shown(nodes)}")
@@ -149,7 +157,7 @@ def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
     if low <= 1:
         raise ValueError("a PC has more than one page")
     limits = [("DMA", 1, dma_end), ("DMA32", dma_end, low), ("Normal", high_start, end)]
-    # Each node has the same share of the pages, counted through the hole below 4 GiB, in whole sections.
+    # Each node has the same share of the pages, in whole sections; the hole below 4 GiB does not count.
     section = SECTION_BYTES // page_size
     borders = [0]
     for node in range(1, nodes):
@@ -168,9 +176,9 @@ def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
 
 
 def zonelists(zones: Sequence[ZoneSpec]) -> list[list[int]]:
-    """Return, for each zone that a request may prefer, the zones to try in turn.
+    """Return, for each zone that a request may prefer, the indices of the zones to try in turn.
 
-    Lower zones of its own node first, then the next nodes' zones no higher than it, as in Linux's node order.
+    First come the zone and the lower ones of its node, then those of the next nodes that are no higher, as in Linux.
     """
     ranks: dict[str, int] = {}
     for zone in zones:
@@ -188,7 +196,7 @@ def zonelists(zones: Sequence[ZoneSpec]) -> list[list[int]]:
 
 
 def default_zone(zones: Sequence[ZoneSpec]) -> int:
-    """Return the zone preferred by requests that name none: the highest of the lowest node."""
+    """Return the index of the zone for requests that name none: the highest zone of the lowest node."""
     node = min(zone.node for zone in zones)
     return max(i for i, zone in enumerate(zones) if zone.node == node)
 
@@ -211,7 +219,7 @@ _RESERVE_RATIO = {"DMA": 256, "DMA32": 256, "Normal": 32}
 
 
 def lowmem_reserve(zones: Sequence[ZoneSpec], managed: Sequence[int], zone: int, preferred: int) -> int:
-    """Return the pages that `zone` keeps from requests that prefer `preferred`, by Linux's ``lowmem_reserve_ratio``."""
+    """Return the pages that `zone` keeps from requests that prefer `preferred`: Linux's ``lowmem_reserve_ratio``."""
     ratio = _RESERVE_RATIO.get(zones[zone].name)
     if ratio is None:
         return 0

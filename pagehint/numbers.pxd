@@ -1,20 +1,22 @@
-"""From whole numbers that callers pass to C numbers; what does not fit is refused, and nothing is rounded.
+"""Whole numbers that callers pass, as C numbers: what is out of range or no integer is refused, nothing is rounded.
 
-Inline, since every call goes through some of them. Such functions have no module's names to use: what they refuse
-with is imported where they refuse.
+The functions are inline, since every call goes through some of them. Inline functions of a `.pxd` cannot use names of a
+module, so the errors are imported where they are raised.
 """
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint64_t
 
 cdef extern from *:
     """
-    /* The value of an int from 0 to 2**30 - 1, or -1: what nearly every argument is, read without a call. */
+    /* The value of an int from 0 to 2**30 - 1, or -1 for anything else. Nearly every argument is one: no call is
+    /* needed. */
     static inline long ph_small_int(PyObject *o)
     {
         if (!PyLong_CheckExact(o))
             return -1;
     #if PY_VERSION_HEX >= 0x030C0000
-        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) : -1;
+        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) :
+        -1;
     #else
         return Py_SIZE(o) == 1 ? (long)((PyLongObject *)o)->ob_digit[0] : Py_SIZE(o) == 0 ? 0 : -1;
     #endif
@@ -29,13 +31,14 @@ cdef extern from "Python.h":
 
 
 cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
+    """A page frame number; BadPageError if it is negative or has more than 64 bits."""
     cdef uint64_t number
     cdef long small = small_int(pfn)
     if small >= 0:
         return small
     if type(pfn) is not int:
-        pfn = PyNumber_Index(pfn)       # no float, whose fraction would be lost
-    # Not by `try`, which costs as much as the rest of the call even where nothing is raised.
+        pfn = PyNumber_Index(pfn)       # refuses a float, whose fraction would be lost
+    # Without `try`, which costs as much as the rest of the call even if nothing is raised.
     number = PyLong_AsUnsignedLongLong(pfn)
     if number == <uint64_t>-1 and PyErr_Occurred():
         PyErr_Clear()
@@ -45,6 +48,7 @@ cdef inline uint64_t as_pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
 
 
 cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0xFFFFFFFFFFFFFFFF:
+    """A number of pages or blocks from `least` to 2**52 - 1, else BadPageError; `what` is its name in the message."""
     cdef object number = PyNumber_Index(count)
     if not least <= number < 1 << 52:
         from pagehint import errors, sizes
@@ -53,6 +57,7 @@ cdef inline uint64_t as_count(object count, str what, uint64_t least) except? 0x
 
 
 cdef inline uint64_t as_positive(object number, str what) except 0:
+    """A setting from 1 to 2**20, else ValueError; `what` is its name in the message."""
     cdef object value = PyNumber_Index(number)
     if not 1 <= value <= 1 << 20:
         from pagehint import sizes

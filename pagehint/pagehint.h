@@ -1,8 +1,9 @@
-/* The C side of pagehint: what a compiled reporting function looks like.
+/* The C interface of a compiled reporting function.
  *
- * Hand such a function to PageHintingCallbacks in a PyCapsule whose name is PAGEHINT_HINT_SIGNATURE and whose
- * context is passed on as `user_data`, or as a scipy.LowLevelCallable. It runs without the GIL, on the worker's
- * thread, with no lock held. The blocks are the caller's; they are not to be touched after it returns.
+ * Give such a function to PageHintingCallbacks as a scipy.LowLevelCallable, or in a PyCapsule whose name is
+ * PAGEHINT_HINT_SIGNATURE; the capsule's context is passed on as `user_data`. The function runs without the GIL and
+ * with no lock held, on the worker's thread, or with workqueue="manual" on the thread that runs the work. `blocks` and
+ * `failed` belong to the caller, and are valid until the function returns.
  */
 #ifndef PAGEHINT_H
 #define PAGEHINT_H
@@ -11,13 +12,14 @@
 #include <stdint.h>
 
 typedef struct pagehint_block {
-    uint64_t pfn;   /* first page frame number */
-    uint32_t order; /* 2**order pages */
-    uint32_t zone;  /* index in PageAllocator.zones */
+    uint64_t pfn;   /* the block's first page frame number */
+    uint32_t order; /* it has 2**order pages */
+    uint32_t zone;  /* its zone's index in PageAllocator.zones */
 } pagehint_block;
 
-/* Returns 0, or a negative errno when the whole batch failed. A block that failed alone is marked by a non-zero
- * byte in `failed`, which is all zero on entry. */
+/* Report `n` blocks to the host. Returns 0, or a negative errno if the host has taken no block at all. A single block
+/* that
+ * the host did not take is marked by a byte that is not 0 in `failed`, `n` bytes that are all 0 on entry. */
 typedef int (*pagehint_hint_fn)(const pagehint_block *blocks, size_t n, uint8_t *failed, void *user_data);
 
 #define PAGEHINT_HINT_SIGNATURE "int (const pagehint_block *, size_t, uint8_t *, void *)"

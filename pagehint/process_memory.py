@@ -1,4 +1,4 @@
-"""What the kernel says about memory: of this process, and of the whole machine."""
+"""What /proc says about memory: that of this process, and that of the machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 
 def rss_bytes() -> int:
-    """Return this process's resident memory, as the kernel counts it."""
+    """Return the resident memory of this process, in bytes."""
     return _kibibytes(Path("/proc/self/smaps_rollup"), "Rss:") * 1024
 
 
 def available_bytes() -> int:
-    """Return how much memory the system could give to a process without swapping."""
+    """Return the memory that the machine could give to a process without swapping, in bytes."""
     return _kibibytes(Path("/proc/meminfo"), "MemAvailable:") * 1024
 
 
 def _kibibytes(path: Path, name: str) -> int:
+    """Return the number after `name` in a file of /proc."""
     for line in path.read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Memory sizes as people write them: ``"16GiB"``, ``"512 MiB"``, ``4096``."""
+"""Memory sizes as text and as numbers of bytes: ``"16GiB"``, ``"512 MiB"``, ``4096``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZE = re.compile(r"\s*(\d{1,40}(?:\.\d{1,40})?)\s*([a-z]*)\s*", re.IGNORECASE 
 
 
 def parse_size(size: str | SupportsIndex) -> int:
-    """Return a size in bytes.
+    """Return a memory size in bytes.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ def parse_size(size: str | SupportsIndex) -> int:
 
 
 def shown(number: int) -> str:
-    """Return a number as text: a very long one in hexadecimal, as Python refuses to write it in decimal."""
+    """Return a number as text: a very long one in hexadecimal, since Python refuses to write that in decimal."""
     return str(number) if -(1 << 500) < number < 1 << 500 else f"{number:#x}"
 
 
 def format_size(nr_bytes: float) -> str:
-    """Return a size in bytes as people read it: 1.5 GiB, 64 MiB, 100 B."""
+    """Return a size in bytes as text: 1.5 GiB, 64 MiB, 100 B."""
     value = float(nr_bytes)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024 or unit == "TiB":

@@ -1,6 +1,7 @@
-"""From what callers of an allocator pass to C numbers: orders, durations, and the settings of a session.
+"""Arguments of an allocator's methods as C numbers: orders, durations, and the settings of a session.
 
-Inline, since every call goes through some of them, as in `pagehint/numbers.pxd`.
+What is not of its type or out of range is refused, before anything has changed. Inline, since every call goes through
+some of these, as in `pagehint/numbers.pxd`.
 """
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
@@ -12,7 +13,7 @@ from pagehint.sync.clock cimport NEVER, SECOND
 
 
 cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
-    """The order of the block at this page, or, where that is None, of one that is wanted."""
+    """An order. A refusal names the block's first page `pfn`, which is None where there is no block yet."""
     cdef long number = small_int(order)
     if number < 0 and type(order) is not int:
         order = PyNumber_Index(order)
@@ -27,11 +28,11 @@ cdef inline int as_order(Memory memory, object order) except -1:
 
 
 cdef inline int64_t as_duration(object duration, str what) except -2:
-    """Nanoseconds, or NEVER for None."""
+    """Seconds as nanoseconds, or NEVER for None."""
     cdef double seconds
     if duration is None:
         return NEVER
-    seconds = duration          # no text, which `float` would read
+    seconds = duration          # refuses text, which `float` would read
     if not 0 <= seconds <= 1e9:
         raise ValueError(f"{what} must be None or from 0 to 1e9 seconds, not {duration!r}")
     return <int64_t>(seconds * SECOND)
@@ -39,7 +40,7 @@ cdef inline int64_t as_duration(object duration, str what) except -2:
 
 cdef inline Settings as_settings(Memory memory, uint64_t max_pages, object workqueue, object threshold, object delay,
                                  object max_report_order, object min_age, object clock) except *:
-    """The settings of a session, as `PageAllocator.enable_hinting` is given them."""
+    """The settings of a session, from the arguments of `PageAllocator.enable_hinting`."""
     cdef Settings settings
     settings.max_pages = max_pages
     settings.delay = as_duration(delay, "delay")

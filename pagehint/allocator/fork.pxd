@@ -1,12 +1,12 @@
-"""What a fork stops: `fork.pyx`."""
+"""The list of all memories of the process, which a fork stops: `fork.pyx`."""
 from libc.stdint cimport uint64_t
 from pagehint.hinting.batch cimport Batch
 from pagehint.hinting.queue cimport WorkQueue
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
-cdef struct ForkRecord:         # one memory, in the list of all
-    Machine *m
+cdef struct ForkRecord:         # one `Memory`; the list is protected by a lock of its own
+    Machine *m                  # the memory's, as the next two are
     WorkQueue *queue
     Batch *batch
     ForkRecord *prev

@@ -1,9 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""What a fork does to the memories of the process: their locks are taken before it, and given back on both sides of it.
+"""Fork: it finds the memories of the process consistent, and leaves parent and child a usable allocator.
 
-All of it happens inside fork(2), and none of it in Python: Python's own hooks let others' code run in between, which may
-use an allocator, or be interrupted. The locks are waited for with the GIL; a thread that holds one never waits for that.
+A child has only the thread that forked, but all memory as it was, so a lock that another thread holds would stay
+locked. Therefore every lock of every memory is taken before the fork, and given back in the parent and in the child.
+The child's hinting is off: its worker is gone, and blocks that were out with the host are put back.
+
+All of this runs inside fork(2) by pthread_atfork(3). Python's own hooks let other code run in between, which may use an
+allocator or be interrupted. The locks are waited for with the GIL held, so no thread may wait for the GIL while it
+holds one.
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
@@ -20,15 +25,17 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
 cdef Lock records_lock               # protects the list, and is held across a fork
-cdef ForkRecord records                   # its head
-cdef uint64_t forks = 0             # how many there have been, from the first process to this one
+cdef ForkRecord records                   # head of the list
+cdef uint64_t forks = 0             # that lie between the process that loaded this module and this one
 
 
 cdef uint64_t forks_so_far() noexcept nogil:
+    """A number that is another one in a forked child."""
     return forks
 
 
 cdef void fork_record_add(ForkRecord *r) noexcept nogil:
+    """Add a memory to the list."""
     lock_acquire(&records_lock, True)
     r.prev = &records
     r.next = records.next
@@ -39,6 +46,7 @@ cdef void fork_record_add(ForkRecord *r) noexcept nogil:
 
 
 cdef void fork_record_remove(ForkRecord *r) noexcept nogil:
+    """Take a memory off the list, before it is destroyed."""
     lock_acquire(&records_lock, True)
     r.prev.next = r.next
     if r.next != NULL:
@@ -47,17 +55,19 @@ cdef void fork_record_remove(ForkRecord *r) noexcept nogil:
 
 
 cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
-    """Stop everything in a zone: its page sets' locks, then its own."""
+    """Take all locks of a zone: those of its page sets, then its own, which is their order."""
     sets_hold(z, nr_cpus, False)
     lock_acquire(&z.lock, True)
 
 
 cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil:
+    """Give back what `zone_stop` has taken."""
     lock_release(&z.lock)
     sets_let_go(z, nr_cpus)
 
 
 cdef void fork_prepare() noexcept nogil:
+    """Before the fork: take every lock, in the order that all threads keep, and wait for bulk calls to end."""
     cdef ForkRecord *r
     cdef int i
     test_point(AT_FORK)
@@ -73,7 +83,7 @@ cdef void fork_prepare() noexcept nogil:
 
 
 cdef void record_resume(ForkRecord *r) noexcept nogil:
-    """Let go of all but the queue."""
+    """Give back what `fork_prepare` has taken, but for the queue's mutex."""
     cdef int i
     for i in range(r.m.nr_zones):
         zone_resume(r.m.zones[i], r.m.nr_cpus)
@@ -82,6 +92,7 @@ cdef void record_resume(ForkRecord *r) noexcept nogil:
 
 
 cdef void fork_parent() noexcept nogil:
+    """After the fork, in the parent: give everything back."""
     cdef ForkRecord *r = records.next
     while r != NULL:
         queue_unlock(r.queue)
@@ -91,7 +102,10 @@ cdef void fork_parent() noexcept nogil:
 
 
 cdef void fork_child() noexcept nogil:
-    """Every other thread is gone, the worker, perhaps with a batch out, and those that waited for a lock included."""
+    """After the fork, in the child: forget the threads that are gone, then give everything back.
+
+    Those that waited for a lock are gone, and the worker, perhaps with a batch out: it is put back as failed.
+    """
     global forks
     cdef ForkRecord *r = records.next
     cdef PageZone *z

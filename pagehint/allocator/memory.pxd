@@ -1,4 +1,4 @@
-"""The zones of a machine, as compiled code may use them: allocate and free without the GIL on ``memory.m``."""
+"""The zones of a machine as one object. Compiled code allocates and frees without the GIL on ``memory.m``."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
 from pagehint.allocator.fork cimport ForkRecord
@@ -7,25 +7,27 @@ from pagehint.hinting.queue cimport WorkQueue
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
-cdef struct Absent:                     # of a zone, lists of (start, end), or NULL for none; counted once
-    PyObject *offline
-    PyObject *grown
+cdef struct Absent:                     # where a zone has no memory: lists of (start, end) in PFNs, or NULL for none
+    # Each is one reference. Written under the zone lock without the GIL, read with the GIL.
+    PyObject *offline                   # sections that are offline
+    PyObject *grown                     # holes that growing has left
 
 cdef class Memory:
-    cdef Machine m
-    cdef WorkQueue queue                # the engine's
-    cdef readonly tuple specs
-    cdef readonly int page_size
+    cdef Machine m                      # the zones; each is protected by its lock
+    cdef WorkQueue queue                # the hinting engine's; protected by its mutex
+    # Set when it is made, if not said otherwise.
+    cdef readonly tuple specs           # a ZoneSpec for each zone
+    cdef readonly int page_size         # bytes
     cdef readonly int max_page_order
-    cdef readonly int min_order
-    cdef readonly tuple watermarks
-    cdef bint linux_watermarks
-    cdef bint of_arena                  # there is nothing behind its last page
-    cdef Absent *absent
-    cdef object hotplug_lock
-    cdef uint64_t hotplug_forks         # forks before the lock was made
-    cdef Batch batch                    # the engine's; out of these zones
-    cdef ForkRecord fork_record
+    cdef readonly int min_order         # a granule is 2**min_order pages
+    cdef readonly tuple watermarks      # Watermarks of each zone, in pages; replaced under `hotplug`
+    cdef bint linux_watermarks          # they follow Linux's formulas
+    cdef bint of_arena                  # the zones do not grow: an arena has no memory behind its last page
+    cdef Absent *absent                 # one for each zone
+    cdef object hotplug_lock            # see `hotplug`
+    cdef uint64_t hotplug_forks         # `forks_so_far` when that was made
+    cdef Batch batch                    # the blocks of these zones that are out with the host
+    cdef ForkRecord fork_record         # in the list of all memories
     cdef object __weakref__
 
     cdef int set_watermarks(self) except -1

@@ -1,6 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""The memory of a machine: its zones, their hotplug, and the check of it all."""
+"""The memory of a machine: its zones as one object, their watermarks, hotplug, and consistency check.
+
+Hotplug, that is what changes where there is memory or of which migratetype it is, is serialised by one lock of its own.
+Within that each zone changes under its zone lock, so allocations and frees go on beside it.
+"""
 import os
 import threading
 
@@ -43,14 +47,16 @@ from pagehint import errors, layout
 cnp.import_array()
 
 
-# A list of ranges changes in one step with its zone, under the zone lock, so that a fork finds both or neither. Without
-# the GIL that is a swap of two pointers: no count changes, and readers, who have the GIL, find the one list or the other.
+# A list of ranges changes together with its zone, under the zone lock, so that a fork finds both changed or neither. No
+# GIL is held there, so the change is a swap of two pointers, which changes no reference count. Readers have the GIL,
+# and find the one list or the other.
 cdef struct Change:
-    PyObject **place
-    PyObject *other             # before the swap the new list, then the old one
+    PyObject **place            # of the list in use
+    PyObject *other             # the new list; after the swap, the old one
 
 
 cdef inline Change change(PyObject **place, list new):
+    """Prepare a change; `swap` and `finish` follow."""
     cdef Change c
     Py_INCREF(new)
     c.place = place
@@ -59,19 +65,21 @@ cdef inline Change change(PyObject **place, list new):
 
 
 cdef inline void swap(Change *c) noexcept nogil:
+    """Make the change. Zone lock held."""
     c.place[0], c.other = c.other, c.place[0]
 
 
 cdef inline void finish(Change *c):
-    """Let go of the list that is not in place."""
+    """Release the list that is not in use."""
     Py_XDECREF(c.other)
 
 
 cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ranges, size_t n, Change *offline,
                       uint64_t *busy) noexcept nogil:
-    """Make `n` runs absent, or none of them: `busy` is then a page that is not free.
+    """Make `n` runs absent, all or none; if none, E_BUSY, and `busy` is a page that is not free. O(pages / 64).
 
-    Once `settled`, with the page sets empty and held so, lest one is filled from here meanwhile.
+    `ranges` are pairs of pages relative to the zone's base. If `settled`, the page sets are emptied and locked, so that
+    none is filled from these runs meanwhile.
     """
     cdef size_t k
     cdef int rc = OK
@@ -94,7 +102,7 @@ cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ra
 
 
 cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, Change *grown) noexcept nogil:
-    """Make `n` runs present, from the end, so that the lists begin with low addresses."""
+    """Make `n` runs present and free, the last one first, so that the free lists begin with low addresses."""
     cdef size_t k
     lock_acquire(&z.lock, True)
     for k in range(n, 0, -1):
@@ -105,7 +113,10 @@ cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *off
 
 
 cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
-    """Retype pageblocks, some a lock round, but never a part of a granule: its bit stands for all of it."""
+    """Give the pageblocks from `block` to `end` a migratetype, 64 or a granule's in a lock round.
+
+    A granule changes as a whole, since its bit stands for all of it.
+    """
     cdef uint64_t chunk, step = max(<uint64_t>64, granule_pageblocks(z))
     while block < end:
         chunk = min((block // step + 1) * step, end)
@@ -113,27 +124,28 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
         while block < chunk:
             retype(z, block, mt)
             block += 1
-        # What waited in isolation may be reported now.
+        # What was in isolate pageblocks may be reported now.
         hints_of(z).look_at = 0
         evaluate(z)
         zone_unlock(z)
 
 
 cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil:
+    """Set min, low and high, in pages, and the gate that follows from them."""
     cdef int i
     lock_acquire(&z.lock, True)
     for i in range(3):
-        store64(&z.watermark[i], marks[i], RELAXED)         # page sets look without the lock
+        store64(&z.watermark[i], marks[i], RELAXED)         # page sets read it without the lock
     if 0 < z.notify_at < INT64_MAX:
-        z.notify_at = report_gate(z, max_pages)       # a zone under the gate waits for another one now
+        z.notify_at = report_gate(z, max_pages)       # a zone that waits for its gate waits for the new one
     zone_unlock(z)
 
 
 cdef class Memory:
-    """The zones of a machine, and their hotplug. What `PageAllocator` is a front to.
+    """The zones of a machine, and their hotplug, to which `PageAllocator` is the front.
 
-    Apart from it so that the hinting engine and an arena's arrays can hold this without keeping the allocator alive.
-    It does not hold the engine, so that the two make no cycle.
+    The hinting engine and an arena's arrays refer to this object, so they do not keep the allocator alive. It does not
+    refer to the engine, so there is no cycle.
     """
 
     def __cinit__(self, specs, int page_size, int max_page_order, int min_order, bint pcp, watermarks):
@@ -183,7 +195,7 @@ cdef class Memory:
         fork_record_add(&self.fork_record)
 
     cdef int set_watermarks(self) except -1:
-        """By Linux's formulas, where they are wanted, and anew whenever there are more or fewer managed pages."""
+        """Set each zone's watermarks. Linux's formulas need the managed pages, so this follows each change of them."""
         cdef Machine *m = &self.m
         cdef uint64_t[3] marks
         cdef int i, j
@@ -193,7 +205,7 @@ cdef class Memory:
         for i in range(m.nr_zones):
             if self.linux_watermarks:
                 for j in range(m.zonelist_length[i]):
-                    # Read without a lock, and a request may go by the old one.
+                    # Requests read it without a lock, and may still go by the old one.
                     store64(&m.zonelists[i * m.nr_zones + j].reserve, layout.lowmem_reserve(
                         self.specs, managed, m.zonelists[i * m.nr_zones + j].zone, i), RELAXED)
             for j in range(3):
@@ -203,6 +215,7 @@ cdef class Memory:
         return 0
 
     cdef add_page_sets(self, int i):
+        """Put per-CPU page sets in front of zone `i`, which no other thread knows yet."""
         cdef PageZone *z = self.m.zones[i]
         cdef Pcp *sets = <Pcp *> aligned_alloc(64, self.m.nr_cpus * sizeof(Pcp))
         cdef int cpu
@@ -236,19 +249,20 @@ cdef class Memory:
 
     @property
     def offline(self):
-        """For each zone its offline (start, end), sorted and disjoint."""
+        """For each zone its offline runs as (start, end) in PFNs, sorted and disjoint."""
         return [self.ranges(self.absent[i].offline) for i in range(self.m.nr_zones)]
 
     @property
     def grown(self):
-        """For each zone the holes that growing has left."""
+        """For each zone the holes that growing has left, as (start, end) in PFNs."""
         return [self.ranges(self.absent[i].grown) for i in range(self.m.nr_zones)]
 
     cdef list ranges(self, PyObject *known):
+        """The list of an `Absent`."""
         return [] if known == NULL else <list> known
 
     def present(self, int i, start, end, grown):
-        """The runs of a zone that are no hole, nor one that growing has left, within [start, end)."""
+        """The runs of zone `i` within [start, end) that are not holes, nor in `grown`, as (start, end) in PFNs."""
         absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + grown)
         runs = []
         for first, last in absent:
@@ -262,7 +276,7 @@ cdef class Memory:
         return runs
 
     def absence(self, uint64_t pfn, uint64_t nr_pages):
-        """Why some of these pages have no memory, or None."""
+        """Why some of these pages have no memory, in words, or None if all have."""
         cdef PageZone *z = find_zone(&self.m, pfn)
         cdef uint64_t end = pfn + nr_pages
         if z == NULL:
@@ -279,10 +293,7 @@ cdef class Memory:
     # -- waiting for memory
 
     cdef int settle(self) except -1:
-        """Drain the page sets, wait until no batch is out, and keep it so until `queue_resume`.
-
-        A request that has failed before this and fails after it has really no memory.
-        """
+        """Wait until no batch is out with the host, and keep it so until `queue_resume`; then empty the page sets."""
         cdef bint done = False
         while not done:
             with nogil:
@@ -294,14 +305,15 @@ cdef class Memory:
         return 0
 
     cdef void begin_last_resort(self) noexcept nogil:
-        """Before a request that has failed is tried a last time, `settle` having been called.
+        """Before a request that failed is tried a last time, after `settle`: empty the page sets, and keep them empty.
 
-        Until `end_last_resort` the locks of all page sets are held, so the GIL must not be waited for in between: a fork
-        has the GIL and waits for them.
+        So the request fails only if there is no memory for it. The locks of all page sets are held until
+        `end_last_resort`, and the GIL must not be waited for in between: a fork has the GIL and waits for them.
         """
         machine_hold(&self.m)
 
     cdef void end_last_resort(self) noexcept nogil:
+        """After `begin_last_resort` and the request: let others have memory again, and let batches go out."""
         machine_let_go(&self.m)
         queue_resume(&self.queue)
 
@@ -309,7 +321,7 @@ cdef class Memory:
 
     @property
     def reporting_pages(self):
-        """Pages that are out with the host just now. Without any lock."""
+        """Pages that are out with the host just now. Takes no lock."""
         cdef uint64_t pages = 0
         cdef int i
         for i in range(self.m.nr_zones):
@@ -317,7 +329,7 @@ cdef class Memory:
         return pages
 
     def set_limit(self, int index, limit):
-        """Pages in use or warm that a zone keeps at most, while hinting is on; None for no limit."""
+        """Set how many pages zone `index` keeps at most, in use or warm, while hinting is on; None for no limit."""
         cdef PageZone *z = self.m.zones[index]
         cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
         with nogil:
@@ -329,7 +341,7 @@ cdef class Memory:
     # -- how long granules have been free
 
     def keep_ages(self):
-        """Have room for their stamps from now on."""
+        """Have stamps in every zone from now on. Raises MemoryError where the kernel refuses the memory."""
         cdef int i
         with self.hotplug():
             for i in range(self.m.nr_zones):
@@ -339,14 +351,14 @@ cdef class Memory:
     # -- hotplug
 
     cdef tuple page_range(self, object pfn, object nr_pages):
-        """(start, end) of so many pages, which do not wrap around."""
+        """The run of so many pages as (start, end) in PFNs; BadPageError if it is beyond the last PFN."""
         cdef uint64_t start = as_pfn(pfn), count = as_count(nr_pages, "nr_pages", 1)
         if start > layout.PFN_LIMIT - count:
             raise errors.BadPageError(f"PFN {start:#x}, {count} pages: outside every zone; PFNs are from 0 to 2**52")
         return start, start + count
 
     cdef tuple section_range(self, object pfn, object nr_pages):
-        """Check that a range is made of whole sections; returns (start, end)."""
+        """As `page_range`; BadPageError if the run is not made of whole sections, which a zone's ends may cut."""
         cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start, end
         start, end = self.page_range(pfn, nr_pages)
         cdef PageZone *z = find_zone(&self.m, start)
@@ -358,8 +370,9 @@ cdef class Memory:
         return start, end
 
     def set_offline(self, pfn, nr_pages):
+        """As `PageAllocator.offline`."""
         if not self.try_offline(pfn, nr_pages, False):
-            # Not under the lock: the batch is out for as long as the callback likes, and it may want the lock itself.
+            # Not under `hotplug`: a callback may keep the batch out for long, and may want that lock itself.
             self.settle()
             try:
                 self.try_offline(pfn, nr_pages, True)
@@ -367,7 +380,7 @@ cdef class Memory:
                 queue_resume(&self.queue)
 
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1:
-        """Whether the range is offline now; False only before `settled`, if a page is in use."""
+        """Take a run offline; False if a page is not free and not `settled`, when it may be out or in a page set."""
         cdef uint64_t start, end, busy = 0
         cdef PageZone *z
         cdef int rc
@@ -398,6 +411,7 @@ cdef class Memory:
             return rc == OK
 
     def set_online(self, pfn, nr_pages):
+        """As `PageAllocator.online`."""
         cdef uint64_t start, end, first, last
         cdef PageZone *z
         with self.hotplug():
@@ -406,7 +420,7 @@ cdef class Memory:
             if z == NULL:
                 z = self.grow(start, end)
             spec = self.specs[z.index]
-            # What growing has left out was not there then, but may be now.
+            # A hole that growing has left may have memory by now.
             ranges = self.disjoint(self.offline[z.index] + self.grown[z.index])
             covered = sum(min(last, end) - max(first, start) for first, last in ranges if first < end and start < last)
             if covered != end - start:
@@ -419,16 +433,16 @@ cdef class Memory:
 
     @staticmethod
     def without(ranges, start, end):
-        """What [start, end) leaves of ranges."""
+        """The parts of ranges that are not in [start, end), sorted."""
         below = [(first, min(last, start)) for first, last in ranges if first < start]
         return sorted(below + [(max(first, end), last) for first, last in ranges if last > end])
 
     cdef runs(self, PageZone *z, start, end, grown):
-        """The pages of a range that are no hole, as (first, end) relative to the zone's base, one after the other."""
+        """The runs in [start, end) that are not holes, as uint64: first, end, first, ... from the zone's base."""
         return np.array(self.present(z.index, start, end, grown), np.uint64).ravel() - np.uint64(z.base_pfn)
 
     cdef appear(self, PageZone *z, start, end):
-        """Make a range present, what growing has left out of it included."""
+        """Make [start, end) present, with the holes that growing has left in it."""
         cdef list left = self.without(self.grown[z.index], start, end)
         cdef cnp.ndarray[cnp.uint64_t] ranges = self.runs(z, start, end, left)
         cdef Change offline = change(&self.absent[z.index].offline, self.without(self.offline[z.index], start, end))
@@ -439,7 +453,7 @@ cdef class Memory:
         finish(&grown)
 
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
-        """Let the zone below reach to `end`; what lies between becomes a hole, the rest offline."""
+        """Let the zone below `start` reach to `end`: [start, end) is offline then, and what lies below it a hole."""
         cdef PageZone *z = NULL
         cdef int i
         cdef Change offline, grown
@@ -474,10 +488,11 @@ cdef class Memory:
         return z
 
     def set_migratetype(self, pfn, nr_pages, migratetype):
+        """As `PageAllocator.set_migratetype`."""
         cdef int mt = as_type(migratetype, MT_ISOLATE)
         cdef uint64_t start, end
         start, end = self.page_range(pfn, nr_pages)
-        # A granule is reported as a whole, so its pageblocks, where it has several, change together.
+        # A granule is reported as a whole, so its pageblocks, if it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
         cdef PageZone *z = find_zone(&self.m, start)
         with self.hotplug():
@@ -497,6 +512,7 @@ cdef class Memory:
     # -- consistency
 
     def verify(self):
+        """As `PageAllocator.verify`."""
         cdef PageZone *z
         cdef Finding finding
         cdef int i
@@ -523,7 +539,7 @@ cdef class Memory:
 
     @staticmethod
     def disjoint(ranges):
-        """The union of ranges, as disjoint ones; holes lie in offline sections, too."""
+        """The union of ranges, sorted and disjoint; given ones may overlap, as holes and offline sections do."""
         merged = {}
         first = last = None
         for start, end in sorted(ranges):
@@ -533,7 +549,7 @@ cdef class Memory:
         return list(merged.items())
 
     cdef object hotplug(self):
-        """The lock that serialises hotplug; another in a forked child, where nobody may be left to release it."""
+        """The lock that serialises hotplug. A forked child makes its own, since the old one's holder may be gone."""
         if self.hotplug_forks != forks_so_far():
             self.hotplug_forks = forks_so_far()
             self.hotplug_lock = threading.Lock()

@@ -3,14 +3,15 @@ from pagehint.zone.zone cimport MT_MOVABLE
 
 
 cdef inline tuple migratetypes():
-    """The names, each at its number in `zone/zone.pxd`."""
+    """The names of the migratetypes, each at its number in `zone/zone.pxd`."""
     return "unmovable", "movable", "reclaimable", "isolate"
 
 
 cdef inline int as_type(object migratetype, int most) except -1:
+    """The number of a migratetype, up to `most`."""
     cdef tuple names
     cdef int number
-    if <void *>migratetype == <void *>"movable":        # the default, known without looking at its letters
+    if <void *>migratetype == <void *>"movable":        # the default: the same object, so no letters are compared
         return MT_MOVABLE
     names = migratetypes()
     if isinstance(migratetype, str):

@@ -1,4 +1,4 @@
-"""Why a call is refused: `refusal.pyx`."""
+"""The errors of refused calls: `refusal.pyx`."""
 from libc.stdint cimport uint64_t
 from pagehint.allocator.memory cimport Memory
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""Why a call is refused, in words: each names the page, the order or number of pages, and the zone."""
+"""The errors of refused calls, in words: each names the page, the order or number of pages, the zone, and why."""
 from libc.stdint cimport uint64_t
 from pagehint.allocator.memory cimport Memory
 from pagehint.numbers cimport as_pfn
@@ -27,6 +27,7 @@ WHY = {
 
 
 cdef object place(Memory memory, uint64_t pfn, object what):
+    """A page and its zone in words; `what` is the order or the number of pages."""
     cdef PageZone *z = find_zone(&memory.m, pfn)
     if z == NULL:
         return f"PFN {pfn:#x} ({what}, outside every zone)"
@@ -35,7 +36,10 @@ cdef object place(Memory memory, uint64_t pfn, object what):
 
 
 cdef object refusal(Memory memory, int rc, uint64_t pfn, object what, uint64_t nr_pages=1):
-    """The error for a call that returned `rc`. What is asked may have changed since: then the words say what was."""
+    """The error for a call about `nr_pages` pages from `pfn` on that returned `rc`, an `E_` code.
+
+    The page may have changed since: then the words say what it was.
+    """
     cdef PageZone *z = find_zone(&memory.m, pfn)
     cdef uint64_t head = 0
     cdef int order
@@ -53,7 +57,7 @@ cdef object refusal(Memory memory, int rc, uint64_t pfn, object what, uint64_t n
 
 
 cdef object order_refusal(Memory memory, object order, object pfn):
-    """The error for an order that no block has, at a page or, if that is None, anywhere."""
+    """The error for an order that is out of range; `pfn` is the page that it was asked for, or None."""
     order = shown(order)
     if pfn is None:
         zones = ", ".join([f"{spec.name} (node {spec.node})" for spec in memory.specs])

@@ -1,4 +1,5 @@
-"""Which granules are free and unreported, and how they reach the host: hint bits, the queue, a batch, the worker.
+"""The policy: which free granules the host has not been told of, and how a pass reports them to it.
 
-Begin with `bitmap.pxd`, then read on as a hint travels: `notify`, `queue`, `batch`, `worker`. Uses `zone` and `sync`.
+Begin with `hinted_zone.pxd` (data) and `watch.pxd` (hook); then `notify`, `queue`, `engine`, `batch`, `report`.
+Uses `zone`, `sync`, `pagehint/errors.py` and `pagehint/numbers.pxd`.
 """

@@ -1,7 +1,11 @@
-"""How long granules have been free, where that matters (`min_age`): only what is ripe is reported.
+"""How long granules have been free. With `min_age`, only a *ripe* granule is reported: one that has been free so long.
 
-Each has a stamp, the time at which the hook set its bit, written under the zone lock before the bit is. Looking for ripe
-ones needs no lock: who finds one looks again under it.
+Each time that a granule is free is a ski rental: keep its memory, which costs by the second, or report it, which costs
+once (the report, and the page faults when it is used again). If `min_age` is the time after which both have cost the
+same, the total is at most twice that of a policy which knows the future (Karlin and others, 1988).
+
+A granule's stamp is the time at which the hook set its bit, by the clock of the session, in nanoseconds. It is written
+under the zone lock, before the bit. A search for ripe granules needs no lock: its finds are looked at again under it.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
@@ -11,15 +15,16 @@ from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
-    LOOKS = 8                   # in each `min_age`, at most: stamps may be any time apart, and each look is at all of them
+    LOOKS = 8                   # at a zone in each `min_age`, at most, since each look reads all stamps
 
-cdef struct Ripe:               # a look at a zone's hints
-    int64_t until               # what was freed then or before is ripe; INT64_MAX: everything is
-    int64_t oldest              # stamp among those that were not; INT64_MAX: there was none
-    uint64_t excess             # pages that go back even so (see `hinting/limit.pxd`)
+cdef struct Ripe:               # what one look at a zone takes for ripe, and has found; on the stack of its thread
+    int64_t until               # nanoseconds: a granule freed at this time or before is ripe; INT64_MAX: each is
+    int64_t oldest              # nanoseconds: the oldest stamp that was not ripe; INT64_MAX: there was none
+    uint64_t excess             # pages over the zone's limit (`limit.pxd`): while there are any, each granule is ripe
 
 
 cdef inline Ripe ripe_at(int64_t now, int64_t min_age, bint everything) noexcept nogil:
+    """What is ripe at this time, in a zone within its limit: each granule for a flush, or without a `min_age`."""
     cdef Ripe ripe
     ripe.until = INT64_MAX if everything or min_age == 0 else now - min_age
     ripe.oldest = INT64_MAX
@@ -28,7 +33,7 @@ cdef inline Ripe ripe_at(int64_t now, int64_t min_age, bint everything) noexcept
 
 
 cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:
-    """Granules have become free; their bits are about to be set. Zone lock held. O(n)."""
+    """Stamp `n` granules that have just become free; their bits are set next. Zone lock held. O(n)."""
     cdef Hints *h = hints_of(z)
     cdef int64_t now = queue_now(<WorkQueue *> h.queue)
     cdef uint64_t i
@@ -40,7 +45,7 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
 
 
 cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:
-    """Whether a granule whose bit is set may be reported. Exact under the zone lock."""
+    """Whether a granule whose bit is set may be reported. Exact under the zone lock; without it, a guess."""
     cdef int64_t freed_at
     if ripe.until == INT64_MAX or ripe.excess:
         return True
@@ -52,9 +57,9 @@ cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept 
 
 
 cdef inline int ripe_order(const Hints *h, int min_order, uint64_t granule, int order, Ripe *ripe) noexcept nogil:
-    """Largest order up to `order` of a block from this ripe granule on that is ripe: it is as old as its youngest granule.
+    """Largest order, up to `order`, of a ripe block that begins with this ripe granule.
 
-    Zone lock held. O(granules).
+    A block is as old as its youngest granule. Zone lock held. O(granules of the block).
     """
     cdef int o = min_order
     cdef uint64_t n = 1, i

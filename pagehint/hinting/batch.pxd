@@ -1,4 +1,9 @@
-"""A batch: taken out of the buddy, and put back. Zone lock held; between the two, nobody else sees the blocks."""
+"""A batch: the free blocks that are out with the host at one time. It is isolated, reported, and put back.
+
+From isolation to put-back a block is *withheld*: it is on no free list, in no page set, and no caller has it. That must
+be so, since the host may drop its contents at any moment. Isolating a batch is one hold of the zone lock, putting it
+back another; no lock is held between. The cycle is that of Linux's page hinting series (v10, June 2019).
+"""
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
@@ -17,19 +22,20 @@ cdef extern from "pagehint.h":
         uint32_t order
         uint32_t zone
 
-cdef struct Batch:              # what is out; beside the zones, so that a forked child can put it back
-    pagehint_block *blocks
-    uint8_t *failed
-    uint64_t room               # blocks that fit
-    uint64_t n                  # blocks that are out, changed under the lock of
-    PageZone *zone
+# Used by the thread that runs the pass. It lies beside the zones, so that a forked child can put back what is in it.
+cdef struct Batch:
+    pagehint_block *blocks      # room for `room` of them; grows while no batch is out
+    uint8_t *failed             # one byte a block, in the same piece of memory: not 0, the host has not taken it
+    uint64_t room               # blocks
+    uint64_t n                  # blocks that are out; written under the lock of `zone`
+    PageZone *zone              # the zone of all of them; written under its lock
 
 cdef enum:
-    SCAN_GRANULES = 4096        # how far one lock round looks for the next bit: 512 bytes of bitmap
+    SCAN_GRANULES = 4096        # granules that one lock round looks at: 512 bytes of bitmap
 
 
 cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:
-    """First ripe granule at or after `granule` whose bit is set, or `end`. Needs no lock. O(bits that are not ripe)."""
+    """First granule from `granule` on that is hinted and ripe, or `end`. Needs no lock. O(hints that are not ripe)."""
     cdef HintScan scan
     if granule >= end:
         return end
@@ -42,10 +48,11 @@ cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, R
 
 cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order, Ripe *ripe,
                                    pagehint_block *blocks) noexcept nogil:
-    """Isolate up to `max_blocks` blocks from granule `cursor` on, and move it past them; return how many.
+    """Isolate up to `max_blocks` blocks from granule `cursor` on, move the cursor past them, and return how many.
 
-    Each is as large as the set bits, the free block around them and `max_order` allow, and all of it is ripe. What is left
-    of the free block keeps its bits. O(max_blocks * (max_page_order + granules per block)).
+    A block is as large as the set bits, the free block around it and `max_order` allow, and all of it is ripe. The rest
+    of the free block stays free and keeps its bits. Looks at SCAN_GRANULES granules at most, so the lock's hold is
+    bounded. Zone lock held. O(max_blocks * (max_page_order + granules per block)).
     """
     cdef Hints *h = hints_of(z)
     cdef uint64_t n = 0, granule, page, head = 0, end
@@ -63,12 +70,12 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         if granule == end:
             break
         if choose and not is_ripe(h, granule, ripe):
-            continue                        # its bit stays, and its stamp, for another look
+            continue                        # bit and stamp stay for a later look
         page = granule << z.min_order
         source = free_block_around(z, page, z.min_order, &head)
-        PH_ASSERT(source != NOT_FREE)       # the bit is exact
+        PH_ASSERT(source != NOT_FREE)       # a set bit means that the granule is free
         if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
-            continue                        # its bit stays for the day the pageblock is given back
+            continue                        # the bit stays until the pageblock gets another migratetype
         order = z.min_order
         while (order < source and order < max_order and page & (<uint64_t>1 << order) == 0
                and hints_all_set(h, (page >> z.min_order) + granules_of(z, order), granules_of(z, order))):
@@ -78,7 +85,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, WITHHELD)
-        if unlikely(z.zeroed != NULL):
+        if unlikely(z.zeroed != NULL):      # until the report says so, it is not known what the block will hold
             zeroed_note(z.zeroed, granule, granules_of(z, order))
             zeroed_clear(z.zeroed, granule, granules_of(z, order))
         test_point(AT_BIT_TAKEN)
@@ -95,7 +102,10 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
 
 
 cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
-    """Return a batch by the ordinary merge path, hook off; what failed is hinted again. O(n * max_page_order)."""
+    """Put a batch back by the ordinary merge path, without telling the hook. Zone lock held. O(n * max_page_order).
+
+    What the host has taken gets no bit, so it is not reported again; what failed gets its bits back.
+    """
     cdef Hints *h = hints_of(z)
     cdef uint64_t i, page
     cdef int order

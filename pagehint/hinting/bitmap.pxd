@@ -1,8 +1,9 @@
-"""The hint bitmap: which granules are free, in the buddy, and unreported since they were last in use.
+"""The hint bitmap, one bit a granule. A set bit is a *hint*: the granule is free, in the buddy system, and unreported.
 
-A bit is written under the zone lock only, and the count changes with it, so the count is exact. The worker looks for the
-next bit without the lock, hence the relaxed atomic accesses. A second level has a bit for each word of the first that is
-not empty, so that an empty terabyte is passed over in a hundred nanoseconds.
+Unreported means not reported since it was last in use. The bits and their count change together, under the zone lock,
+so both are exact. (The 2019 series kept "might be free" bits and a counter that drifted.) A search for the next bit
+needs no lock, hence the relaxed atomic accesses: what it finds is looked at again under the lock. A second level has a
+set bit for each word of the first that is not zero: a search passes over an empty terabyte in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
@@ -13,18 +14,20 @@ from pagehint.zone.zone cimport PageZone
 
 
 cdef enum:
-    SCAN_AHEAD = 6                  # groups of 64 words: some dozen bits of a bitmap with few
+    SCAN_AHEAD = 6                  # groups of 64 words that a prefetch is ahead: in a sparse bitmap, some dozen bits
 
-cdef struct HintScan:           # a walk over the bits
-    uint64_t index              # of the word it is in
-    uint64_t word               # the bits of that word still to come
-    uint64_t filled             # the words after it, of the 64 that share a word of the second level, that are not empty
-    uint64_t ahead              # the group of 64 words that is being prefetched
-    uint64_t ahead_filled       # what is left of it
+# A walk over the set bits, in ascending order; on the stack of its thread. A *group* is 64 words of the bitmap, those
+# that share a word of the second level.
+cdef struct HintScan:
+    uint64_t index              # of the word that it is in
+    uint64_t word               # the set bits of that word that are still to come
+    uint64_t filled             # a bit for each later word of its group that is not zero
+    uint64_t ahead              # the group that is being prefetched
+    uint64_t ahead_filled       # a bit for each word of that group that is not zero and not prefetched yet
 
 
 cdef inline void hint_store(Hints *h, uint64_t i, uint64_t word) noexcept nogil:
-    """Write a word of the bitmap, and keep the second level in step. Zone lock held."""
+    """Write a word of the bitmap, and its bit in the second level. Zone lock held."""
     cdef uint64_t *filled = &h.filled[i >> 6]
     cdef uint64_t bit = <uint64_t>1 << (i & 63)
     store64(&h.bits[i], word, RELAXED)
@@ -32,7 +35,7 @@ cdef inline void hint_store(Hints *h, uint64_t i, uint64_t word) noexcept nogil:
 
 
 cdef inline uint64_t hint_assign_one(PageZone *z, uint64_t granule, bint value) noexcept nogil:
-    """As `hint_assign`, for one bit."""
+    """As `hint_assign`, for one bit. Zone lock held."""
     cdef Hints *h = hints_of(z)
     cdef uint64_t i = granule >> 6, bit = <uint64_t>1 << (granule & 63), old = h.bits[i]
     assert_held(&z.lock)
@@ -40,7 +43,7 @@ cdef inline uint64_t hint_assign_one(PageZone *z, uint64_t granule, bint value) 
     if (old & bit != 0) == value:
         return 0
     store64(&h.bits[i], old ^ bit, RELAXED)
-    if old & ~bit == 0:             # the word was empty, or is now
+    if old & ~bit == 0:             # the word was zero, or is now
         store64(&h.filled[i >> 6], h.filled[i >> 6] ^ <uint64_t>1 << (i & 63), RELAXED)
     h.count += 1 if value else -1
     return 1
@@ -76,7 +79,10 @@ cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
 
 
 cdef inline void scan_look_ahead(const Hints *h, HintScan *scan, uint64_t last) noexcept nogil:
-    """Prefetch one word more, some groups of 64 ahead: few bits are one cache miss after the other else. No branch."""
+    """Prefetch one word more, some groups ahead. Without that, each bit of a sparse bitmap waits for a cache miss.
+
+    Has no branch, which in such a bitmap could not be predicted.
+    """
     cdef bint empty = scan.ahead_filled == 0
     scan.ahead += empty and scan.ahead < last
     scan.ahead_filled = load64(&h.filled[scan.ahead], RELAXED) if empty else scan.ahead_filled
@@ -85,7 +91,7 @@ cdef inline void scan_look_ahead(const Hints *h, HintScan *scan, uint64_t last) 
 
 
 cdef inline void scan_begin(const Hints *h, HintScan *scan, uint64_t granule) noexcept nogil:
-    """Look for bits from `granule` on, which is in the bitmap."""
+    """Begin a walk at `granule`, which must be in the bitmap. Needs no lock."""
     scan.index = granule >> 6
     scan.word = load64(&h.bits[scan.index], RELAXED) & (<uint64_t>-1 << (granule & 63))
     scan.filled = load64(&h.filled[scan.index >> 6], RELAXED) & (<uint64_t>-2 << (scan.index & 63))
@@ -94,7 +100,7 @@ cdef inline void scan_begin(const Hints *h, HintScan *scan, uint64_t granule) no
 
 
 cdef inline uint64_t scan_next(const Hints *h, HintScan *scan, uint64_t end) noexcept nogil:
-    """The next granule whose bit is set, or `end`. Needs no lock: a bit may be set or cleared at once."""
+    """The next granule whose bit is set, or `end`. Needs no lock; without it, the bit may have changed on return."""
     cdef uint64_t last = (end - 1) >> 12, group, granule
     while scan.word == 0:
         group = scan.index >> 6
@@ -103,7 +109,7 @@ cdef inline uint64_t scan_next(const Hints *h, HintScan *scan, uint64_t end) noe
             if group > last:
                 return end
             scan.filled = load64(&h.filled[group], RELAXED)
-            scan.ahead = max(scan.ahead, min(group + SCAN_AHEAD, last))     # roughly: a wrong prefetch does no harm
+            scan.ahead = max(scan.ahead, min(group + SCAN_AHEAD, last))     # a wrong prefetch does no harm
         scan.index = group << 6 | <uint64_t>ctz64(scan.filled)
         scan.filled &= scan.filled - 1
         scan.word = load64(&h.bits[scan.index], RELAXED)
@@ -123,7 +129,7 @@ cdef inline uint64_t hint_find(const Hints *h, uint64_t granule, uint64_t end) n
 
 
 cdef inline bint hints_all_set(const Hints *h, uint64_t granule, uint64_t n) noexcept nogil:
-    """Whether `n` bits, a power of two and aligned, are all set. Zone lock held."""
+    """Whether `n` bits from `granule` on are all set: `n` is a power of two, `granule` a multiple. Zone lock held."""
     cdef uint64_t mask, i
     if n < 64:
         mask = low_ones(<int>n) << (granule & 63)

@@ -1,4 +1,4 @@
-"""What the engine calls: Python callables, or a compiled function of the C signature in `pagehint.h`."""
+"""The callbacks of a session: Python callables, or a compiled function with the C signature in `pagehint.h`."""
 from libc.stdint cimport uint8_t, uint64_t
 from pagehint.hinting.batch cimport pagehint_block
 
@@ -7,11 +7,12 @@ cdef extern from "pagehint.h":
     const char *PAGEHINT_HINT_SIGNATURE
 
 cdef class PageHintingCallbacks:
-    cdef readonly object hint_pages
-    cdef readonly object prepare
-    cdef readonly object cleanup
-    cdef uint64_t most
-    cdef pagehint_hint_fn compiled
-    cdef void *user_data
+    # Set when it is made, and not changed.
+    cdef readonly object hint_pages     # as given: a callable, a capsule, or a LowLevelCallable
+    cdef readonly object prepare        # a callable, or None
+    cdef readonly object cleanup        # a callable, or None
+    cdef uint64_t most                  # blocks in a batch, at most: `max_pages`
+    cdef pagehint_hint_fn compiled      # what the capsule holds; NULL for a Python callable
+    cdef void *user_data                # the capsule's context, passed on to `compiled`
 
     cdef const char *capsule_name(self, object capsule) except NULL

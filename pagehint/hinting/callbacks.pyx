@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""What to call: the reporting function, in Python or compiled, and what goes around it."""
+"""The callbacks of a session: the reporting function, in Python or compiled, and `prepare` and `cleanup` around it."""
 import numpy as np
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetContext, PyCapsule_GetName, PyCapsule_GetPointer
@@ -14,23 +14,36 @@ cdef class PageHintingCallbacks:
     """PageHintingCallbacks(hint_pages, max_pages=16, prepare=None, cleanup=None)
 --
 
-    What the engine calls to report free blocks.
+    What hinting calls to report free blocks to a host.
+
+    A *pass* is one look at the hinted blocks of the zones: `prepare`, then `hint_pages` for one batch after the other,
+    then `cleanup`.
 
     Parameters
     ----------
     hint_pages : callable, PyCapsule or scipy.LowLevelCallable
-        A Python callable gets a read-only structured array of dtype `BLOCK_DTYPE` (``pfn``, ``order``, ``zone``),
-        its own to keep, and returns None, or a boolean per block: False means that the host did not take it, and
-        it is hinted again. One boolean stands for all blocks. An exception means that none was taken.
+        A Python callable gets a read-only structured array of shape (n,) and dtype `BLOCK_DTYPE`: ``pfn`` (uint64), a
+        block's first page frame number; ``order`` (uint32), it has ``2**order`` pages; ``zone`` (uint32), its index in
+        `PageAllocator.zones`. The array is the callable's to keep. It returns None, or a boolean for each block: False
+        means that the host did not take the block, which is hinted again. One boolean stands for all blocks. An
+        exception means that no block was taken.
         A capsule holds a compiled function of the signature in ``pagehint.h`` (see `get_include`); it runs
         without the GIL.
     max_pages : int, default 16
-        Most blocks that are out at once.
+        Most blocks that are out with the host at once, from 1 to 2**20.
     prepare : callable, optional
-        Called before the first batch of a run. If it raises or returns a negative number, nothing is taken out, and the
-        run is tried again later.
+        Called without arguments before the first batch of a pass. If it raises or returns a negative number, no block
+        is taken out of circulation, and the pass is tried again later.
     cleanup : callable, optional
-        Called after the last batch of every run whose `prepare` succeeded, whatever happened in between.
+        Called without arguments after the last batch of every pass whose `prepare` succeeded, whatever happened in
+        between.
+
+    Raises
+    ------
+    TypeError
+        If a callback is not callable, or a capsule's name is not the signature.
+    ValueError
+        If `max_pages` is out of range.
 
     Notes
     -----
@@ -53,10 +66,10 @@ cdef class PageHintingCallbacks:
         self.cleanup = cleanup
 
     cdef const char *capsule_name(self, object capsule) except NULL:
-        """The capsule's name, which is the signature of what it holds, if it is the one we call."""
+        """Return the capsule's name, having checked that it is the signature. Spaces and `const` do not count."""
         cdef const char *name = PyCapsule_GetName(capsule)
         given = "" if name == NULL else "".join(name.decode().split()).replace("const", "")
-        # scipy, building one from ctypes, knows the structure only as void.
+        # scipy, which builds a signature from ctypes, has only `void *` for a pointer to the structure.
         wanted = "".join(PAGEHINT_HINT_SIGNATURE.decode().split()).replace("const", "")
         if given not in (wanted, wanted.replace("pagehint_block*", "void*")):
             raise TypeError(
@@ -67,7 +80,7 @@ cdef class PageHintingCallbacks:
 
     @property
     def max_pages(self):
-        """Most blocks that are out at once."""
+        """Most blocks that are out with the host at once, as given."""
         return self.most
 
     def __repr__(self):

@@ -1,4 +1,4 @@
-"""The hinting engine of a machine: its worker, its callbacks, and the batch that is out: `engine.pyx`."""
+"""The hinting engine of a machine: it runs passes, on a worker thread or on callers: `engine.pyx`."""
 from libc.stdint cimport int64_t, uint64_t
 from pagehint.hinting.age cimport Ripe
 from pagehint.hinting.batch cimport Batch
@@ -9,14 +9,15 @@ from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
 cdef class HintingEngine:
-    cdef readonly object memory         # what keeps the zones while the worker is in them
+    cdef readonly object memory         # keeps the zones alive while the worker uses them
     cdef Machine *m                     # the memory's, as the next two are
     cdef WorkQueue *queue
     cdef Batch *batch
-    cdef Reporter reporter
-    cdef object clock
-    cdef object thread
-    cdef bint abandoned
+    cdef Reporter reporter              # makes the calls of a pass
+    # Protected by the GIL, and by the right to switch hinting on or off.
+    cdef object clock                   # the injected clock, or None
+    cdef object thread                  # the worker's, or None
+    cdef bint abandoned                 # the allocator is gone, so the worker lets go of the callbacks as it ends
     cdef object __weakref__
 
     cdef int enable(self, PageHintingCallbacks callbacks, const Settings *settings, bint mark_free, object clock) except -1

@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""The hinting engine, in the order of its work: on, when a pass begins, a batch out and back, off.
+"""The hinting engine, in the order of its work: switched on, a pass begins, batches go out and come back, switched off.
 
-A *pass* is one look at the zones that are queued, or at all of them. The queue it works from is in `queue.pxd`, the batch
-in `batch.pxd`, the calls in `report.pyx`; the hook that fills the queue runs without this.
+A *pass* is one look at the zones that are queued, or at all of them. It takes a batch of hinted blocks out of
+circulation under the zone lock (`batch.pxd`), has it reported with no lock held (`report.pyx`), puts it back, and goes
+on with the next. `queue.pxd` says when one is due. The cycle is that of Linux's page hinting series (v10, June 2019).
 """
 import threading
 
@@ -37,20 +38,20 @@ from pagehint.zone.zone cimport PageZone, usable_free_pages
 
 from pagehint import errors
 
-cdef double MOST_SECONDS = 4e9              # of a clock: with a delay on top it is still a count of nanoseconds
+cdef double MOST_SECONDS = 4e9              # on an injected clock: in nanoseconds, with a delay on top, 63 bits
 
 cdef enum:
-    WORKER_REST = 1000          # microseconds: a batch of 2 MiB blocks in each is 32 GiB a second
-    MARK_BLOCKS = 4096          # free blocks that one lock round hints as hinting goes on
+    WORKER_REST = 1000          # microseconds of `rest`; a batch of 16 blocks of 2 MiB after each is 32 GiB a second
+    MARK_BLOCKS = 4096          # free blocks that one lock round hints while hinting is switched on
 
-cdef enum Claim:                # what a caller finds who would run a pass
-    CLAIM_BUSY                  # another caller's is on
-    CLAIM_NOTHING               # nothing is due, or hinting is off
-    CLAIM_MINE
+cdef enum Claim:                # whether a calling thread may run a pass
+    CLAIM_BUSY                  # a pass is on, on another thread
+    CLAIM_NOTHING               # none is due, or hinting is off
+    CLAIM_MINE                  # it may, and has claimed the pass
 
 
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch):
-    """The engine of a machine, whose zones, queue and batch live as long as `memory` does."""
+    """Make the engine of a machine. Its zones, queue and batch live as long as `memory` does."""
     cdef HintingEngine engine = HintingEngine.__new__(HintingEngine)
     engine.memory = memory
     engine.m = m
@@ -63,22 +64,23 @@ cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, B
     return engine
 
 
-@cython.no_gc_clear     # collected in a cycle, too, it needs its reporter until the allocator has abandoned it
+@cython.no_gc_clear     # in a cycle that is collected, too, `abandon` needs the reporter
 cdef class HintingEngine:
-    """Reports what is hinted in the zones of a machine, on a thread of its own or on callers.
+    """Reports what is hinted in the zones of a machine, on a worker thread of its own or on the threads that call it.
 
-    The worker's thread holds this, and this the memory; neither holds the allocator, whose end ends the worker.
+    The worker's thread refers to the engine, and the engine to the memory. Neither refers to the allocator, so that
+    this can be collected, which ends the worker.
     """
 
     @property
     def last_error(self):
-        """What the host or a callback failed with last, since hinting was enabled; None if nothing did."""
+        """What a callback or the injected clock failed with last, since hinting was enabled; None if none did."""
         return self.reporter.last_error
 
     # -- on
 
     cdef int enable(self, PageHintingCallbacks callbacks, const Settings *settings, bint mark_free, object clock) except -1:
-        """Begin a session. Python code runs only before it is on, so what fails, or is interrupted, leaves no trace."""
+        """Switch hinting on, or leave no trace: all that may fail or be interrupted comes before `publish`."""
         cdef uint64_t session
         self.refuse_callback("enable_hinting")
         last_error = self.reporter.last_error
@@ -88,7 +90,7 @@ cdef class HintingEngine:
                 raise MemoryError("no memory for a batch")
             if settings.min_age > 0:
                 self.memory.keep_ages()
-            self.thread = None                      # a parent's leavings, if this is a forked child
+            self.thread = None                      # in a forked child it may be that of the parent's worker
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
             self.reporter.burst_logged = False
@@ -107,7 +109,7 @@ cdef class HintingEngine:
         return 0
 
     cdef uint64_t begin_session(self, bint threaded) except 0:
-        """Claim the right to switch hinting on; nobody else can until the session is over."""
+        """Claim the right to switch hinting on, until the session is over, and return the session's number."""
         cdef WorkQueue *q = self.queue
         cdef uint64_t session = 0
         with nogil:
@@ -124,7 +126,7 @@ cdef class HintingEngine:
         return session
 
     cdef object start_worker(self, uint64_t session, const Settings *settings):
-        """The session's thread, or None. It waits until hinting is enabled, or goes if the session is over."""
+        """Start the session's worker and return its thread, or None without one. It waits until hinting is enabled."""
         thread = None
         if not settings.manual:
             thread = threading.Thread(target=_work, args=(self, session), name="pagehint", daemon=True)
@@ -139,7 +141,7 @@ cdef class HintingEngine:
         queue_unlock(self.queue)
 
     cdef void publish(self, const Settings *settings, bint mark_free) noexcept nogil:
-        """Everything is in place: the settings, and then, zone by zone under its lock, the hook."""
+        """Take over the settings, then switch on the hook of each zone under its lock, then the engine. Cannot fail."""
         cdef WorkQueue *q = self.queue
         cdef int i
         queue_lock(q)
@@ -156,7 +158,7 @@ cdef class HintingEngine:
         queue_unlock(q)
 
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil:
-        """Switch the hook on, and hint what is free already, so many blocks a lock round."""
+        """Switch a zone's hook on. With `mark_free` hint what is free already, MARK_BLOCKS blocks a lock round."""
         cdef WorkQueue *q = self.queue
         cdef Hints *h = hints_of(z)
         cdef uint64_t page = 0
@@ -209,7 +211,7 @@ cdef class HintingEngine:
         return self.tick()
 
     cdef void after_change(self) noexcept nogil:
-        """Have every zone go by what is set now: its threshold, and where its gate is."""
+        """Have every zone go by the new settings: its threshold changes, and its gate is looked at again."""
         cdef PageZone *z
         cdef int i
         for i in range(self.m.nr_zones):
@@ -223,13 +225,16 @@ cdef class HintingEngine:
     # -- when a pass begins: on the worker, or on callers
 
     cdef int tick(self) except -1:
-        """Before anything that may hint, whose time is what was read last: read the injected clock, if there is one."""
+        """Read the injected clock, if there is one, for the stamps of the hints that the caller may be about to set."""
         if self.queue.injected_clock:
             self.now()
         return 0
 
     cdef int64_t now(self) except? -1:
-        """By the injected clock, if there is one. One that fails stands still; what ends the program does so here."""
+        """The time in nanoseconds, by the injected clock if there is one.
+
+        A clock that raises an Exception is logged, and stands still. What is no Exception is raised.
+        """
         clock = self.clock
         if clock is None:
             return monotonic_ns()
@@ -243,7 +248,7 @@ cdef class HintingEngine:
         return self.queue.clock_read
 
     cdef int64_t now_in_pass(self) noexcept nogil:
-        """As `now`; what ends the program does so when the pass has come to its end."""
+        """As `now`, but never raises: what is no Exception is raised at the end of the pass."""
         if not self.queue.injected_clock:
             return monotonic_ns()
         with gil:
@@ -254,7 +259,7 @@ cdef class HintingEngine:
                 return self.queue.clock_read
 
     cdef void work(self, uint64_t session) noexcept nogil:
-        """The worker of a session: waits, without the GIL, for work, a deadline, a flush, or the end."""
+        """The worker's loop: waits, without the GIL, until a pass is due or a flush wants one, and runs it."""
         cdef WorkQueue *q = self.queue
         cdef bint flush, everything
         cdef int64_t now
@@ -276,11 +281,12 @@ cdef class HintingEngine:
         queue_unlock(q)
 
     cdef bint overdue(self, int64_t now) noexcept nogil:
-        """Whether a pass should look into every zone: the delay is over, or the last pass failed. Queue's mutex held."""
+        """Whether a pass over all zones is due: the delay is over, or the last pass failed. Queue's mutex held."""
         cdef WorkQueue *q = self.queue
         return now >= q.not_before and ((q.deadline != NEVER and now >= q.deadline) or (now >= q.work_at and q.failures > 0))
 
     cdef int refuse_callback(self, str what) except -1:
+        """Raise if this thread is inside a callback, where it would wait for its own pass."""
         if self.queue.runner == pthread_self():
             raise errors.HintingActiveError(f"{what} was called from inside a hinting callback, which would wait for itself")
         return 0
@@ -290,7 +296,7 @@ cdef class HintingEngine:
             raise errors.HintingInactiveError(f"{what}: hinting is off; enable_hinting comes first")
 
     cdef int claim_pass(self, bint flush, int64_t now, bint *everything) noexcept nogil:
-        """Claim a pass for this thread, if one is due; if another caller's is on, wait for a moment."""
+        """Claim a pass for this thread if one is due, or `flush`; wait for a moment while another thread's is on."""
         cdef WorkQueue *q = self.queue
         cdef int found = CLAIM_NOTHING
         queue_lock(q)
@@ -306,11 +312,11 @@ cdef class HintingEngine:
         return found
 
     cdef int pass_manually(self, bint flush) except -1:
-        """Run a pass on this thread; 0 if nothing is due, or hinting has ended before or meanwhile."""
+        """Run a pass on this thread if one is due, or `flush`; 0 if none was, or hinting has ended before its end."""
         cdef int64_t now = self.now()
         cdef int found = CLAIM_BUSY
         cdef bint whole = False, everything = flush
-        self.reporter.interrupts.pop(pthread_self(), None)      # of a parent's thread with our number, in a forked child
+        self.reporter.interrupts.pop(pthread_self(), None)      # in a forked child, of a parent's thread
         while found == CLAIM_BUSY:
             with nogil:
                 found = self.claim_pass(flush, now, &everything)
@@ -325,17 +331,22 @@ cdef class HintingEngine:
         return whole
 
     def run_pending(self):
+        """Run passes on this thread until none is due; returns how many."""
         cdef WorkQueue *q = self.queue
         self.require_hinting("run_pending")
         self.refuse_callback("run_pending")
         if not q.manual:
             raise errors.PageHintError("run_pending is for workqueue='manual'; here the worker's thread runs the work")
-        runs = 0
+        passes = 0
         while self.pass_manually(False):
-            runs += 1
-        return runs
+            passes += 1
+        return passes
 
     def flush(self):
+        """Drain the page sets, and return when a pass that began after that, for a flush, has come to its end.
+
+        A flush takes a ticket. A pass that comes to its end has served each ticket given before it began.
+        """
         cdef WorkQueue *q = self.queue
         cdef uint64_t ticket, session
         cdef bint done = False, on, manual
@@ -361,7 +372,7 @@ cdef class HintingEngine:
                 queue_lock(q)
                 if q.session == session and not q.stopping and q.flush_done < ticket:
                     sleep_until(&q.settled, &q.mutex, monotonic_ns() + SIGNAL_CHECK)
-                # A ticket of another session was given back, not done.
+                # The end of a session takes all tickets for done, though nothing was reported for them.
                 done = q.session == session and q.flush_done >= ticket
                 on = q.session == session and not q.stopping
                 queue_unlock(q)
@@ -372,10 +383,10 @@ cdef class HintingEngine:
     # -- a pass: isolate, report, put back
 
     cdef bint run_pass(self, bint everything, bint flush) noexcept nogil:
-        """Report what is hinted: in all zones, or in those that are queued; for a flush, of any age. `running` is claimed.
+        """Run a pass, which this thread has claimed; returns whether it came to its end.
 
-        Returns whether it came to its end. A callback may fork: in the child the session is another, and the pass that
-        the callback returns into touches nothing any more.
+        It looks at every zone, or at those that are queued; for a flush, at hints of any age. A callback may fork: in
+        the child the session is another one, and the pass that the callback returns to touches nothing any more.
         """
         cdef WorkQueue *q = self.queue
         cdef bint prepared = False, failed = False, whole = True
@@ -388,7 +399,7 @@ cdef class HintingEngine:
         q.work_runs += 1
         self.reporter.interrupted = False
         ticket = q.flush_wanted
-        # A flush that came after this pass was decided on is served by it, too.
+        # A flush that was asked for after this pass was decided on takes its end for its own, so the pass must be one.
         flush = flush or q.flush_wanted > q.flush_done
         everything = everything or flush
         if everything:
@@ -422,10 +433,11 @@ cdef class HintingEngine:
         return whole
 
     cdef bint goes_on(self, uint64_t session) noexcept nogil:
+        """Whether the pass may begin another batch or zone."""
         return self.queue.session == session and not self.queue.stopping and not self.reporter.interrupted
 
     cdef bint look_at_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil:
-        """One look at all of a zone's hints. Returns whether anything failed."""
+        """Report the hints of a zone, batch by batch. Returns whether anything failed."""
         cdef Hints *h = hints_of(z)
         cdef uint64_t cursor = 0, end
         cdef int64_t now = queue_now(self.queue), min_age = max(self.queue.min_age, <int64_t>0)
@@ -451,7 +463,7 @@ cdef class HintingEngine:
         return failed
 
     cdef bint begin_look(self, PageZone *z, Ripe *ripe, int64_t now, bint flush) noexcept nogil:
-        """Whether the zone has anything that may be reported now; its request for a pass is met, or put off."""
+        """Whether the zone has hints that may be reported now. Its request for a pass is taken as met, or put off."""
         cdef Hints *h = hints_of(z)
         cdef int64_t min_age = max(self.queue.min_age, <int64_t>0)
         cdef bint open
@@ -465,13 +477,16 @@ cdef class HintingEngine:
         open = open and self.gate(z, self.queue.max_pages)
         h.counters.scans += open
         if min_age and open:
-            h.look_at = now + min_age       # until this look is over: what is freed meanwhile is not ripe before
+            h.look_at = now + min_age       # what is freed during this look is not ripe earlier
             ripe.excess = zone_excess(z)
         end_round(z)
         return open
 
     cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil:
-        """Isolate a batch, report it, put it back. Returns whether any of it failed; `open`: the look goes on after it."""
+        """Isolate a batch, report it, put it back; returns whether any of it failed.
+
+        `open` turns false if the zone is not to be looked at any further: the gate is closed, or the pass is to end.
+        """
         cdef bint failed = False, hurry = True
         cdef uint64_t most, n = 0
         cdef int64_t began
@@ -507,7 +522,7 @@ cdef class HintingEngine:
         return failed
 
     cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil:
-        """Take a batch out, and note it. Zone lock held. A method, so that it has the registers to itself."""
+        """Isolate a batch, and note it. Zone lock held. A function of its own, to have the registers to itself."""
         if hints_of(z).min_age:
             ripe.excess = zone_excess(z)
         self.batch.n = isolate_batch(z, cursor, most, self.queue.max_report_order, ripe, self.batch.blocks)
@@ -515,45 +530,46 @@ cdef class HintingEngine:
         return self.batch.n
 
     cdef void end_look(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
-        """A look from `now` on is over. What was too young for it is looked at when it is ripe, but not too often."""
+        """End a look that began at `now`. The next is when `oldest` is ripe, but at most LOOKS a `min_age`."""
         cdef Hints *h = hints_of(z)
         lock_acquire(&z.lock, True)
         if not whole:
-            h.look_at = 0                   # what was ripe may be there still
+            h.look_at = 0                   # there may still be ripe granules
         elif oldest != INT64_MAX and h.count:
             h.look_at = min(h.look_at, max(oldest + h.min_age, now + h.min_age // LOOKS))
             self.look_later(z)
         end_round(z)
 
     cdef void look_later(self, PageZone *z) noexcept nogil:
-        """Have a zone looked at again that has hints, though they may be under the threshold by now. Zone lock held.
+        """Keep a zone queued whose hints are not ripe, though they may be under the threshold by now. Zone lock held.
 
-        It was queued for this pass and stays so; that counts as one request.
+        It was queued for this pass, so this does not count as another request.
         """
         hints_of(z).queued = True
         z.notify_at = 0
 
     cdef void rest(self, PageZone *z) noexcept nogil:
-        """Before a round that nobody waits for, leave a zone alone for a while that others are busy with.
+        """Before a lock round, sleep for a moment if other threads use the zone, and none waits for the pass to end.
 
-        Each round takes the zone's cache lines away from them, and what they allocate meanwhile need not be reported.
+        Each round takes the zone's cache lines away from those threads, and what they allocate meanwhile need not be
+        reported.
         """
         if hints_of(z).rounds_seen != load64(&z.lock.acquired, RELAXED) and not queue_hurried(self.queue):
             usleep(WORKER_REST)
 
     cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil:
-        """Whether the zone can spare a batch; if not, the wake-up is set for when it can. Zone lock held."""
+        """Whether the gate is open (`gate.pxd`). If not, the zone tells the queue when it opens. Zone lock held."""
         if usable_free_pages(z) >= report_gate(z, most):
             return True
         hints_of(z).counters.isolation_refused += 1
-        # By the setting, not by `most`: a thread that lowers it meanwhile has looked at this zone already, or has yet to.
+        # By the setting, not by `most`, which may be older: a thread that changes it looks at this zone after that.
         z.notify_at = report_gate(z, self.queue.max_pages)
         return False
 
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:
-        """Room for a batch, none being out; returns how many blocks fit, at least one unless there has never been memory.
+        """Make room for a batch of `most` blocks, while none is out; returns how many fit, if memory is short fewer.
 
-        The old room goes last, so that a child forked meanwhile finds the one or the other.
+        The old room is freed last, so that a child that is forked meanwhile finds the one or the other.
         """
         cdef void *old = self.batch.blocks
         cdef void *blocks
@@ -569,7 +585,10 @@ cdef class HintingEngine:
     # -- off
 
     def disable(self):
-        """No lock is held while anybody waits, so a signal handler may do the same in the middle of it."""
+        """Switch hinting off: end the pass that is on and the worker, then switch off the hooks.
+
+        No lock is held during the wait, so a signal handler that runs in it may disable hinting, too.
+        """
         cdef WorkQueue *q = self.queue
         cdef uint64_t session
         cdef bint on, mine = False
@@ -590,8 +609,8 @@ cdef class HintingEngine:
                 on = q.session == session
                 mine = on and not q.worker and not q.running
                 if mine:
-                    # Others wait for this as for a run. No Python code runs before it is over, so what is let go of
-                    # lives on until then.
+                    # Other threads wait for the end of this as for that of a pass, so no Python code may run before.
+                    # Thread, callbacks and clock, whose destructors may be Python, live until this function returns.
                     queue_claim(q)
                 queue_unlock(q)
             if mine:
@@ -606,6 +625,7 @@ cdef class HintingEngine:
             PyErr_CheckSignals()
 
     cdef void switch_off(self) noexcept nogil:
+        """Switch off each zone's hook under its lock, then end the session."""
         cdef PageZone *z
         cdef int i
         for i in range(self.m.nr_zones):
@@ -616,7 +636,7 @@ cdef class HintingEngine:
         self.end_session()
 
     def abandon(self):
-        """The allocator is gone: the worker, if there is one, ends by itself and lets go of the callbacks."""
+        """The allocator is gone: have the worker end by itself, and let go of the callbacks. Does not wait."""
         queue_lock(self.queue)
         queue_stop(self.queue)
         queue_unlock(self.queue)
@@ -626,7 +646,7 @@ cdef class HintingEngine:
 
 
 def _work(HintingEngine engine, uint64_t session):
-    """What the worker's thread runs."""
+    """Run the worker's loop; the target of its thread."""
     with nogil:
         engine.work(session)
     if engine.abandoned:

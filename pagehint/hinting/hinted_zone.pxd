@@ -1,10 +1,10 @@
-"""A zone with what hinting knows of it: the struct, and its arrays in memory.
+"""A zone with its hints: the struct, and the arrays that it needs in memory.
 
-The `PageZone` comes first, so a pointer to it is one to the whole: the zone's own code knows of no more than its part,
-and what hinting keeps stands at a fixed distance behind it, without another pointer to follow.
+A `HintedZone` begins with a `PageZone`, so a pointer to the one is a pointer to the other. The code of `zone/` sees the
+first part only. `Hints` stands at a fixed distance behind it, so that reaching them follows no further pointer.
 
-Bytes: a bit for each granule (of 2 MiB: 0.0002 a page) and a bit for each word of these; with `min_age`, 8 a granule for
-its stamp. The bitmap stands in a reservation of its own, which is opened as far as the zone reaches, and so do the stamps.
+Bytes: a bit a granule (of 2 MiB: 0.0002 a page), and a bit for each word of these; with `min_age`, 8 a granule for its
+stamp. The bitmap has a reservation of address space of its own, opened as far as the zone reaches; so have the stamps.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, mmap, munmap
@@ -17,40 +17,39 @@ cdef enum:
     HOLD_BUCKETS = 32
     NO_LIMIT = -1
 
-cdef struct HintCounters:           # written under the zone lock only
-    uint64_t hints_set
-    uint64_t hints_cleared_by_alloc
-    uint64_t work_queued
-    uint64_t scans
+cdef struct HintCounters:           # since the zone was made; protected by the zone lock
+    uint64_t hints_set              # bits
+    uint64_t hints_cleared_by_alloc     # bits
+    uint64_t work_queued            # requests for a pass over this zone
+    uint64_t scans                  # passes that found hints that were due, and the gate open
     uint64_t blocks_isolated
-    uint64_t isolation_refused
-    uint64_t blocks_returned
-    uint64_t blocks_reported
-    uint64_t pages_reported
-    uint64_t blocks_failed
+    uint64_t isolation_refused      # times that the gate was closed
+    uint64_t blocks_returned        # put back
+    uint64_t blocks_reported        # put back, and taken by the host
+    uint64_t pages_reported         # in these
+    uint64_t blocks_failed          # put back, and not taken by the host
 
-cdef struct Hints:                  # protected by the zone lock
-    uint64_t *bits                  # one a granule; written under the lock, read without it
-    uint64_t *filled                # one bit a word of `bits`: it is not empty
-    uint64_t *freed_at              # when each granule was, in nanoseconds, if its bit is set; NULL before it is needed
-    bint on
-    atomic_i32 queued               # a pass is queued and has not begun with this zone
-    uint64_t count                  # bits set
-    uint64_t threshold
-    const int32_t *delay_armed      # the queue's: the delay is running, or nobody wants one
-    int64_t min_age                 # nanoseconds a granule is free before it may be reported, 0: none
-    int64_t look_at                 # when to look for ripe granules; none is before
-    uint64_t limit                  # pages in use or warm at most, or NO_LIMIT
-    uint64_t reporting_pages        # out with the host
+cdef struct Hints:                  # protected by the zone lock, but for `queue`
+    uint64_t *bits                  # the bitmap, one bit a granule; written under the lock, searched without it
+    uint64_t *filled                # its second level, one bit a word of `bits`: the word is not zero
+    uint64_t *freed_at              # a stamp a granule, in nanoseconds, valid where its bit is set; NULL until needed
+    bint on                         # the hook is on
+    atomic_i32 queued               # a pass is to look at this zone, and has not begun to; also read without the lock
+    uint64_t count                  # bits that are set
+    uint64_t threshold              # count at which a pass is asked for at once
+    const int32_t *delay_armed      # the queue's: the delay runs already, or there is none; read without its mutex
+    int64_t min_age                 # nanoseconds that a granule must have been free before it is reported; 0: none
+    int64_t look_at                 # nanoseconds: no granule is ripe before this time; 0: look now
+    uint64_t limit                  # pages that may be in use or warm, or NO_LIMIT
+    uint64_t reporting_pages        # pages that are out with the host
     HintCounters counters
-    uint64_t holds[HOLD_BUCKETS]    # rounds of the engine that held the lock for under 2**i nanoseconds
+    uint64_t holds[HOLD_BUCKETS]    # a pass's lock rounds, by the least 2**i nanoseconds that they stayed under
     uint64_t longest_hold           # nanoseconds
-    # Not protected by the lock.
-    void *queue                     # WorkQueue, of the zone's machine
-    uint64_t rounds_seen            # by the thread that runs the engine: how often the lock had been taken by its last round
+    void *queue                     # the WorkQueue of the zone's machine; set when the zone is made
+    uint64_t rounds_seen            # `lock.acquired` at the end of a pass's last round; written by its thread
 
 cdef struct HintedZone:
-    PageZone zone
+    PageZone zone                   # first, see above
     Hints hints
 
 
@@ -59,12 +58,13 @@ cdef inline Hints *hints_of(const PageZone *z) noexcept nogil:
 
 
 cdef inline void queue_zone(Hints *h) noexcept nogil:
-    """Have the next pass look at this zone. Zone lock held; the engine is told when it is released."""
+    """Ask for a pass over this zone. Zone lock held; the queue is told after its release, if `notify_at` says so."""
     h.counters.work_queued += not h.queued
     h.queued = True
 
 
 cdef inline uint64_t words_for(const PageZone *z, uint64_t nr_leaves) noexcept nogil:
+    """Words of bitmap for a zone of so many leaves."""
     return granules_for(z, nr_leaves) // 64 + 1
 
 
@@ -81,7 +81,7 @@ cdef inline uint64_t stamps_bytes(const PageZone *z, uint64_t nr_leaves) noexcep
 
 
 cdef inline uint64_t reserved_bytes(const PageZone *z) noexcept nogil:
-    """Of the bitmap and its second level, as far as the zone may ever grow."""
+    """Bytes of address space for the bitmap and its second level, as far as the zone may ever grow."""
     return whole_pages(bits_bytes(z, z.limit_leaves)) + whole_pages(filled_bytes(z, z.limit_leaves))
 
 
@@ -95,7 +95,7 @@ cdef inline int hints_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
 
 
 cdef inline void hints_close(PageZone *z) noexcept nogil:
-    """Unmap the arrays; nobody uses the zone any more."""
+    """Unmap the arrays. No thread may use the zone any more."""
     cdef Hints *h = hints_of(z)
     munmap(h.bits, reserved_bytes(z))
     if h.freed_at != NULL:
@@ -104,7 +104,7 @@ cdef inline void hints_close(PageZone *z) noexcept nogil:
 
 cdef inline HintedZone *hinted_zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order,
                                            int min_order) noexcept nogil:
-    """A zone without present pages and without hints; NULL and errno where memory lacks."""
+    """A zone without present pages and without hints; NULL and errno where the kernel refuses memory."""
     cdef PageZone *z = zone_create(sizeof(HintedZone), start_pfn, end_pfn, max_order, min_order)
     cdef Hints *h
     cdef void *arrays
@@ -136,9 +136,10 @@ cdef inline int hinted_zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil
 
 
 cdef inline int keep_ages(PageZone *z) noexcept nogil:
-    """Have stamps for the granules from now on; -1 and errno where the kernel refuses. The zone does not grow meanwhile.
+    """Have stamps for the granules from now on; -1 and errno where the kernel refuses.
 
-    A reservation of its own, which few zones need: at 8 bytes a granule it may be larger than the other one.
+    The zone must not grow meanwhile. The stamps' reservation is made only here, since few zones need one, and at 8
+    bytes a granule it may be larger than the bitmap's.
     """
     cdef Hints *h = hints_of(z)
     cdef void *stamps
@@ -155,7 +156,7 @@ cdef inline int keep_ages(PageZone *z) noexcept nogil:
 
 
 cdef inline uint64_t hinted_zone_metadata_bytes(const PageZone *z) noexcept nogil:
-    """Bytes in use for a zone, per-CPU page sets not counted."""
+    """Bytes of metadata that are open for use, without the per-CPU page sets."""
     cdef uint64_t stamps = stamps_bytes(z, z.nr_leaves) if hints_of(z).freed_at != NULL else 0
     return (sizeof(HintedZone) + zone_metadata_bytes(z) + bits_bytes(z, z.nr_leaves) + filled_bytes(z, z.nr_leaves)
             + stamps)

@@ -1,4 +1,4 @@
-"""The engine's lock rounds: how long each holds a zone's lock, and its end. Zone lock held throughout."""
+"""The lock rounds of a pass: a round takes a zone's lock once. How long it holds it, and its end. Zone lock held."""
 from libc.stdint cimport int64_t, uint64_t
 from pagehint.hinting.hinted_zone cimport HOLD_BUCKETS, Hints, hints_of
 from pagehint.sync.atomic cimport clz64
@@ -15,6 +15,6 @@ cdef inline void note_hold(Hints *h, int64_t began) noexcept nogil:
 
 
 cdef inline void end_round(PageZone *z) noexcept nogil:
-    """End a lock round of the engine: the zone is as it was seen if nobody has taken its lock since."""
+    """Release the zone lock. The noted count is still the lock's later on if no thread has taken it since."""
     hints_of(z).rounds_seen = z.lock.acquired
     zone_unlock(z)

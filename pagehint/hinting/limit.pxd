@@ -1,7 +1,7 @@
-"""How much a zone may keep in memory, where somebody wants a limit: what of its free memory is warm yields to it.
+"""A limit on the memory that a zone keeps: what is in use, and what is *warm*, that is free and not reported.
 
-The mechanism is that of `min_age`: over the limit, hints are ripe whatever their age, and looked at now. What is in use
-cannot be sent away, so the limit is on the sum, and what remains over it is in use.
+Over the limit, warm memory is reported whatever its age (`min_age`), and at once. Memory in use cannot be reported, so
+what may remain over the limit is in use.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, NO_LIMIT, hints_of, queue_zone
@@ -10,7 +10,10 @@ from pagehint.zone.zone cimport NR_TYPES, PageZone
 
 
 cdef inline uint64_t zone_excess(const PageZone *z) noexcept nogil:
-    """Pages over the limit: of granules that are not all free, or hinted. Zone lock held. O(max_page_order)."""
+    """Pages that the zone keeps over its limit. Zone lock held. O(max_page_order).
+
+    It keeps each granule that is not entirely free, and each one that is hinted.
+    """
     cdef const Hints *h = hints_of(z)
     cdef uint64_t cold = h.reporting_pages, kept
     cdef int mt, o
@@ -24,9 +27,9 @@ cdef inline uint64_t zone_excess(const PageZone *z) noexcept nogil:
 
 
 cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
-    """Queue the zone for now if it is over its limit, and something can be done about it. Zone lock held.
+    """Ask for a pass now if the zone is over its limit and has hints. Zone lock held.
 
-    Returns whether that is news: not if it was asked for already.
+    Returns whether the request is new, so that the queue has to be told.
     """
     cdef Hints *h = hints_of(z)
     assert_held(&z.lock)
@@ -38,9 +41,9 @@ cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
 
 
 cdef inline void enforce_limit(PageZone *z) noexcept nogil:
-    """Have the zone looked at now if it is over its limit. Zone lock held.
+    """As `queue_over_limit`, and have the queue told when the lock is released. Zone lock held.
 
-    Not if it waits for the gate to open: `notify.pxd` looks at the limit again.
+    Does nothing while the zone waits for its gate to open: then `notify.pxd` looks at the limit.
     """
     if not (0 < z.notify_at < INT64_MAX) and queue_over_limit(z):
         z.notify_at = 0

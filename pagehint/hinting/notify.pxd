@@ -1,4 +1,7 @@
-"""Telling the engine what happened under a zone's lock, after it has been released: the queue's mutex is taken alone."""
+"""Telling the queue that a zone has work. The zone's lock is released first, and the queue's mutex taken alone.
+
+So no thread holds both, and a thread that waits for the queue's mutex keeps no other from the zone.
+"""
 from libc.stdint cimport INT64_MAX, int64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport queue_over_limit
@@ -9,7 +12,10 @@ from pagehint.zone.zone cimport PageZone
 
 
 cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
-    """What `PageZone.notify` is: release the zone lock, and tell the engine."""
+    """`PageZone.notify`: release the zone lock, then tell the queue whether the zone asks for a pass. Zone lock held.
+
+    Count and limit are looked at again here, since a zone that waited for its gate has not been queued for either.
+    """
     cdef Hints *h = hints_of(z)
     cdef bint queued
     cdef int64_t look_at

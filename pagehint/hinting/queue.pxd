@@ -1,7 +1,9 @@
-"""The work queue of the hinting engine: what is asked for, since when, and who waits. Knows nothing of zones.
+"""The work queue of the hinting engine: when a pass is due, which thread runs it, what waits for it. It knows no zones.
 
-The engine's mutex is a leaf: nothing else is ever taken while it is held. A zone tells the engine of work just
-after it has released its own lock.
+A *session* is the time from one `enable_hinting` to the next `disable_hinting`; in it, one pass runs at a time. A
+request is queued once, however many frees follow, and no wake-up is lost: each change of the queue is made, and
+signalled, with its mutex held. Nothing else is taken while that is held. A zone tells the queue after it has released
+its own lock.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
@@ -13,54 +15,56 @@ from pagehint.sync.lock cimport pthread_self, pthread_t
 from pagehint.sync.testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
 cdef enum:
-    SIGNAL_CHECK = 50000000     # how often a wait looks for Ctrl-C
-    BACKOFF_FIRST_MS = 100
-    BACKOFF_LAST_MS = 30000
+    SIGNAL_CHECK = 50000000     # nanoseconds after which a wait looks for Ctrl-C
+    BACKOFF_FIRST_MS = 100      # milliseconds after the first failed pass; twice as many after each further one,
+    BACKOFF_LAST_MS = 30000     # up to these
 
-cdef struct Settings:           # of a session, as `enable_hinting` was called
-    bint manual                 # passes run on callers, in run_pending and flush
-    bint injected_clock
-    uint64_t max_pages
-    uint64_t threshold          # 0: as max_pages
+cdef struct Settings:           # of a session, as `enable_hinting` was called; local to that call
+    bint manual                 # passes run on threads that call `run_pending` or `flush`; there is no worker
+    bint injected_clock         # the caller has given a clock
+    uint64_t max_pages          # blocks in a batch, at most
+    uint64_t threshold          # hints in a zone at which a pass is due at once; 0: as max_pages
     int64_t delay               # nanoseconds, or NEVER
     int64_t min_age             # nanoseconds, or NEVER
     int max_report_order
 
-cdef struct WorkQueue:          # what is atomic is read without the mutex, too
+cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also read without it
     pthread_mutex_t mutex
-    pthread_cond_t wake         # the worker waits here for work, a deadline, or the end
-    pthread_cond_t settled      # everybody else: for a batch to be back, a flush to be done, a run to end
-    # Read by the hook without the mutex: the delay runs already, or there is none, so no need to tell anybody.
+    pthread_cond_t wake         # where the worker waits: for work, a deadline, the end of the session
+    pthread_cond_t settled      # where other threads wait: for a batch to be back, a flush to be done, a pass to end
+    # The delay runs already, or there is none, so a zone with few hints need not tell the queue. Read by the hook.
     int32_t delay_armed
-    atomic_u64 session          # changes whenever hinting goes on or off, and in a forked child: what is of another is over
-    bint enabling               # somebody is about to switch it on; nobody else can
-    atomic_i32 enabled
-    atomic_i32 stopping         # ends a run at the next batch
-    atomic_i32 manual           # work runs on callers, in run_pending and flush
+    # Changes when hinting goes on or off, and in a forked child. A thread that began in another session touches
+    # nothing.
+    atomic_u64 session
+    bint enabling               # a thread is switching hinting on; another one that tries is refused
+    atomic_i32 enabled          # hinting is on
+    atomic_i32 stopping         # the pass is to end before its next batch, and the worker with it
+    atomic_i32 manual           # see `Settings`
     bint worker                 # the session's worker is in its loop, or about to be
-    atomic_i32 injected_clock   # time is what Python code, which can call the clock, has read last
-    atomic_i64 clock_read
-    int64_t work_at             # when to look at the zones that are queued; 0: now, INT64_MAX: there is none
-    atomic_i64 delay            # nanoseconds, or NEVER
+    atomic_i32 injected_clock   # the time is `clock_read`, since only Python code can call the clock
+    atomic_i64 clock_read       # nanoseconds that the injected clock has shown last
+    int64_t work_at             # nanoseconds: when to look at the queued zones; 0: now; INT64_MAX: there are none
+    atomic_i64 delay            # nanoseconds from the first hints to their report, if they stay few; or NEVER
     atomic_i64 min_age          # nanoseconds, or NEVER
-    int64_t deadline            # when what is left is reported, or NEVER
-    int64_t not_before          # back-off: no run before, unless it is a flush; 0 when the host answers
-    int failures                # runs in a row that had one
-    uint64_t flush_wanted       # tickets: a flush is done when flush_done reaches its own
-    uint64_t flush_done
-    bint running                # a run is on
-    atomic_u64 runner           # who does it, else 0; read without the mutex to ask "is it me?"
-    bint out                    # a batch is, or may be about to be, isolated
-    int waiters                 # allocations waiting for the batch; while there are any, no other is isolated
-    # Settings, changed under the mutex.
-    atomic_u64 max_pages
-    atomic_u64 threshold        # 0: as max_pages
+    int64_t deadline            # nanoseconds: when a running delay is over; or NEVER
+    int64_t not_before          # nanoseconds: back-off, no pass but a flush begins before; 0: the last one did not fail
+    int failures                # passes in a row that failed
+    uint64_t flush_wanted       # tickets given to flushes
+    uint64_t flush_done         # a flush is done when this has reached its ticket
+    bint running                # a pass is on, or hinting is being switched off
+    atomic_u64 runner           # the thread that does it, else 0; read without the mutex to compare it with one's own
+    bint out                    # a batch is isolated, or may be about to be
+    int waiters                 # threads between `queue_wait_batch` and `queue_resume`: meanwhile no batch begins
+    # Settings.
+    atomic_u64 max_pages        # blocks in a batch, at most
+    atomic_u64 threshold        # hints in a zone; 0: as max_pages
     int max_report_order
-    # Counts, written under the mutex.
-    atomic_u64 work_runs
-    atomic_u64 reports
-    atomic_u64 report_errors
-    atomic_u64 prepare_errors
+    # Counts since the allocator was made.
+    atomic_u64 work_runs        # passes
+    atomic_u64 reports          # batches handed to the host
+    atomic_u64 report_errors    # batches of which the host did not take all
+    atomic_u64 prepare_errors   # passes that `prepare` has refused
 
 
 cdef inline void queue_init(WorkQueue *q) noexcept nogil:
@@ -78,18 +82,18 @@ cdef inline void queue_unlock(WorkQueue *q) noexcept nogil:
 
 
 cdef inline int64_t queue_now(const WorkQueue *q) noexcept nogil:
-    """By the clock of the session."""
+    """The time in nanoseconds, by the clock of the session."""
     return q.clock_read if q.injected_clock else monotonic_ns()
 
 
 cdef inline void queue_disarm(WorkQueue *q) noexcept nogil:
-    """The delay does not run. Engine mutex held."""
+    """Stop the delay. Queue's mutex held."""
     q.deadline = NEVER
     store_i32(&q.delay_armed, q.delay == NEVER, RELAXED)
 
 
 cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogil:
-    """Take over the settings of a session that is about to begin; there is no work yet. Queue's mutex held."""
+    """Take over the settings of a session that is about to begin, without any work. Queue's mutex held."""
     q.manual = settings.manual
     q.injected_clock = settings.injected_clock
     q.max_pages = settings.max_pages
@@ -104,7 +108,7 @@ cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogi
 
 
 cdef inline void queue_arm(WorkQueue *q) noexcept nogil:
-    """Let the delay run, if there is one and it does not yet. Engine mutex held."""
+    """Start the delay, if there is one and it does not run yet. Queue's mutex held."""
     if q.delay == NEVER or q.delay_armed:
         return
     store_i32(&q.delay_armed, True, RELAXED)
@@ -112,7 +116,10 @@ cdef inline void queue_arm(WorkQueue *q) noexcept nogil:
 
 
 cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexcept nogil:
-    """A zone has hints: it is `queued`, to be looked at then, or they are too few for that. No zone lock held."""
+    """A zone has hints. It is `queued`, to be looked at by then, or its hints are few and wait for the delay.
+
+    No zone lock held.
+    """
     queue_lock(q)
     if queued:
         q.work_at = min(q.work_at, look_at)
@@ -123,40 +130,43 @@ cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexce
 
 
 cdef inline void queue_claim(WorkQueue *q) noexcept nogil:
-    """A run begins, on this thread. Engine mutex held."""
+    """A pass begins, on this thread. Queue's mutex held."""
     q.running = True
     q.runner = pthread_self()
 
 
 cdef inline void queue_release(WorkQueue *q) noexcept nogil:
-    """The run is over. Engine mutex held.
+    """The pass is over. Queue's mutex held.
 
-    `runner` goes first: a thread that found its own number there from an earlier run would take another's for its own.
+    `runner` is reset, not left to the next pass: a thread that found itself there would take that pass for its own.
     """
     q.runner = 0
     q.running = False
 
 
 cdef inline bint queue_due(const WorkQueue *q, int64_t now) noexcept nogil:
-    """Whether a run should begin now. Engine mutex held."""
+    """Whether a pass is due: there is work, or the delay is over, and no back-off. Queue's mutex held."""
     return now >= q.not_before and (now >= q.work_at or (q.deadline != NEVER and now >= q.deadline))
 
 
 cdef inline int64_t queue_next(const WorkQueue *q) noexcept nogil:
-    """When to look again if nobody signals. Engine mutex held."""
+    """The time at which the worker looks again if no signal comes. Queue's mutex held."""
     cdef int64_t next = q.work_at if q.deadline == NEVER else min(q.work_at, q.deadline)
     return NEVER if next == INT64_MAX else max(next, q.not_before)
 
 
 cdef inline void queue_stop(WorkQueue *q) noexcept nogil:
-    """Let the run that is on, and the worker, come to an end. Engine mutex held."""
+    """Have the pass that is on, and the worker, come to an end. Queue's mutex held."""
     q.stopping = True
     pthread_cond_broadcast(&q.wake)
     pthread_cond_broadcast(&q.settled)
 
 
 cdef inline void queue_over(WorkQueue *q) noexcept nogil:
-    """Hinting is off, and no run is on. Engine mutex held."""
+    """The session is over, and no pass is on. Queue's mutex held.
+
+    `delay_armed` stays set, so that no zone tells a queue that is off. Flushes that wait find another session.
+    """
     q.session += 1
     q.enabled = q.enabling = q.worker = q.injected_clock = False
     q.work_at = INT64_MAX
@@ -169,7 +179,7 @@ cdef inline void queue_over(WorkQueue *q) noexcept nogil:
 
 
 cdef inline void queue_forked(WorkQueue *q) noexcept nogil:
-    """In a forked child: nobody else is there, neither the worker nor whoever waited."""
+    """End the session in a forked child, where neither the worker nor a thread that waited exists any more."""
     queue_init(q)
     q.out = False
     q.waiters = 0
@@ -177,7 +187,7 @@ cdef inline void queue_forked(WorkQueue *q) noexcept nogil:
 
 
 cdef inline bint queue_hurried(WorkQueue *q) noexcept nogil:
-    """Whether somebody waits for the run to end."""
+    """Whether a thread waits for the pass to end: one that runs it itself, a flush, or `disable_hinting`."""
     cdef bint hurried
     queue_lock(q)
     hurried = q.manual or q.stopping or q.flush_wanted > q.flush_done
@@ -186,10 +196,10 @@ cdef inline bint queue_hurried(WorkQueue *q) noexcept nogil:
 
 
 cdef inline uint64_t queue_batch_begin(WorkQueue *q, bint *hurry) noexcept nogil:
-    """Announce a batch, and return how many blocks it may have: 0 if the run is to end.
+    """Announce a batch, and return how many blocks it may have: 0 if the pass is to end instead.
 
-    Allocations that wait for memory go first, also when the run is to end: they have been promised that nothing goes out.
-    There is no hurry while nobody waits for the run to end.
+    Waits until no allocation waits for memory, since those have been promised that nothing goes out. For the same
+    reason no batch begins when the pass is to end. `hurry`: a caller or a flush waits for the pass to end.
     """
     cdef uint64_t most = 0
     queue_lock(q)
@@ -204,7 +214,7 @@ cdef inline uint64_t queue_batch_begin(WorkQueue *q, bint *hurry) noexcept nogil
 
 
 cdef inline void queue_batch_end(WorkQueue *q) noexcept nogil:
-    """The batch is back; whoever waits for memory may try again."""
+    """The batch is back, so that allocations that wait for memory may try again."""
     queue_lock(q)
     q.out = False
     pthread_cond_broadcast(&q.settled)
@@ -212,9 +222,9 @@ cdef inline void queue_batch_end(WorkQueue *q) noexcept nogil:
 
 
 cdef inline bint queue_wait_batch(WorkQueue *q, pthread_t self, int64_t until) noexcept nogil:
-    """Wait until no batch is out, and keep it so until `queue_resume`. False, and nothing kept, if time ran out first.
+    """Wait until no batch is out, and keep it so until `queue_resume`. False if the time `until` came first.
 
-    The reporting thread itself does not wait on itself.
+    Then nothing is kept. The thread that runs the pass does not wait, since that would be for itself.
     """
     cdef bint done
     queue_lock(q)
@@ -231,19 +241,20 @@ cdef inline bint queue_wait_batch(WorkQueue *q, pthread_t self, int64_t until) n
 
 
 cdef inline void queue_resume(WorkQueue *q) noexcept nogil:
+    """Let batches go out again, after `queue_wait_batch` that returned True."""
     queue_lock(q)
-    q.waiters -= q.waiters > 0          # a signal handler may have forked meanwhile, and the child waits for nothing
+    q.waiters -= q.waiters > 0          # 0 in a forked child, if a signal handler has forked meanwhile
     pthread_cond_broadcast(&q.settled)
     queue_unlock(q)
 
 
 cdef inline void queue_backoff(WorkQueue *q, bint failed, int64_t now) noexcept nogil:
-    """After a run: try again later and later while it fails. Engine mutex held."""
+    """After a pass: if it has failed, have the next one later, with exponential back-off. Queue's mutex held."""
     if not failed:
         q.failures = 0
         q.not_before = 0
         return
     q.not_before = now + min(<int64_t>BACKOFF_FIRST_MS << min(q.failures, 20), <int64_t>BACKOFF_LAST_MS) * 1000000
     q.failures += 1
-    # What failed is hinted again, and no free need follow: the run asks for its own successor.
+    # What failed is hinted again, and perhaps no free follows to ask for a pass: so this one asks for the next.
     q.work_at = 0

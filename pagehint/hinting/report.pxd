@@ -1,19 +1,20 @@
-"""The calls that a pass makes, no lock held: `report.pyx`."""
+"""The calls that a pass makes to the callbacks, with no lock held: `report.pyx`."""
 from libc.stdint cimport uint64_t
 from pagehint.hinting.batch cimport Batch
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.queue cimport WorkQueue
 
 cdef class Reporter:
-    cdef PageHintingCallbacks callbacks     # None while hinting is off
-    cdef WorkQueue *queue
-    cdef Batch *batch
-    cdef tuple specs                        # of the zones, for their names
-    cdef object last_error
-    cdef dict interrupts                    # by thread: what a callback raised on a caller's, to be raised there again
-    cdef bint interrupted                   # the pass that is on, by such
-    cdef bint burst_logged
-    cdef bint no_prepare                    # so that the GIL is not taken for nothing
+    # Protected by the GIL, where not said otherwise.
+    cdef PageHintingCallbacks callbacks     # None while hinting is off; changed while no pass is on
+    cdef WorkQueue *queue                   # the memory's, as the next two are
+    cdef Batch *batch                       # what is being reported
+    cdef tuple specs                        # of the zones, for their names in messages
+    cdef object last_error                  # of a callback or the injected clock, in this session; or None
+    cdef dict interrupts                    # by thread: a KeyboardInterrupt, say, that its pass is to raise at its end
+    cdef bint interrupted                   # the pass that is on is cut short by one; read without the GIL
+    cdef bint burst_logged                  # a failure has been logged, and no pass has been clean since
+    cdef bint no_prepare                    # there is no such callback, so the GIL need not be taken
     cdef bint no_cleanup
 
     cdef void set_callbacks(self, PageHintingCallbacks callbacks)

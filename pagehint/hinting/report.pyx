@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""Reporting a batch to the host: the callbacks, and what becomes of their failures. No lock is held meanwhile."""
+"""Reporting a batch to the host: calls the callbacks, keeps and logs their failures. No lock is held during a call."""
 import logging
 import operator
 import os
@@ -24,7 +24,7 @@ _log = logging.getLogger("pagehint")
 
 
 cdef class Reporter:
-    """Calls prepare, the reporting function and cleanup, of one machine's engine; keeps and logs what they fail with."""
+    """Calls prepare, hint_pages and cleanup for one engine; keeps and logs what they fail with."""
 
     def __cinit__(self):
         self.interrupts = {}
@@ -35,7 +35,7 @@ cdef class Reporter:
         self.no_cleanup = callbacks is None or callbacks.cleanup is None
 
     cdef bint prepare(self) noexcept nogil:
-        """Whether the pass may take blocks out."""
+        """Call `prepare`; False if it raises or returns a negative number, so that no block may be isolated."""
         if self.no_prepare:
             return True
         with gil:
@@ -50,9 +50,9 @@ cdef class Reporter:
                 return False
 
     cdef bint report(self, uint64_t n, uint64_t session) noexcept nogil:
-        """Hand a batch over; what failed is marked in `failed`. Returns whether any did.
+        """Hand the batch of `n` blocks to the host, and mark in `batch.failed` those that failed; whether any did.
 
-        A callback may fork. In the child the session is another, and nothing here is touched any more.
+        A callback may fork. In the child the session is another one, and then nothing here is touched any more.
         """
         cdef uint64_t i, lost = 0
         cdef int rc = 0
@@ -77,6 +77,7 @@ cdef class Reporter:
         return lost > 0
 
     cdef void call_hint_pages(self, uint64_t n, uint64_t session) noexcept:
+        """As `report`, by a Python callable."""
         cdef cnp.ndarray blocks
         cdef cnp.ndarray taken
         cdef uint64_t i, lost = 0
@@ -105,6 +106,7 @@ cdef class Reporter:
             self.failure(error)
 
     cdef void refused_blocks(self, uint64_t n, uint64_t lost, int rc) noexcept:
+        """Note that `lost` of `n` blocks were not taken; `rc` is a negative errno if the host gave one."""
         cdef uint64_t i = 0
         while not self.batch.failed[i]:
             i += 1
@@ -124,7 +126,10 @@ cdef class Reporter:
                 self.failure(error)
 
     cdef void failure(self, object error) noexcept:
-        """Keep what went wrong, and log it once until a pass is clean again."""
+        """Keep an error as `last_error`, and log it, but once only until a pass is clean again.
+
+        What is no Exception, as KeyboardInterrupt, ends a pass on a caller's thread, and is raised there at its end.
+        """
         try:
             self.last_error = error
             if not isinstance(error, Exception) and self.queue.manual:
@@ -134,4 +139,4 @@ cdef class Reporter:
                 self.burst_logged = True
                 _log.warning("reporting failed, will be tried again: %s", error, exc_info=error)
         except BaseException:
-            pass        # a logging handler that raises must not take the worker with it
+            pass        # a logging handler that raises must not end the worker

@@ -1,6 +1,7 @@
-"""The consistency check of the hints, from scratch. Zone lock and page set locks held.
+"""The consistency check of a zone's hints. The zone lock and the locks of its page sets are held.
 
-After `zone/verify.pxd`, and in its manner: it shares as little as it can with the code it checks.
+It runs after `zone/verify.pxd`, and relies on what that has found to hold. It shares as little as it can with the code
+that it checks, so that a fault there is not repeated here.
 """
 from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
@@ -10,6 +11,7 @@ from pagehint.zone.zone cimport FREE, KIND_ORDER, KIND_STATE, LEAF_SHIFT, PageZo
 
 
 cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogil:
+    """Whether all of the granule that begins at `page` is inside one free block."""
     cdef uint64_t i = page >> LEAF_SHIFT, h, avail
     cdef int order
     if is_split(z.kinds[i]):
@@ -18,15 +20,15 @@ cdef inline bint granule_is_free(const PageZone *z, uint64_t page) noexcept nogi
     for order in range(max(z.min_order, LEAF_SHIFT), z.max_order + 1):
         h = page >> order << order >> LEAF_SHIFT
         if z.kinds[h] & KIND_STATE == FREE and z.kinds[h] & KIND_ORDER >= order:
-            return True         # the leaves after the first are its tails: `verify_leaves` has looked
+            return True         # `verify_zone` has found that the later leaves are tails of this block
     return False
 
 
 cdef inline bint verify_hints(const PageZone *z, Finding *f) noexcept nogil:
-    """Every bit set stands for a granule inside one free block; the count is that of the bits."""
+    """Whether a bit is set for a granule that is not free, or second level or count disagree with the bits."""
     cdef const Hints *h = hints_of(z)
     cdef uint64_t granule, count = 0
-    # To the end of the last word: behind the zone, no bit may be set either.
+    # To the end of the last word: no bit past the zone's end may be set either.
     for granule in range((z.nr_granules + 63) // 64 * 64):
         if not (h.bits[granule >> 6] >> (granule & 63)) & 1:
             continue

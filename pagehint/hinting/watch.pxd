@@ -1,7 +1,8 @@
-"""What hinting does at a zone's hook (`zone/hook.pxd`): bits follow what is freed and used, and the engine is asked to run.
+"""The watcher at a zone's hook (`zone/hook.pxd`): it sets and clears the hint bits, and asks for a pass.
 
-Zone lock held throughout. Only the granules of a freed block get bits, not those of the block that it has merged into:
-the rest was free before, so one freed page does not have four mebibytes reported again.
+A free that leaves a granule entirely free sets the granule's bit; an allocation from it clears the bit. Only the
+granules of the freed block get bits, not those of the block that it has merged into: these were free before, so that
+one freed page does not have four mebibytes reported again. All of this runs with the zone lock held.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.age cimport age_begin
@@ -16,9 +17,10 @@ from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
 
 
 cdef inline void evaluate(PageZone *z) noexcept nogil:
-    """Ask for a pass if the count or the limit calls for one. The engine hears of it when the lock is released.
+    """Ask for a pass if the threshold or the limit calls for one, else for the delay to run. Zone lock held.
 
-    If it has been asked for, or waits for the gate to open, that is enough: `notify.pxd` looks at both again.
+    The queue is told when the lock is released. Nothing is asked for twice, nor while the zone waits for its gate to
+    open: then `notify.pxd` looks at threshold and limit.
     """
     cdef Hints *h = hints_of(z)
     enforce_limit(z)
@@ -32,7 +34,7 @@ cdef inline void evaluate(PageZone *z) noexcept nogil:
 
 
 cdef inline void hint_block(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Set the bits of the granules in a free block."""
+    """Set the bits of the granules of a free block, or of the free granule that it is a part of. Zone lock held."""
     cdef Hints *h = hints_of(z)
     if likely(order <= z.min_order):
         h.counters.hints_set += hint_assign_one(z, page >> z.min_order, True)
@@ -41,20 +43,20 @@ cdef inline void hint_block(PageZone *z, uint64_t page, int order) noexcept nogi
 
 
 cdef inline void hint_freed_block(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """As `hint_block`, of what has become free at this moment."""
+    """As `hint_block`, for a block that has become free just now: its granules get stamps, too."""
     if hints_of(z).min_age:
         age_begin(z, page >> z.min_order, granules_of(z, order))
     hint_block(z, page, order)
 
 
 cdef inline void on_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """What `PageZone.freed` is."""
+    """`PageZone.freed`: a block was freed, and is part of a free block of a granule or more."""
     hint_freed_block(z, page, order)
     evaluate(z)
 
 
 cdef inline void on_broken(PageZone *z, uint64_t page, int order) noexcept nogil:
-    """What `PageZone.broken` is."""
+    """`PageZone.broken`: a block is being taken for use out of a free block of a granule or more."""
     cdef Hints *h = hints_of(z)
     if likely(order <= z.min_order):
         h.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
@@ -66,13 +68,13 @@ cdef inline void on_broken(PageZone *z, uint64_t page, int order) noexcept nogil
 
 
 cdef inline void watch_broken(PageZone *z) noexcept nogil:
-    """Have `on_broken` called. Zone lock held, or nobody else knows of the zone."""
+    """Have `on_broken` called. Zone lock held, or no other thread knows of the zone."""
     z.broken = on_broken
     z.broken_from = z.min_order
 
 
 cdef inline void hint_on(PageZone *z) noexcept nogil:
-    """Switch the hook on."""
+    """Switch the hook on. Zone lock held."""
     hints_of(z).on = True
     z.freed = on_freed
     z.freed_from = z.min_order
@@ -80,7 +82,10 @@ cdef inline void hint_on(PageZone *z) noexcept nogil:
 
 
 cdef inline void hint_off(PageZone *z) noexcept nogil:
-    """Switch the hook off, and forget every hint. What is known of zeroed granules is still kept up."""
+    """Switch the hook off, and clear every bit. Zone lock held. O(granules / 64).
+
+    `on_broken` stays where the zone has zeroed granules, which are kept track of with hinting off, too.
+    """
     cdef Hints *h = hints_of(z)
     h.on = h.queued = False
     z.freed_from = NO_ORDER
@@ -92,9 +97,9 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
 
 
 cdef inline bint hint_free_blocks(PageZone *z, uint64_t *page, uint64_t most) noexcept nogil:
-    """Set the bits of whatever is free from `page` on, up to `most` blocks; False when the zone's end is reached.
+    """Hint up to `most` free blocks from `page` on, and move it past them; False at the zone's end. Zone lock held.
 
-    Begins with the block around `page`, which may have grown since the last round.
+    Begins with the whole of the free block around `page`, which may have grown since the last round.
     """
     cdef uint64_t n = 0, head = page[0]
     cdef int order

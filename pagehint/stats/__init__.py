@@ -1,4 +1,5 @@
-"""What counts look like: `Stats`, `PageAllocator.explain`, and the texts of the /proc files. No mechanism.
+"""How counts are presented: `Stats`, `PageAllocator.explain`, and the texts of the /proc files. No mechanism.
 
-Begin with `stats.py`. Uses the words in `pagehint/` only.
+Begin with `stats.py`, then `explain.py`. `_core.pyx` takes the counts from the zones.
+Uses `pagehint/sizes.py` only.
 """

@@ -1,4 +1,4 @@
-"""Where the free memory is, and why it is not with the host."""
+"""Where the free memory is, and why it is not with the host: each free page is in exactly one state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """One line of an `Explanation`: so many pages are in this state."""
+    """One state of free memory, a line of an `Explanation`: its name, its pages and bytes, and what it means."""
 
     name: str
     pages: int
@@ -78,7 +78,8 @@ def explain_zones(
 ) -> Explanation:
     """Sort every free page of the zones into one state. O(zones * max_page_order).
 
-    Unless what was free before hinting began was `marked` then, a granule without a hint need not have been reported.
+    `zones` are what `Zone.figures` returns. `marked`: what was free when hinting was enabled has been hinted then. If
+    not, a free granule without a hint need not have been reported.
     """
     reported = "reported" if marked else "reported or unmarked"
     pages = dict.fromkeys(

@@ -9,11 +9,12 @@ Figures = Mapping[str, Any]
 
 
 def _by_node(zones: Sequence[Figures]) -> list[Figures]:
+    """Return the zones in the order of the /proc files."""
     return sorted(zones, key=lambda zone: zone["node"])
 
 
 def buddyinfo(zones: Sequence[Figures]) -> str:
-    """Free blocks of each order."""
+    """Return the free blocks of each order, as /proc/buddyinfo has them."""
     lines = []
     for zone in _by_node(zones):
         counts = [sum(by_type) for by_type in zip(*zone["nr_free"], strict=True)]
@@ -22,7 +23,7 @@ def buddyinfo(zones: Sequence[Figures]) -> str:
 
 
 def pagetypeinfo(zones: Sequence[Figures], pageblock_order: int, types: Sequence[str]) -> str:
-    """Free blocks of each migratetype and order, then pageblocks of each type."""
+    """Return the free blocks of each migratetype and order, then the pageblocks of each type."""
     orders = range(len(zones[0]["nr_free"][0]))
     lines = [f"Page block order: {pageblock_order}", f"Pages per block:  {1 << pageblock_order}", ""]
     lines.append(f"{'Free pages count per migrate type at order ':<43} " + "".join(f"{order:>6} " for order in orders))
@@ -37,12 +38,12 @@ def pagetypeinfo(zones: Sequence[Figures], pageblock_order: int, types: Sequence
     return "\n".join(lines) + "\n"
 
 
-# Counted by node, and printed with the first zone of each. A model has no page cache, so they are what is on no list.
+# Linux counts these by node, and prints them with the node's first zone. Here there is no page cache: they are 0.
 _NODE_STATS = ("nr_inactive_anon", "nr_active_anon", "nr_inactive_file", "nr_active_file", "nr_unevictable")
 
 
 def zoneinfo(zones: Sequence[Figures]) -> str:
-    """Sizes, watermarks and per-CPU page sets of each zone."""
+    """Return the sizes, watermarks and per-CPU page sets of each zone, all in pages."""
     lines = []
     nodes = set()
     for zone in _by_node(zones):

@@ -11,10 +11,17 @@ from pagehint.sizes import format_size
 
 @dataclass(frozen=True)
 class LockStats:
-    """How the zone locks fare, over all zones since the allocator was made.
+    """How long the zone locks were waited for and held, over all zones, since the allocator was made.
 
-    `holds` are the engine's rounds (a batch isolated, a batch put back) by how long each held the lock: pairs of a
-    limit in nanoseconds, a power of two, and how many rounds stayed under it and over the one before.
+    Attributes
+    ----------
+    longest_wait_ns : int
+        Longest wait of any thread for a zone's lock, in nanoseconds.
+    longest_hold_ns : int
+        Longest that hinting held a zone's lock to isolate a batch or to put one back, in nanoseconds.
+    holds : tuple of (int, int)
+        These holds by their length: a power of two in nanoseconds, and how many holds were under it, but not under the
+        power before. Only pairs that count any.
     """
 
     longest_wait_ns: int
@@ -30,9 +37,59 @@ class LockStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts, added over all zones. At rest managed = free + pcp + isolated + allocated, and isolated is 0.
+    """Counts, added over all zones. At rest managed = free + pcp + reporting + allocated, and reporting is 0.
 
-    Pages are pages, blocks are buddy blocks of any order, hints are granules.
+    Pages are pages, blocks are buddy blocks of any order, hints are granules. A pass is one look of hinting at the
+    zones.
+
+    Attributes
+    ----------
+    managed_pages : int
+        Pages that are present and online.
+    free_pages : int
+        Of these, pages in the buddy system.
+    pcp_pages : int
+        Of these, free pages in per-CPU page sets.
+    reporting_pages : int
+        Of these, pages that are out with the host.
+    allocated_pages : int
+        Of these, all others.
+    nr_free : tuple of int
+        Maximal free blocks of each order.
+    hints_pending : int
+        Granules that are free and have not been reported: bits set now.
+    hints_set : int
+        Bits set: by frees, when hinting was enabled, and again after a failed report.
+    hints_cleared_by_alloc : int
+        Bits cleared because memory of the granule was allocated.
+    work_queued : int
+        Requests for a pass over a zone.
+    work_runs : int
+        Passes.
+    scans : int
+        Zones that a pass has searched for hints.
+    blocks_isolated : int
+        Blocks taken out of circulation for a report.
+    isolation_refused : int
+        Times that a zone had too little free memory to spare a batch.
+    reports : int
+        Calls of `hint_pages`.
+    blocks_reported, pages_reported : int
+        Blocks that the host has taken, and their pages.
+    blocks_failed : int
+        Blocks that it has not taken.
+    report_errors : int
+        Calls of `hint_pages` after which a block had not been taken.
+    prepare_errors : int
+        Calls of `prepare` that raised or returned a negative number.
+    blocks_returned : int
+        Blocks put back after a report, taken or not.
+    lock_acquired, lock_contended : int
+        Times that the zones' locks were taken, and of these, times that another thread held the lock first.
+    page_size : int
+        Bytes in a page.
+    locks : LockStats or None
+        If asked for.
     """
 
     managed_pages: int
