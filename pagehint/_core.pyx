@@ -27,13 +27,12 @@ from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
-from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
-from pagehint.hinting.bitmap cimport hint_find
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
 from pagehint.hinting.engine cimport hinting_engine
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
-from pagehint.hinting.queue cimport Settings, WorkQueue, queue_now
+from pagehint.hinting.queue cimport Settings, WorkQueue
 from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint.sync.clock cimport NEVER, SECOND
@@ -45,7 +44,7 @@ from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc,
 from pagehint.zone.page_set cimport Pcp, pcp_pages
 from pagehint.zone.status cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
-from pagehint.zone.zone cimport MAX_ORDER_LIMIT, MT_ISOLATE, NR_TYPES, PAGEBLOCK_ORDER, PageZone
+from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
 from pagehint.hinting import callbacks as _callbacks
@@ -316,29 +315,6 @@ cdef class Zone:
             f"<Zone {self.spec.name}, node {self.spec.node}: PFN {self.z.start_pfn:#x} to {self.z.end_pfn:#x},"
             f" {self.z.free_pages} of {self.z.managed_pages} pages free>"
         )
-
-
-cdef uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
-    """Hints of granules in pageblocks of type isolate. O(hints).
-
-    That is long, so it takes no lock: what is hinted or retyped meanwhile may be counted or not.
-    """
-    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
-    while granule < end:
-        count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
-        granule = hint_find(hints_of(z), granule + 1, end)
-    return count
-
-
-cdef uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
-    """Hints of granules, not of type isolate, that have been free for less than `min_age`. No lock, as above."""
-    cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
-    cdef Ripe ripe = ripe_at(queue_now(<WorkQueue *> hints_of(z).queue), min_age, False)
-    while granule < end:
-        count += (load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) != MT_ISOLATE
-                  and not is_ripe(hints_of(z), granule, &ripe))
-        granule = hint_find(hints_of(z), granule + 1, end)
-    return count
 
 
 # ---- the allocator ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
 from pagehint.allocator.fork cimport ForkRecord
 from pagehint.hinting.batch cimport Batch
+from pagehint.hinting.limit cimport Limit
 from pagehint.hinting.queue cimport WorkQueue
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
@@ -15,6 +16,7 @@ cdef struct Absent:                     # where a zone has no memory: lists of (
 cdef class Memory:
     cdef Machine m                      # the zones; each is protected by its lock
     cdef WorkQueue queue                # the hinting engine's; protected by its mutex
+    cdef Limit limit                    # on what the zones keep together
     # Set when it is made, if not said otherwise.
     cdef readonly tuple specs           # a ZoneSpec for each zone
     cdef readonly int page_size         # bytes

@@ -21,9 +21,8 @@ from libc.string cimport memset
 from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_so_far, zone_resume, zone_stop
 from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
-from pagehint.hinting.hinted_zone cimport (NO_LIMIT, hinted_zone_create, hinted_zone_destroy, hinted_zone_open,
-                                           hints_of, keep_ages)
-from pagehint.hinting.limit cimport enforce_limit
+from pagehint.hinting.hinted_zone cimport hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages
+from pagehint.hinting.limit cimport enforce_limit, zone_excess
 from pagehint.hinting.notify cimport unlock_and_notify
 from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queue_wait_batch
 from pagehint.hinting.verify cimport verify_hints
@@ -179,9 +178,12 @@ cdef class Memory:
             z.notify = unlock_and_notify
             hints_of(z).queue = &self.queue
             hints_of(z).delay_armed = &self.queue.delay_armed
+            hints_of(z).limit = &self.limit
             self.appear(z, spec.start_pfn, spec.end_pfn)
             if pcp:
                 self.add_page_sets(i)
+        self.limit.zones = m.zones
+        self.limit.nr_zones = m.nr_zones
         for i, order in enumerate(layout.zonelists(self.specs)):
             m.zonelist_length[i] = len(order)
             for j, other in enumerate(order):
@@ -328,15 +330,24 @@ cdef class Memory:
             pages += load64(&hints_of(self.m.zones[i]).reporting_pages, RELAXED)
         return pages
 
-    def set_limit(self, int index, limit):
-        """Set how many pages zone `index` keeps at most, in use or warm, while hinting is on; None for no limit."""
-        cdef PageZone *z = self.m.zones[index]
-        cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
+    def set_limit(self, limit):
+        """Set how many pages all zones together keep at most, in use or warm, while hinting is on; None for no limit."""
+        cdef uint64_t pages = 0 if limit is None else as_count(limit, "limit", 0)
+        cdef PageZone *z
+        cdef int i
         with nogil:
-            lock_acquire(&z.lock, True)
-            hints_of(z).limit = pages
-            enforce_limit(z)
-            zone_unlock(z)
+            store64(&self.limit.pages, pages, RELAXED)
+            self.limit.on = limit is not None
+            for i in range(self.m.nr_zones):
+                z = self.m.zones[i]
+                lock_acquire(&z.lock, True)
+                zone_excess(z)          # says what the zone keeps: the last of them knows the sum
+                zone_unlock(z)
+            for i in range(self.m.nr_zones):
+                z = self.m.zones[i]
+                lock_acquire(&z.lock, True)
+                enforce_limit(z)
+                zone_unlock(z)
 
     # -- how long granules have been free
 

@@ -208,12 +208,7 @@ class BaseArena(ABC):
         `PageAllocator.run_pending`), if a batch is free. What is in use cannot be sent away, and no allocation is
         refused: only free memory goes.
 
-        A guest's RAM of more than 3 GiB has two zones, and each keeps to its share of the limit. The shares are made
-        when the limit is set, and never come to more than the limit. Each zone gets what it has in use then; what is
-        left goes to "Normal", where allocations are tried first, up to its size, and then to "DMA32". So both together
-        keep to the limit as long as neither has more in use than its share. What one of them has in use beyond that is
-        over the limit, since no warm memory of the other one goes back for it. Setting the limit again makes new
-        shares.
+        A guest's RAM of more than 3 GiB has two zones; the limit is on what both keep together.
         """
         return self._limit
 
@@ -221,26 +216,10 @@ class BaseArena(ABC):
     def limit(self, limit: str | SupportsIndex | None) -> None:
         self._require_usable()
         nr_bytes = None if limit is None else parse_size(limit)
-        shares: list[int] | list[None] = [None] * len(self.pages.zones)
-        if nr_bytes is not None:
-            shares = self._shares(nr_bytes // self._mapping.page_size)
-        for index, share in enumerate(shares):
-            self.pages.memory.set_limit(index, share)
+        self.pages.memory.set_limit(
+            None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size
+        )
         self._limit = nr_bytes
-
-    def _shares(self, limit: int) -> list[int]:
-        """Return each zone's share of a limit, in pages: first what it has in use, then what it has room for."""
-        zones = self.pages.zones
-        granule = self.pages.min_order
-        in_use = [
-            zone.managed_pages - sum(n << o for o, n in enumerate(zone.nr_free) if o >= granule) for zone in zones
-        ]
-        sizes = [zone.spanned_pages for zone in self._zones]
-        shares = [0] * len(zones)
-        for wanted in (in_use, sizes):
-            for i in reversed(range(len(zones))):  # as allocations try them
-                shares[i] += min(wanted[i] - shares[i], limit - sum(shares))
-        return shares
 
     def hinting(
         self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any

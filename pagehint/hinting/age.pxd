@@ -14,9 +14,6 @@ from pagehint.sync.atomic cimport RELAXED, load64, store64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
 
-cdef enum:
-    LOOKS = 8                   # at a zone in each `min_age`, at most, since each look reads all stamps
-
 cdef struct Ripe:               # what one look at a zone takes for ripe, and has found; on the stack of its thread
     int64_t until               # nanoseconds: a granule freed at this time or before is ripe; INT64_MAX: each is
     int64_t oldest              # nanoseconds: the oldest stamp that was not ripe; INT64_MAX: there was none

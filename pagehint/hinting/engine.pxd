@@ -42,13 +42,8 @@ cdef class HintingEngine:
     cdef bint run_pass(self, bint everything, bint flush) noexcept nogil
     cdef bint goes_on(self, uint64_t session) noexcept nogil
     cdef bint look_at_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil
-    cdef bint begin_look(self, PageZone *z, Ripe *ripe, int64_t now, bint flush) noexcept nogil
     cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil
     cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil
-    cdef void end_look(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil
-    cdef void look_later(self, PageZone *z) noexcept nogil
-    cdef void rest(self, PageZone *z) noexcept nogil
-    cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil
     cdef void switch_off(self) noexcept nogil
 

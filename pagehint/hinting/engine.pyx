@@ -13,35 +13,34 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from pagehint.hinting.age cimport LOOKS, Ripe, ripe_at
+from pagehint.hinting.age cimport Ripe, ripe_at
 from pagehint.hinting.batch cimport Batch, isolate_batch, next_ripe, pagehint_block, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.gate cimport report_gate
+from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
-from pagehint.hinting.limit cimport zone_excess
+from pagehint.hinting.limit cimport must_yield, zone_excess
+from pagehint.hinting.look cimport begin_look, end_look, rest
 from pagehint.hinting.queue cimport (SIGNAL_CHECK, Settings, WorkQueue, queue_backoff, queue_batch_begin,
-                                     queue_batch_end, queue_claim, queue_disarm, queue_due, queue_hurried, queue_lock,
-                                     queue_next, queue_now, queue_over, queue_release, queue_set, queue_stop,
-                                     queue_unlock)
+                                     queue_batch_end, queue_claim, queue_disarm, queue_due, queue_lock, queue_next,
+                                     queue_now, queue_over, queue_release, queue_set, queue_stop, queue_unlock)
 from pagehint.hinting.report cimport Reporter
 from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
 from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
-from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self, usleep
+from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.page_alloc cimport Machine, machine_drain
-from pagehint.zone.zone cimport PageZone, usable_free_pages
+from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors
 
 cdef double MOST_SECONDS = 4e9              # on an injected clock: in nanoseconds, with a delay on top, 63 bits
 
 cdef enum:
-    WORKER_REST = 1000          # microseconds of `rest`; a batch of 16 blocks of 2 MiB after each is 32 GiB a second
     MARK_BLOCKS = 4096          # free blocks that one lock round hints while hinting is switched on
 
 cdef enum Claim:                # whether a calling thread may run a pass
@@ -406,7 +405,7 @@ cdef class HintingEngine:
             queue_disarm(q)
         queue_unlock(q)
         for i in range(self.m.nr_zones):
-            if everything or hints_of(self.m.zones[i]).queued:
+            if everything or hints_of(self.m.zones[i]).queued or must_yield(self.m.zones[i]):
                 if self.look_at_zone(self.m.zones[i], session, flush, &prepared):
                     failed = True
                     if not prepared:
@@ -443,7 +442,7 @@ cdef class HintingEngine:
         cdef int64_t now = queue_now(self.queue), min_age = max(self.queue.min_age, <int64_t>0)
         cdef Ripe ripe = ripe_at(now, min_age, flush)
         cdef bint failed = False, whole = False, open
-        open = self.begin_look(z, &ripe, now, flush)
+        open = begin_look(z, self.queue, &ripe, now, flush)
         if not open:
             return False
         while open and self.goes_on(session):
@@ -459,28 +458,8 @@ cdef class HintingEngine:
                     break
             failed |= self.report_batch(z, session, &cursor, &ripe, &open)
         if min_age and self.queue.session == session:
-            self.end_look(z, now, ripe.oldest, whole and not failed)
+            end_look(z, now, ripe.oldest, whole and not failed)
         return failed
-
-    cdef bint begin_look(self, PageZone *z, Ripe *ripe, int64_t now, bint flush) noexcept nogil:
-        """Whether the zone has hints that may be reported now. Its request for a pass is taken as met, or put off."""
-        cdef Hints *h = hints_of(z)
-        cdef int64_t min_age = max(self.queue.min_age, <int64_t>0)
-        cdef bint open
-        self.rest(z)
-        lock_acquire(&z.lock, True)
-        h.queued = False
-        open = h.count > 0
-        if open and not flush and now < h.look_at:
-            self.look_later(z)
-            open = False
-        open = open and self.gate(z, self.queue.max_pages)
-        h.counters.scans += open
-        if min_age and open:
-            h.look_at = now + min_age       # what is freed during this look is not ripe earlier
-            ripe.excess = zone_excess(z)
-        end_round(z)
-        return open
 
     cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil:
         """Isolate a batch, report it, put it back; returns whether any of it failed.
@@ -490,7 +469,7 @@ cdef class HintingEngine:
         cdef bint failed = False, hurry = True
         cdef uint64_t most, n = 0
         cdef int64_t began
-        self.rest(z)
+        rest(z, self.queue)
         most = self.grow_batch(queue_batch_begin(self.queue, &hurry))
         if most == 0:
             open[0] = False
@@ -500,7 +479,7 @@ cdef class HintingEngine:
         else:
             lock_acquire_last(&z.lock)
         began = monotonic_ns()
-        open[0] = self.gate(z, most)
+        open[0] = gate_is_open(z, self.queue, most)
         if open[0]:
             n = self.isolate(z, cursor, most, ripe)
         note_hold(hints_of(z), began)
@@ -527,44 +506,8 @@ cdef class HintingEngine:
             ripe.excess = zone_excess(z)
         self.batch.n = isolate_batch(z, cursor, most, self.queue.max_report_order, ripe, self.batch.blocks)
         self.batch.zone = z
+        zone_excess(z)                      # says what the zone keeps now
         return self.batch.n
-
-    cdef void end_look(self, PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
-        """End a look that began at `now`. The next is when `oldest` is ripe, but at most LOOKS a `min_age`."""
-        cdef Hints *h = hints_of(z)
-        lock_acquire(&z.lock, True)
-        if not whole:
-            h.look_at = 0                   # there may still be ripe granules
-        elif oldest != INT64_MAX and h.count:
-            h.look_at = min(h.look_at, max(oldest + h.min_age, now + h.min_age // LOOKS))
-            self.look_later(z)
-        end_round(z)
-
-    cdef void look_later(self, PageZone *z) noexcept nogil:
-        """Keep a zone queued whose hints are not ripe, though they may be under the threshold by now. Zone lock held.
-
-        It was queued for this pass, so this does not count as another request.
-        """
-        hints_of(z).queued = True
-        z.notify_at = 0
-
-    cdef void rest(self, PageZone *z) noexcept nogil:
-        """Before a lock round, sleep for a moment if other threads use the zone, and none waits for the pass to end.
-
-        Each round takes the zone's cache lines away from those threads, and what they allocate meanwhile need not be
-        reported.
-        """
-        if hints_of(z).rounds_seen != load64(&z.lock.acquired, RELAXED) and not queue_hurried(self.queue):
-            usleep(WORKER_REST)
-
-    cdef bint gate(self, PageZone *z, uint64_t most) noexcept nogil:
-        """Whether the gate is open (`gate.pxd`). If not, the zone tells the queue when it opens. Zone lock held."""
-        if usable_free_pages(z) >= report_gate(z, most):
-            return True
-        hints_of(z).counters.isolation_refused += 1
-        # By the setting, not by `most`, which may be older: a thread that changes it looks at this zone after that.
-        z.notify_at = report_gate(z, self.queue.max_pages)
-        return False
 
     cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:
         """Make room for a batch of `most` blocks, while none is out; returns how many fit, if memory is short fewer.

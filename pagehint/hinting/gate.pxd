@@ -4,10 +4,22 @@ A batch takes memory out of circulation while it is reported. So a full one must
 falling under its low watermark.
 """
 from libc.stdint cimport uint64_t
+from pagehint.hinting.hinted_zone cimport hints_of
+from pagehint.hinting.queue cimport WorkQueue
 from pagehint.zone.watermark cimport WMARK_LOW
-from pagehint.zone.zone cimport PageZone
+from pagehint.zone.zone cimport PageZone, usable_free_pages
 
 
 cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
     """Usable free pages that the zone needs: its low watermark, and a batch of `max_pages` granules."""
     return z.watermark[WMARK_LOW] + (max_pages << z.min_order)
+
+
+cdef inline bint gate_is_open(PageZone *z, const WorkQueue *q, uint64_t max_pages) noexcept nogil:
+    """Whether a batch of so many blocks may go out. If not, the zone tells the queue when it may. Zone lock held."""
+    if usable_free_pages(z) >= report_gate(z, max_pages):
+        return True
+    hints_of(z).counters.isolation_refused += 1
+    # By the setting, not by `max_pages`, which may be older: a thread that changes it looks at this zone after that.
+    z.notify_at = report_gate(z, q.max_pages)
+    return False

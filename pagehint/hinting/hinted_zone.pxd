@@ -15,7 +15,6 @@ from pagehint.zone.zone cimport PageZone
 
 cdef enum:
     HOLD_BUCKETS = 32
-    NO_LIMIT = -1
 
 cdef struct HintCounters:           # since the zone was made; protected by the zone lock
     uint64_t hints_set              # bits
@@ -29,7 +28,7 @@ cdef struct HintCounters:           # since the zone was made; protected by the 
     uint64_t pages_reported         # in these
     uint64_t blocks_failed          # put back, and not taken by the host
 
-cdef struct Hints:                  # protected by the zone lock, but for `queue`
+cdef struct Hints:                  # protected by the zone lock, but for the two pointers to structs of the machine
     uint64_t *bits                  # the bitmap, one bit a granule; written under the lock, searched without it
     uint64_t *filled                # its second level, one bit a word of `bits`: the word is not zero
     uint64_t *freed_at              # a stamp a granule, in nanoseconds, valid where its bit is set; NULL until needed
@@ -40,12 +39,13 @@ cdef struct Hints:                  # protected by the zone lock, but for `queue
     const int32_t *delay_armed      # the queue's: the delay runs already, or there is none; read without its mutex
     int64_t min_age                 # nanoseconds that a granule must have been free before it is reported; 0: none
     int64_t look_at                 # nanoseconds: no granule is ripe before this time; 0: look now
-    uint64_t limit                  # pages that may be in use or warm, or NO_LIMIT
+    uint64_t kept                   # pages in use or warm, as `limit.pxd` was told last
     uint64_t reporting_pages        # pages that are out with the host
     HintCounters counters
     uint64_t holds[HOLD_BUCKETS]    # a pass's lock rounds, by the least 2**i nanoseconds that they stayed under
     uint64_t longest_hold           # nanoseconds
-    void *queue                     # the WorkQueue of the zone's machine; set when the zone is made
+    void *queue                     # the WorkQueue of the zone's machine; set when the zone is made, as the next one is
+    void *limit                     # the Limit of the zone's machine
     uint64_t rounds_seen            # `lock.acquired` at the end of a pass's last round; written by its thread
 
 cdef struct HintedZone:
@@ -117,7 +117,6 @@ cdef inline HintedZone *hinted_zone_create(uint64_t start_pfn, uint64_t end_pfn,
     h = hints_of(z)
     h.bits = <uint64_t *> arrays
     h.filled = h.bits + whole_pages(bits_bytes(z, z.limit_leaves)) // 8
-    h.limit = <uint64_t>NO_LIMIT
     if hints_open(z, z.nr_leaves):
         hints_close(z)
         zone_destroy(z)

@@ -1,49 +1,96 @@
-"""A limit on the memory that a zone keeps: what is in use, and what is *warm*, that is free and not reported.
+"""A limit on the memory that all zones of a machine keep: what is in use, and what is *warm*, that is free and not reported.
 
 Over the limit, warm memory is reported whatever its age (`min_age`), and at once. Memory in use cannot be reported, so
 what may remain over the limit is in use.
+
+A zone's lock protects its own numbers only, so each zone says how much it keeps (`Hints.kept`), and the limit has the sum,
+changed with one atomic operation. What a zone said last may be older than what it keeps; it says it anew at each event that
+may go over the limit, and after each batch. The warm memory that yields may be another zone's than the one that grew.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
-from pagehint.hinting.hinted_zone cimport Hints, NO_LIMIT, hints_of, queue_zone
+from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64, load64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
 
 
-cdef inline uint64_t zone_excess(const PageZone *z) noexcept nogil:
-    """Pages that the zone keeps over its limit. Zone lock held. O(max_page_order).
+cdef struct Limit:              # read without a lock, and set without one
+    atomic_i32 on
+    uint64_t pages              # at most, in use or warm
+    uint64_t kept               # sum of the zones' `Hints.kept`; changed by atomic operations
+    PageZone **zones
+    int nr_zones
 
-    It keeps each granule that is not entirely free, and each one that is hinted.
-    """
+
+cdef inline uint64_t kept_pages(const PageZone *z) noexcept nogil:
+    """Pages in granules that are not entirely free, or hinted. Zone lock held. O(max_page_order)."""
     cdef const Hints *h = hints_of(z)
-    cdef uint64_t cold = h.reporting_pages, kept
+    cdef uint64_t cold = h.reporting_pages
     cdef int mt, o
-    if h.limit == <uint64_t>NO_LIMIT:
-        return 0
     for mt in range(NR_TYPES):
         for o in range(z.min_order, z.max_order + 1):
             cold += z.areas[mt].nr_free[o] << o
-    kept = z.managed_pages - cold + (h.count << z.min_order)
-    return kept - h.limit if kept > h.limit else 0
+    return z.managed_pages - cold + (h.count << z.min_order)
+
+
+cdef inline void say_kept(PageZone *z, uint64_t kept) noexcept nogil:
+    """Let the limit know what the zone keeps. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    fetch_add64(&(<Limit *> h.limit).kept, kept - h.kept, RELAXED)
+    h.kept = kept
+
+
+cdef inline uint64_t excess_pages(const Limit *limit) noexcept nogil:
+    """Pages that the zones together keep over the limit, by what they said last. No lock."""
+    cdef uint64_t kept = load64(&limit.kept, RELAXED), pages = load64(&limit.pages, RELAXED)
+    return kept - pages if limit.on and kept > pages else 0
+
+
+cdef inline uint64_t zone_excess(PageZone *z) noexcept nogil:
+    """As `excess_pages`, with what the zone keeps now. Zone lock held. O(max_page_order)."""
+    cdef Limit *limit = <Limit *> hints_of(z).limit
+    if not limit.on:
+        return 0
+    say_kept(z, kept_pages(z))
+    return excess_pages(limit)
+
+
+cdef inline bint something_warm(const Limit *limit) noexcept nogil:
+    """Whether some zone has hints. No lock. O(zones)."""
+    cdef int i
+    for i in range(limit.nr_zones):
+        if load64(&hints_of(limit.zones[i]).count, RELAXED):
+            return True
+    return False
 
 
 cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
-    """Ask for a pass now if the zone is over its limit and has hints. Zone lock held.
+    """Queue the zone for now if the limit is exceeded, and there are hints to report. Zone lock held.
 
-    Returns whether the request is new, so that the queue has to be told.
+    Returns whether that is news: not if it was asked for already. The pass looks at all zones then: `must_yield`.
     """
     cdef Hints *h = hints_of(z)
+    cdef const Limit *limit = <const Limit *> h.limit
     assert_held(&z.lock)
-    if h.limit == <uint64_t>NO_LIMIT or h.count == 0 or (h.queued and h.look_at == 0) or zone_excess(z) == 0:
+    # The zone says what it keeps even if it is queued already: the pass may look at another zone first.
+    if (not limit.on or not h.on or zone_excess(z) == 0 or (h.queued and h.look_at == 0)
+            or not something_warm(limit)):
         return False
     queue_zone(h)
     h.look_at = 0
     return True
 
 
-cdef inline void enforce_limit(PageZone *z) noexcept nogil:
-    """As `queue_over_limit`, and have the queue told when the lock is released. Zone lock held.
+cdef inline bint must_yield(const PageZone *z) noexcept nogil:
+    """Whether the zone has hints that a pass should report for the limit's sake. No lock."""
+    cdef const Hints *h = hints_of(z)
+    return load64(&h.count, RELAXED) and excess_pages(<const Limit *> h.limit)
 
-    Does nothing while the zone waits for its gate to open: then `notify.pxd` looks at the limit.
+
+cdef inline void enforce_limit(PageZone *z) noexcept nogil:
+    """Have warm memory reported if the limit is exceeded. Zone lock held.
+
+    Not if the zone waits for its gate to open: `notify.pxd` looks at the limit again.
     """
     if not (0 < z.notify_at < INT64_MAX) and queue_over_limit(z):
         z.notify_at = 0

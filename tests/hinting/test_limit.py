@@ -231,3 +231,79 @@ def test_threads_under_a_limit_keep_what_they_write(arena):
         assert not broken
         wait_for(lambda: arena.resident_bytes <= 8 * MIB)
         pages.verify()
+
+
+@pytest.fixture
+def two_zones(clock):
+    """Zones of 16 granules each, everything cold; a granule is reported only when a limit is exceeded."""
+    pages = ph.PageAllocator([ph.ZoneSpec("DMA32", 0, 8192), ph.ZoneSpec("Normal", 8192, 8192)], pcp=False)
+    callbacks = ph.PageHintingCallbacks(lambda blocks: None, max_pages=1)
+    options = {"workqueue": "manual", "delay": None, "min_age": 1000.0, "max_report_order": 9, "clock": clock}
+    with pages.hinting(callbacks, **options):
+        pages.flush_hinting()
+        yield pages
+
+
+def warm(pages, zone, granules):
+    """Use so many granules of a zone, and free them."""
+    pages.free_pages_bulk([pages.alloc_pages(9, zone=zone) for _ in range(granules)], 9)
+    pages.run_pending()
+
+
+@pytest.mark.parametrize(("warm_zone", "used_zone"), [("DMA32", "Normal"), ("Normal", "DMA32")])
+def test_a_limit_on_two_zones_bound_each_alone(two_zones, warm_zone, used_zone):
+    """What grows in one zone has warm memory of the other reported: the limit is on the sum."""
+    pages = two_zones
+    pages.memory.set_limit(8 * 512)
+    warm(pages, warm_zone, 6)
+    assert pages.stats().hints_pending == 6
+    used = [pages.alloc_pages(9, zone=used_zone) for _ in range(5)]
+    pages.run_pending()
+    assert pages.stats().hints_pending == 3
+    used += [pages.alloc_pages(9, zone=used_zone) for _ in range(5)]
+    pages.run_pending()
+    assert pages.stats().hints_pending == 0
+    runs = pages.stats().work_runs
+    used.append(pages.alloc_pages(9, zone=used_zone))  # over the limit, but nothing is warm
+    assert pages.run_pending() == 0
+    assert pages.stats().work_runs == runs
+    pages.free_pages_bulk(used, 9)
+    pages.run_pending()
+    assert pages.stats().hints_pending == 8
+    pages.verify()
+
+
+def test_a_limit_on_two_zones_that_are_both_warm(two_zones):
+    pages = two_zones
+    warm(pages, "DMA32", 5)
+    warm(pages, "Normal", 7)
+    pages.memory.set_limit(10 * 512)
+    pages.run_pending()
+    assert pages.stats().hints_pending == 10
+    pages.memory.set_limit(4 * 512)
+    pages.run_pending()
+    assert pages.stats().hints_pending == 4
+    pages.memory.set_limit(None)
+    warm(pages, "DMA32", 9)
+    assert pages.stats().hints_pending > 4
+    pages.verify()
+
+
+def test_zones_under_a_limit_in_many_threads(two_zones):
+    """What the zones say they keep adds up, however their locks are taken in turn."""
+    pages = two_zones
+    pages.memory.set_limit(12 * 512)
+
+    def churn(zone):
+        for _ in range(400):
+            blocks = [pages.alloc_pages(9, zone=zone) for _ in range(3)]
+            pages.free_pages_bulk(blocks, 9)
+
+    threads = [threading.Thread(target=churn, args=(zone,)) for zone in ("DMA32", "Normal", "DMA32", "Normal")]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        pages.run_pending()
+    pages.run_pending()
+    assert pages.stats().hints_pending <= 12
+    pages.verify()

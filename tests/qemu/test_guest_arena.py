@@ -108,18 +108,6 @@ def test_a_limit_bound_one_zone_of_two(clock):
         pages.verify()
 
 
-def test_a_zones_share_of_a_limit_is_used_before_it_is_spare():
-    with ph.qemu.Host("3200MiB") as host:
-        arena = host.arena()
-        assert arena._shares(100) == [0, 100]
-        assert arena._shares(128 * 256 + 7) == [7, 128 * 256]
-        assert arena._shares(1 << 80) == [zone.spanned_pages for zone in arena.pages.zones]
-        low = arena.pages.alloc_pages_at(FREE // 4096 + 512 * 10)  # a granule is in use as soon as a page of it is
-        assert arena._shares(100) == [100, 0]
-        assert arena._shares(1000) == [512, 488]
-        arena.pages.free_pages(low)
-
-
 def test_canaries_in_the_guests_ram(host):
     """What a thread has written is there when it looks again, while all the rest goes to the host and comes back."""
     arena = host.arena()

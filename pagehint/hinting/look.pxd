@@ -1,0 +1,67 @@
+"""One look of a pass at a zone's hints: whether anything may be reported now, and when to look again."""
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint.hinting.age cimport Ripe
+from pagehint.hinting.gate cimport gate_is_open
+from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.hold_times cimport end_round
+from pagehint.hinting.limit cimport zone_excess
+from pagehint.hinting.queue cimport WorkQueue, queue_hurried
+from pagehint.sync.atomic cimport RELAXED, load64
+from pagehint.sync.lock cimport lock_acquire, usleep
+from pagehint.zone.zone cimport PageZone
+
+cdef enum:
+    LOOKS = 8                   # in each `min_age` at most: stamps may be any time apart, and a look is at all of them
+    WORKER_REST = 1000          # microseconds: with one batch of 2 MiB blocks in each, 32 GiB a second go out
+
+
+cdef inline void rest(PageZone *z, WorkQueue *q) noexcept nogil:
+    """Before a lock round, sleep for a moment if other threads use the zone, and none waits for the pass to end.
+
+    Each round takes the zone's cache lines away from those threads, and what they allocate meanwhile need not be reported.
+    """
+    if hints_of(z).rounds_seen != load64(&z.lock.acquired, RELAXED) and not queue_hurried(q):
+        usleep(WORKER_REST)
+
+
+cdef inline void look_later(PageZone *z) noexcept nogil:
+    """Keep a zone queued whose hints are not ripe, though they may be under the threshold by now. Zone lock held.
+
+    It was queued for this pass, so this does not count as another request.
+    """
+    hints_of(z).queued = True
+    z.notify_at = 0
+
+
+cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, bint flush) noexcept nogil:
+    """Whether the zone has hints that may be reported now. Its request for a pass is taken as met, or put off."""
+    cdef Hints *h = hints_of(z)
+    cdef int64_t min_age = max(q.min_age, <int64_t>0)
+    cdef bint open
+    rest(z, q)
+    lock_acquire(&z.lock, True)
+    h.queued = False
+    open = h.count > 0
+    if min_age and open:
+        ripe.excess = zone_excess(z)
+    if open and not flush and now < h.look_at and not ripe.excess:
+        look_later(z)
+        open = False
+    open = open and gate_is_open(z, q, q.max_pages)
+    h.counters.scans += open
+    if min_age and open:
+        h.look_at = now + min_age       # what is freed during this look is not ripe earlier
+    end_round(z)
+    return open
+
+
+cdef inline void end_look(PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
+    """End a look that began at `now`. The next is when `oldest` is ripe, but at most LOOKS a `min_age`."""
+    cdef Hints *h = hints_of(z)
+    lock_acquire(&z.lock, True)
+    if not whole:
+        h.look_at = 0                   # there may still be ripe granules
+    elif oldest != INT64_MAX and h.count:
+        h.look_at = min(h.look_at, max(oldest + h.min_age, now + h.min_age // LOOKS))
+        look_later(z)
+    end_round(z)
