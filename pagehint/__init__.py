@@ -63,7 +63,7 @@ def get_include() -> str:
 
 
 def load_ipython_extension(ipython: "InteractiveShell") -> None:
-    """Have the magic ``%pagehint``: what ``%load_ext pagehint`` calls."""
+    """Register the magic ``%pagehint``; IPython calls this for ``%load_ext pagehint``."""
     from pagehint.notebook.magic import load  # IPython is optional
 
     load(ipython)

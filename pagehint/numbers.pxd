@@ -8,15 +8,13 @@ from libc.stdint cimport uint64_t
 
 cdef extern from *:
     """
-    /* The value of an int from 0 to 2**30 - 1, or -1 for anything else. Nearly every argument is one: no call is
-    /* needed. */
+    /* The value of an int from 0 to 2**30 - 1, or -1 for anything else. Nearly every argument is small: no call. */
     static inline long ph_small_int(PyObject *o)
     {
         if (!PyLong_CheckExact(o))
             return -1;
     #if PY_VERSION_HEX >= 0x030C0000
-        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) :
-        -1;
+        return PyUnstable_Long_IsCompact((PyLongObject *)o) ? (long)PyUnstable_Long_CompactValue((PyLongObject *)o) : -1;
     #else
         return Py_SIZE(o) == 1 ? (long)((PyLongObject *)o)->ob_digit[0] : Py_SIZE(o) == 0 ? 0 : -1;
     #endif

@@ -17,9 +17,8 @@ typedef struct pagehint_block {
     uint32_t zone;  /* its zone's index in PageAllocator.zones */
 } pagehint_block;
 
-/* Report `n` blocks to the host. Returns 0, or a negative errno if the host has taken no block at all. A single block
-/* that
- * the host did not take is marked by a byte that is not 0 in `failed`, `n` bytes that are all 0 on entry. */
+/* Report `n` blocks to the host. Returns 0, or a negative errno if the host has taken none of them. A single block that
+ * it has not taken is marked by a byte other than 0 in `failed`, which has `n` bytes that are all 0 on entry. */
 typedef int (*pagehint_hint_fn)(const pagehint_block *blocks, size_t n, uint8_t *failed, void *user_data);
 
 #define PAGEHINT_HINT_SIGNATURE "int (const pagehint_block *, size_t, uint8_t *, void *)"

@@ -1,8 +1,9 @@
 /* Free page hinting: the threads that allocate and free, the worker, flush, enable, disable, fork.
  *
  * `verify/run` has the configurations, and the faults (FAULT_) that must be found; README.md says what is left out.
- * A process or an inline carries the name of the function in the code that it is. A `d_step` or `atomic` that begins
- * with UNLOCKED(z) is a hold of that zone's lock, one that begins with MUTEX a hold of the engine's mutex.
+ * A process or an inline has the name of the function in the code that it models, or says which that is. A `d_step` or
+ * `atomic` that begins with UNLOCKED(z) is a hold of that zone's lock, one that begins with MUTEX a hold of the queue's
+ * mutex.
  */
 #ifndef MAX_PAGES
 #define MAX_PAGES 1
@@ -38,28 +39,28 @@
  * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`). */
 
 #include "zone.pml"
-#include "engine.pml"
+#include "queue.pml"
 
-/* Threads by number. Two workers can be there at once: one of an enable that failed may not have gone yet. */
-#define WORKER 1                /* and 2; without one, two that run the work themselves */
+/* Threads by number. There can be two workers at once: one of an enable that failed may not have ended yet. */
+#define WORKER 1                /* and 2; or, without a worker, two threads that run passes themselves */
 #define FLUSHER 3
 #define CONTROLLER 4            /* and 5 */
 #define THREAD 6                /* and 7 */
 
 bit last_resort;                /* Machine.last_resort */
-byte callbacks;                 /* HintingEngine.callbacks: the session that they are of, or 0 */
+byte callbacks;                 /* Reporter.callbacks: the session that they belong to, or 0 */
 byte batch_n, batch_zone;       /* hinting/batch.pxd: Batch */
 byte batch_pages[MAX_PAGES], batch_orders[MAX_PAGES], batch_failed;
 bit alive[3];                   /* the worker's thread runs */
-byte child;                     /* we are a forked child, and this is the process of its only thread */
-bit interrupted;                /* HintingEngine.interrupted: a callback on a caller's thread has raised a KeyboardInterrupt, say */
-byte interrupts;                /* and on whose: a bit a thread */
+byte child;                     /* in a forked child, the process that is its only thread; else 0 */
+bit interrupted;                /* Reporter.interrupted: a callback of this pass has raised a KeyboardInterrupt */
+byte interrupts;                /* Reporter.interrupts: the threads on which one has, a bit each */
 /* For the proof only. */
 byte calls;                     /* callbacks that are running */
 byte may_fail = MAY_FAIL;
 bit flushing;
 
-/* The zone lock is handed over to whoever has waited too long (sync/lock.pxd); where threads go on for ever, it has to be. */
+/* The zone lock is handed over to a thread that has waited too long (sync/lock.pxd), which threads without end need. */
 #ifdef CHURN
 byte wanted;
 #ifdef FAULT_LOCK_IS_NOT_HANDED_OVER
@@ -86,9 +87,9 @@ hidden byte fits;
 #define PROVIDED
 #endif
 
-/* ==== allocate and free, past the page sets: zone/page_alloc.pxd, _core.pyx ============================================ */
+/* ==== allocate and free, past the page sets: zone/page_alloc.pxd, _core.pyx ======================================= */
 
-inline hint_broken(z, first, order) {           /* hint_broken */
+inline notice_broken(z, first, order) {         /* notice_broken, on_broken */
 #ifndef FAULT_ALLOCATED_KEEPS_BIT
     if
     :: zone[z].hook -> hint_assign(z, MASK(first, order), 0)
@@ -99,7 +100,7 @@ inline hint_broken(z, first, order) {           /* hint_broken */
     zone[z].due = zone[z].due & ~MASK(first, order)
 }
 
-inline zone_alloc(me, z, order) {               /* zone_alloc, machine_alloc_at: any block that fits may be the one */
+inline zone_alloc(me, z, order) {               /* zone_alloc, machine_alloc_at: any block that fits may be taken */
     atomic {
         UNLOCKED_FOR_THREAD(z);
         candidate = PAGES;
@@ -121,12 +122,12 @@ inline zone_alloc(me, z, order) {               /* zone_alloc, machine_alloc_at:
             :: got ->
                 free_block_around(z, page);
                 buddy_take(z, page, order, USED);
-                hand_over(z, page, order, NOBODY, me);
-                hint_broken(z, page, order)
+                hand_over(z, page, order, BUDDY, me);
+                notice_broken(z, page, order)
             :: else -> page = 0
             fi;
             zone_unlock(z, tell);
-            assert(!tell)                       /* taking memory wakes nobody */
+            assert(!tell)                       /* taking memory tells the queue nothing */
         }
     }
 }
@@ -146,7 +147,7 @@ inline machine_alloc(me, order) {               /* machine_alloc: the preferred 
 #define MUST_WAIT(me) (out && runner != me)
 #endif
 
-inline settle(me) {                             /* Memory.settle, engine_wait_batch */
+inline settle(me) {                             /* Memory.settle, queue_wait_batch */
     d_step { MUTEX; waiters++; sleep_settled(me, MUST_WAIT(me)) };
     do
     :: asleep ->
@@ -164,20 +165,20 @@ inline settle(me) {                             /* Memory.settle, engine_wait_ba
     od
 }
 
-inline take_block(me, order) {                 /* PageAllocator.alloc_pages */
+inline take_block(me, order) {                 /* PageAllocator.alloc_pages, begin_last_resort, end_last_resort */
     machine_alloc(me, order);
     if
     :: !got ->
         settle(me);
         atomic { !last_resort; last_resort = 1 };       /* machine_hold */
         machine_alloc(me, order);
-        /* NO MEMORY MEANS THAT THERE IS NONE, and not that it is with the host. */
+        /* NO MEMORY MEANS THAT THERE IS NONE, not that it is with the host. */
         assert(got || batch_n == 0 || runner == me);
         last_resort = 0;                                /* machine_let_go */
-#ifdef FAULT_RESUME_WAKES_NOBODY
+#ifdef FAULT_RESUME_DOES_NOT_WAKE
         d_step { MUTEX; waiters-- }
 #else
-        d_step { MUTEX; waiters--; settled_sleepers = 0 }       /* engine_resume */
+        d_step { MUTEX; waiters--; settled_sleepers = 0 }       /* queue_resume */
 #endif
     :: else
     fi
@@ -189,9 +190,9 @@ inline take_block(me, order) {                 /* PageAllocator.alloc_pages */
 #define HOOK(z) zone[z].hook
 #endif
 
-inline hint_freed(z, first, order) {            /* hint_freed */
+inline notice_freed(z, first, order) {          /* notice_freed, on_freed */
     if
-    :: HOOK(z) && merged >= MIN_ORDER -> hint_mark_freed(z, MASK(first, order))
+    :: HOOK(z) && merged >= MIN_ORDER -> hint_freed_block(z, MASK(first, order))
     :: else
     fi;
     find_whole(z);
@@ -208,17 +209,17 @@ inline give_back(me, z, first, order) {        /* PageAllocator.free_pages, mach
     d_step {
         UNLOCKED_FOR_THREAD(z);
         zone[z].locked = 1;
-        hand_over(z, first, order, me, NOBODY);
+        hand_over(z, first, order, me, BUDDY);
         buddy_free(z, first, order, true);
         changed = 0;
-        hint_freed(z, first, order);
+        notice_freed(z, first, order);
 #ifdef FAULT_UNLOCKED_COUNT
         zone[z].hint_count = seen + changed;
         seen = 0
 #endif
     };
-    d_step { hint_evaluate(z); zone_unlock(z, tell) };
-    engine_notify(tell)
+    d_step { evaluate(z); zone_unlock(z, tell) };
+    queue_notify(tell)
 }
 
 proctype Thread(byte me; byte prefer) PROVIDED
@@ -246,13 +247,13 @@ proctype Thread(byte me; byte prefer) PROVIDED
     od
 }
 
-/* ==== the run: hinting/worker.pyx ======================================================================================= */
+/* ==== a pass: hinting/engine.pyx, hinting/batch.pxd =============================================================== */
 
 #define GOES_ON (session == own && !stopping && !interrupted)   /* goes_on; all read without the mutex */
 
 inline callback_begins() {
     d_step {
-        /* NO CALLBACK ON A DISABLED ENGINE, none after disable has returned, none before all is in place. */
+        /* NO CALLBACK ON A DISABLED ENGINE: none after disable has returned, none before all is in place. */
         assert(is_enabled && session == own && callbacks == own);
         calls++
     }
@@ -260,12 +261,12 @@ inline callback_begins() {
 
 inline gate(z, most) {                          /* gate */
     open = zone[z].free_pages >= LOW + (most << MIN_ORDER);
-    zone[z].wake_at = (open -> zone[z].wake_at : LOW + (max_pages << MIN_ORDER));
+    zone[z].notify_at = (open -> zone[z].notify_at : LOW + (max_pages << MIN_ORDER));
     zone[z].due = (open -> zone[z].due : 0)
 }
 
 #ifdef AGES
-#define RIPE(z) (flush -> zone[z].hints : zone[z].hints & ~zone[z].young)       /* is_ripe, of all that are hinted */
+#define RIPE(z) (flush -> zone[z].hints : zone[z].hints & ~zone[z].young)       /* is_ripe, of all hinted granules */
 #define SEEN(z, i) seen_young = seen_young || (zone[z].hints & ~RIPE(z) & (1 << (i)))   /* Ripe.oldest */
 #ifdef FAULT_RIPE_WITHOUT_LOCK
 #define TAKEN(z) (zone[z].hints & (RIPE(z) | (1 << cursor)))
@@ -283,7 +284,7 @@ inline isolate_batch(z) {                       /* isolate_batch */
     do
     :: i < (PAGES >> MIN_ORDER) && batch_n < most && (TAKEN(z) & (1 << i)) ->
         free_block_around(z, (i << MIN_ORDER));
-        assert(source != NOT_FREE);             /* the bit is exact */
+        assert(source != NOT_FREE);             /* a set bit means that the granule is free */
         merged = MIN_ORDER;
         do
         :: merged < source && !((i << MIN_ORDER) & (1 << merged)) &&
@@ -298,18 +299,18 @@ inline isolate_batch(z) {                       /* isolate_batch */
 #ifdef FAULT_SPLIT_LOSES_OTHER_HALF
         hint_assign(z, MASK(head, source), 0);
 #else
-#ifndef FAULT_ISOLATED_KEEPS_BIT
+#ifndef FAULT_BATCH_KEEPS_BIT
         hint_assign(z, MASK(i << MIN_ORDER, merged), 0);
 #endif
 #endif
-#ifndef FAULT_ISOLATED_STAYS_LISTED
-        buddy_take(z, (i << MIN_ORDER), merged, HELD);
+#ifndef FAULT_BATCH_STAYS_LISTED
+        buddy_take(z, (i << MIN_ORDER), merged, WITHHELD);
 #endif
         batch_pages[batch_n] = i << MIN_ORDER;
         batch_orders[batch_n] = merged;
         batch_n++;
         n_free = i;
-        hand_over(z, batch_pages[batch_n - 1], merged, NOBODY, HOST);
+        hand_over(z, batch_pages[batch_n - 1], merged, BUDDY, HOST);
         i = n_free + NR_GRANULES(merged)
     :: i < (PAGES >> MIN_ORDER) && batch_n < most && !(TAKEN(z) & (1 << i)) -> SEEN(z, i); i++
     :: else -> break
@@ -319,14 +320,14 @@ inline isolate_batch(z) {                       /* isolate_batch */
     was_free = 0;
     i = 0;
     do
-    :: i < PAGES -> was_free = was_free | ((zone[z].owner[i] == NOBODY || zone[z].owner[i] == HOST) << i); i++
+    :: i < PAGES -> was_free = was_free | ((zone[z].owner[i] == BUDDY || zone[z].owner[i] == HOST) << i); i++
     :: else -> break
     od;
 #endif
     i = 0
 }
 
-#ifdef FAULT_PUT_BACK_IS_BLIND                  /* merges with what was free when the batch was taken out, and no other */
+#ifdef FAULT_PUT_BACK_IS_BLIND                  /* merges only with what was free as the batch was isolated */
 byte was_free;
 #define MAY_MERGE ((was_free >> (head ^ (1 << merged))) & 1)
 #else
@@ -337,7 +338,7 @@ inline put_back(z) {                            /* put_back */
     do
     :: batch_n > 0 ->
         batch_n--;
-        hand_over(z, batch_pages[batch_n], batch_orders[batch_n], HOST, NOBODY);
+        hand_over(z, batch_pages[batch_n], batch_orders[batch_n], HOST, BUDDY);
         buddy_free(z, batch_pages[batch_n], batch_orders[batch_n], MAY_MERGE);
 #ifdef FAULT_PUT_BACK_LOSES_NEIGHBOUR
         hint_assign(z, MASK(head, merged), 0);
@@ -371,7 +372,7 @@ inline fork(me) {                               /* fork_prepare, fork_parent, fo
     atomic {
         MUTEX;
         if
-        :: skip                                 /* the parent: undisturbed */
+        :: skip                                 /* the parent: nothing changes */
         :: d_step {                             /* the child: all other threads are gone */
                 child = _pid;
                 calls = (runner == me);
@@ -382,9 +383,9 @@ inline fork(me) {                               /* fork_prepare, fork_parent, fo
                 f = 0;
                 batch_failed = (1 << batch_n) - 1;
                 put_back(batch_zone);
-                out = 0;                        /* engine_forked */
+                out = 0;                        /* queue_forked */
                 waiters = 0;
-                engine_over();
+                queue_over();
                 /* NOTHING IS WITH THE HOST in the child. */
                 do
                 :: f < ZONES * PAGES -> assert(zone[f / PAGES].owner[f % PAGES] != HOST); f++
@@ -403,13 +404,13 @@ inline fork(me) {                               /* fork_prepare, fork_parent, fo
         last_resort = 0
     }
 }
-bit ticks;                      /* in the child time goes on, or the threads that are gone would look like a deadlock */
+bit ticks;                      /* the child must go on, or the threads that are gone would look like a deadlock */
 #define CHILD_ENDS if :: child == _pid -> do :: ticks = !ticks od :: else fi
 #else
 #define CHILD_ENDS
 #endif
 
-inline report(me) {                             /* report, call_hint_pages, and what the callback may do */
+inline report(me) {                             /* Reporter.report, and what the callback may do */
     callback_begins();
 #ifdef CALLBACK_USES_MEMORY
     take_block(me, order);
@@ -458,7 +459,7 @@ inline report(me) {                             /* report, call_hint_pages, and 
                 zfail = zfail || batch_failed;
 #ifdef MANUAL_WORKQUEUE
                 if
-                :: batch_failed -> interrupted = 1; interrupts = interrupts | BIT(me)  /* it may have been an interrupt */
+                :: batch_failed -> interrupted = 1; interrupts = interrupts | BIT(me)  /* it may be an interrupt */
                 :: else
                 fi;
 #endif
@@ -480,7 +481,7 @@ inline report(me) {                             /* report, call_hint_pages, and 
 #define BATCH_WHILE_STOPPING (!stopping)
 #endif
 
-inline batch_begin(me) {                        /* engine_batch_begin */
+inline batch_begin(me) {                        /* queue_batch_begin */
     asleep = 1;
     do
     :: asleep ->
@@ -501,7 +502,7 @@ inline batch_begin(me) {                        /* engine_batch_begin */
     od
 }
 
-inline run_zone(me) {                           /* run_zone */
+inline look_at_zone(me) {                       /* look_at_zone, begin_look, report_batch */
     most = max_pages;                           /* read without the mutex, as `gate` does */
     WANT(wz)
     d_step {
@@ -514,7 +515,7 @@ inline run_zone(me) {                           /* run_zone */
 #ifdef AGES
         seen_young = 0;
         if
-        :: open && !flush && zone[wz].later -> open = 0; zone[wz].queued = 1; zone[wz].wake_at = 0      /* look_later */
+        :: open && !flush && zone[wz].later -> open = 0; zone[wz].queued = 1; zone[wz].notify_at = 0      /* look_later */
         :: open && (flush || !zone[wz].later) -> gate(wz, most)
         :: else
         fi;
@@ -528,7 +529,7 @@ inline run_zone(me) {                           /* run_zone */
 #endif
         zone_unlock(wz, tell)
     };
-    engine_notify(tell);
+    queue_notify(tell);
     do
     :: open && GOES_ON ->
         d_step {                                /* next_ripe: needs no lock */
@@ -544,7 +545,7 @@ inline run_zone(me) {                           /* run_zone */
         :: else
         fi;
         if
-        :: !prepared ->                         /* call_prepare */
+        :: !prepared ->                         /* Reporter.prepare */
             callback_begins();
             atomic {
                 if
@@ -591,7 +592,7 @@ inline run_zone(me) {                           /* run_zone */
         batch_n = noted;
         noted = 0;
 #endif
-        engine_notify(tell);
+        queue_notify(tell);
         if
         :: batch_n ->
             report(me);
@@ -601,19 +602,19 @@ inline run_zone(me) {                           /* run_zone */
             fi;
             WANT(wz)
             d_step { UNLOCKED(wz); HAVE put_back(wz); zone_unlock(wz, tell) };
-            engine_notify(tell)
+            queue_notify(tell)
         :: else
         fi;
-#ifdef FAULT_END_OF_BATCH_WAKES_NOBODY
+#ifdef FAULT_END_OF_BATCH_DOES_NOT_WAKE
         d_step { MUTEX; out = 0 }
 #else
-        d_step { MUTEX; out = 0; settled_sleepers = 0 }         /* engine_batch_end */
+        d_step { MUTEX; out = 0; settled_sleepers = 0 }         /* queue_batch_end */
 #endif
     :: else -> break
     od;
 #ifdef AGES
     if
-    :: looking && session == own ->             /* looked */
+    :: looking && session == own ->             /* end_look */
         d_step {
             UNLOCKED(wz);
             if
@@ -622,13 +623,13 @@ inline run_zone(me) {                           /* run_zone */
                 zone[wz].later = 1;
 #ifndef FAULT_YOUNG_ARE_FORGOTTEN
                 zone[wz].queued = 1;
-                zone[wz].wake_at = 0
+                zone[wz].notify_at = 0
 #endif
             :: else
             fi;
             zone_unlock(wz, tell)
         };
-        engine_notify(tell)
+        queue_notify(tell)
     :: else
     fi;
     looking = 0;
@@ -642,25 +643,25 @@ inline run_zone(me) {                           /* run_zone */
     open = 0
 }
 
-inline one_run(me) {                                /* run */
+inline run_pass(me) {                           /* run_pass */
     d_step {
         MUTEX;
 #ifndef FAULT_WORK_UNTIL_THE_END
         work = 0;
 #endif
-#ifndef FAULT_INTERRUPT_LEFT_FOR_ANYBODY
+#ifndef FAULT_INTERRUPT_LEFT_BEHIND
         interrupted = 0;
 #endif
         ticket = flush_wanted;
 #ifdef AGES
         flush = flush || flush_wanted > flush_done;
 #endif
-#ifndef FAULT_FLUSH_SERVED_BY_ANY_RUN
+#ifndef FAULT_FLUSH_SERVED_BY_ANY_PASS
         everything = everything || flush_wanted > flush_done;
 #endif
 #ifndef FAULT_DELAY_STOPPED_AT_THE_END
         if
-        :: everything -> engine_disarm()
+        :: everything -> queue_disarm()
         :: else
         fi;
 #endif
@@ -670,7 +671,7 @@ inline one_run(me) {                                /* run */
     :: wz < ZONES ->
         if
         :: everything || zone[wz].queued ->     /* read without the lock */
-            run_zone(me);
+            look_at_zone(me);
             failed = failed || zfail;
             if
             :: zfail && !prepared -> break
@@ -685,14 +686,14 @@ inline one_run(me) {                                /* run */
     :: else -> break
     od;
     if
-    :: prepared && session == own -> callback_begins(); calls--         /* call_cleanup */
+    :: prepared && session == own -> callback_begins(); calls--         /* Reporter.cleanup */
     :: else
     fi;
     if
     :: session == own ->
         d_step {
             MUTEX;
-            failures = failed;                  /* engine_backoff */
+            failures = failed;                  /* queue_backoff */
             not_before = failed;
 #ifdef FAULT_WORK_UNTIL_THE_END
             work = failed;
@@ -701,12 +702,12 @@ inline one_run(me) {                                /* run */
 #endif
 #ifdef FAULT_DELAY_STOPPED_AT_THE_END
             if
-            :: everything -> engine_disarm()
+            :: everything -> queue_disarm()
             :: else
             fi;
 #endif
             flush_done = (whole && ticket > flush_done -> ticket : flush_done);
-            engine_release();
+            queue_release();
             settled_sleepers = 0
         }
     :: else
@@ -734,14 +735,14 @@ inline ages_over() {
     work = (work -> WORK_NOW : 0)
 }
 #ifdef LIVENESS
-inline ages_pass() {                            /* what is waited for comes */
+inline ages_pass() {                            /* the time that is waited for comes */
     if
     :: work == WORK_LATER -> ages_over()
     :: skip
     fi
 }
 #else
-inline ages_pass() {                            /* one may have come of age, or all; it may be time to look, even too early */
+inline ages_pass() {                            /* one may have come of age, or all; `look_at` may come, even early */
     aged = 0;
     do
     :: aged < ZONES ->
@@ -779,7 +780,7 @@ inline time_passes() {                          /* a delay or a back-off may be 
     ages_pass()
 #endif
 }
-#define DUE (!not_before && (work == WORK_NOW || late))                 /* engine_due */
+#define DUE (!not_before && (work == WORK_NOW || late))                 /* queue_due */
 #define OVERDUE (!not_before && (late || (work == WORK_NOW && failures)))       /* overdue */
 
 /* _work, HintingEngine.work. */
@@ -802,7 +803,7 @@ proctype Worker(byte me; byte own) PROVIDED
 #endif
     do
     :: atomic {
-            MUTEX;                              /* engine_lock, or back from engine_wait */
+            MUTEX;                              /* queue_lock, or the end of sleep_until */
             time_passes();
 #ifdef AGES
             flush = flush_wanted > flush_done;
@@ -816,11 +817,11 @@ proctype Worker(byte me; byte own) PROVIDED
                 fi;
                 break
             :: session == own && !stopping && is_enabled && (everything || DUE) ->
-                engine_claim(me);
+                queue_claim(me);
                 idle = 0
             :: else ->
                 idle = 1;
-                timed = is_enabled && (work || deadline);       /* engine_next */
+                timed = is_enabled && (work || deadline);       /* queue_next */
                 everything = 0;
 #ifdef AGES
                 flush = 0;
@@ -828,12 +829,12 @@ proctype Worker(byte me; byte own) PROVIDED
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
                 mutex = 1
 #else
-                wake_sleepers = wake_sleepers | BIT(me) /* engine_wait(e, &e.wake, ...) */
+                wake_sleepers = wake_sleepers | BIT(me) /* sleep_until(&q.wake, ...) */
 #endif
             fi
         };
         if
-        :: !idle -> one_run(me); whole = 0
+        :: !idle -> run_pass(me); whole = 0
         :: else ->
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
             d_step { mutex = 0; wake_sleepers = wake_sleepers | BIT(me) };
@@ -852,9 +853,9 @@ end_asleep: if
     CHILD_ENDS
 }
 
-/* ==== on and off: hinting/worker.pyx ==================================================================================== */
+/* ==== on and off: hinting/engine.pyx ============================================================================== */
 
-inline mark_free_blocks(z) {                    /* mark_free_blocks; here one block in each hold of the lock */
+inline hint_free_blocks(z) {                    /* hint_free_blocks; here one block in each hold of the lock */
     if
     :: mark < PAGES -> free_block_around(z, mark); mark = (source != NOT_FREE -> head : mark)
     :: else
@@ -868,7 +869,7 @@ inline mark_free_blocks(z) {                    /* mark_free_blocks; here one bl
         :: else ->
             if
             :: source >= MIN_ORDER ->
-                hint_mark_freed(z, MASK(mark, source));
+                hint_freed_block(z, MASK(mark, source));
                 zone[z].owed = zone[z].owed | MASK(mark, source)
             :: else
             fi;
@@ -884,22 +885,22 @@ inline hook_zone(z) {                           /* hook_zone */
         UNLOCKED(z);
         zone[z].threshold = (threshold -> threshold : max_pages);
         zone[z].queued = 0;
-        zone[z].wake_at = NEVER;
+        zone[z].notify_at = NEVER;
         zone[z].hook = 1;
         mark = 0;
-        mark_free_blocks(z);
-        hint_evaluate(z);
+        hint_free_blocks(z);
+        evaluate(z);
         zone_unlock(z, tell)
     };
-    engine_notify(tell);
+    queue_notify(tell);
     do
-    :: more -> d_step { UNLOCKED(z); mark_free_blocks(z); hint_evaluate(z); zone_unlock(z, tell) }; engine_notify(tell)
+    :: more -> d_step { UNLOCKED(z); hint_free_blocks(z); evaluate(z); zone_unlock(z, tell) }; queue_notify(tell)
     :: else -> break
     od;
     mark = 0
 }
 
-inline hook_zones() {
+inline hook_zones() {                           /* in publish */
     z = 0;
     do
     :: z < ZONES -> hook_zone(z); z++
@@ -913,7 +914,7 @@ inline hook_zones() {
 #else
 #define MANUAL 0
 #endif
-inline reset() {                                /* in enable */
+inline queue_set() {                            /* queue_set, in publish */
     d_step {
         MUTEX;
         manual = MANUAL;
@@ -923,13 +924,13 @@ inline reset() {                                /* in enable */
         work = 0;
         failures = 0;
         not_before = 0;
-        engine_disarm()
+        queue_disarm()
     }
 }
 
 #define WORKER_OF(session) (1 + (((session) >> 1) & 1))
 
-inline enable(me) {                             /* enable */
+inline enable(me) {                             /* enable, begin_session, start_worker, publish */
     d_step {
         MUTEX;
         on = !is_enabled && !enabling;
@@ -956,23 +957,23 @@ inline enable(me) {                             /* enable */
     fi;
 #ifdef ENABLE_MAY_FAIL
     if
-    :: on -> d_step { MUTEX; engine_over() }; on = 0    /* an interrupt, say, while the thread begins */
+    :: on -> d_step { MUTEX; queue_over() }; on = 0    /* for instance an interrupt while the thread begins */
     :: skip
     fi;
 #endif
     if
     :: on ->
 #ifdef FAULT_PUBLISHED_BEFORE_INITIALISED
-        reset();
+        queue_set();
         hook_zones();
         callbacks = own;
 #else
         callbacks = own;
 #ifdef FAULT_RESET_AFTER_HOOK
         hook_zones();
-        reset();
+        queue_set();
 #else
-        reset();
+        queue_set();
         hook_zones();
 #endif
 #endif
@@ -990,7 +991,7 @@ inline switch_off() {                           /* switch_off */
     z = 0
 }
 
-#ifdef FAULT_DISABLE_DOES_NOT_WAIT_FOR_RUN
+#ifdef FAULT_DISABLE_DOES_NOT_WAIT_FOR_PASS
 #define BUSY false
 #else
 #define BUSY (worker || running)
@@ -1003,7 +1004,7 @@ inline disable(me) {                            /* disable */
         on = is_enabled;
         was_on = on;
         if
-        :: on -> engine_stop()
+        :: on -> queue_stop()
         :: else
         fi
     };
@@ -1016,7 +1017,7 @@ inline disable(me) {                            /* disable */
             on = session == own;
             mine = on && !BUSY;
             if
-            :: mine -> engine_claim(me)
+            :: mine -> queue_claim(me)
             :: else
             fi
         };
@@ -1024,11 +1025,11 @@ inline disable(me) {                            /* disable */
         :: mine ->
             callbacks = 0;
 #ifdef FAULT_OVER_BEFORE_HOOK_IS_OFF
-            d_step { MUTEX; engine_over() };
+            d_step { MUTEX; queue_over() };
             switch_off();
 #else
             switch_off();
-            d_step { MUTEX; engine_over() };
+            d_step { MUTEX; queue_over() };
 #endif
             !alive[WORKER_OF(own)];             /* thread.join */
             break
@@ -1036,7 +1037,7 @@ inline disable(me) {                            /* disable */
         fi
     :: else -> break
     od;
-    /* NO CALLBACK RUNS WHEN DISABLE RETURNS, or it is of another session. */
+    /* NO CALLBACK RUNS WHEN DISABLE RETURNS, unless it is another session's. */
     assert(!was_on || (session != own && callbacks != own && (calls == 0 || callbacks)))
 }
 
@@ -1050,9 +1051,9 @@ proctype Controller(byte me) PROVIDED
     od
 }
 
-/* ==== flush: hinting/worker.pyx ========================================================================================= */
+/* ==== flush: hinting/engine.pyx =================================================================================== */
 
-proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a worker */
+proctype Flusher(byte me) PROVIDED              /* flush, with a worker */
 {
     byte own, ticket, n, z;
     bit on, done, asleep;
@@ -1066,7 +1067,7 @@ proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a work
             on = is_enabled && !stopping;
             flush_wanted = flush_wanted + on;
             ticket = flush_wanted;
-#ifndef FAULT_FLUSH_WAKES_NOBODY
+#ifndef FAULT_FLUSH_DOES_NOT_WAKE
             signal_wake();
 #endif
             z = 0;
@@ -1092,7 +1093,7 @@ proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a work
             z = 0;
             do
             :: z < ZONES ->
-                /* WHAT WAS FREE BEFORE A FLUSH IS REPORTED AFTER IT, unless it is in use, failed, or under the gate. */
+                /* WHAT WAS FREE BEFORE A FLUSH IS REPORTED AFTER IT, unless it was used, failed, or under the gate. */
                 assert(!done || !zone[z].due);
                 zone[z].due = 0;
                 z++
@@ -1107,12 +1108,12 @@ proctype Flusher(byte me) PROVIDED          /* flush, from a thread, with a work
 }
 
 #ifdef MANUAL_WORKQUEUE
-/* flush, and run_pending, on a thread without a worker: run_manually. */
+/* flush, and run_pending, without a worker: pass_manually, claim_pass. */
 proctype Caller(byte me; bit everything)
 {
     byte wz, cursor, most, ticket, tell, own, z;
     bit prepared, failed, zfail, whole, open, asleep, due, flush = everything;
-    d_step {                                    /* in flush; with hinting off, `due` stays false */
+    d_step {                                    /* flush; with hinting off, `due` stays false */
         MUTEX;
         z = 0;
         do
@@ -1128,7 +1129,7 @@ proctype Caller(byte me; bit everything)
             sleep_settled(me, running && is_enabled && manual && !stopping);
             due = !asleep && is_enabled && manual && !stopping && (everything || DUE);
             if
-            :: due -> everything = everything || OVERDUE; own = session; engine_claim(me)
+            :: due -> everything = everything || OVERDUE; own = session; queue_claim(me)
             :: else
             fi
         };
@@ -1138,11 +1139,11 @@ proctype Caller(byte me; bit everything)
         fi
     od;
     if
-    :: due -> one_run(me)
+    :: due -> run_pass(me)
     :: else
     fi;
-    /* WHAT A CALLBACK RAISES IS RAISED WHERE IT RAN, and nothing else is cut short. */
-#ifdef FAULT_INTERRUPT_LEFT_FOR_ANYBODY
+    /* WHAT A CALLBACK RAISES IS RAISED ON THE THREAD WHERE IT RAN, and cuts short no other pass. */
+#ifdef FAULT_INTERRUPT_LEFT_BEHIND
     due = due && !interrupted;
     interrupted = 0;
 #else
@@ -1161,7 +1162,7 @@ proctype Caller(byte me; bit everything)
 #endif
 
 #ifdef SETTINGS
-proctype Settings()                             /* change */
+proctype Settings()                             /* set_max_pages, set_threshold, set_delay, after_change */
 {
     byte z, tell, limit;
     atomic {
@@ -1169,14 +1170,14 @@ proctype Settings()                             /* change */
         if
         :: max_pages = 1
         :: threshold = 1
-        :: delay = !delay; engine_disarm()
+        :: delay = !delay; queue_disarm()
         fi;
         limit = (threshold -> threshold : max_pages)
     };
     do
     :: z < ZONES ->
-        d_step { UNLOCKED(z); zone[z].threshold = limit; zone[z].wake_at = NEVER; hint_evaluate(z); zone_unlock(z, tell) };
-        engine_notify(tell);
+        d_step { UNLOCKED(z); zone[z].threshold = limit; zone[z].notify_at = NEVER; evaluate(z); zone_unlock(z, tell) };
+        queue_notify(tell);
         z++
     :: else -> break
     od
@@ -1184,7 +1185,7 @@ proctype Settings()                             /* change */
 #endif
 
 #ifdef FORK
-proctype Forker(byte me) PROVIDED           /* a thread that forks, and then, in the child, uses its memory */
+proctype Forker(byte me) PROVIDED               /* a thread that forks, and in the child allocates */
 {
     byte z, page, tell, f, prefer = ZONES - 1;
     bit got, asleep;
@@ -1211,7 +1212,7 @@ init {
             :: z < ZONES ->
                 zone[z].kinds[0] = FREE + MAX_ORDER;
                 zone[z].free_pages = PAGES;
-                zone[z].wake_at = NEVER;
+                zone[z].notify_at = NEVER;
                 z++
             :: else -> break
             od;
@@ -1263,8 +1264,8 @@ init {
         z = 0;
         do
         :: z < ZONES ->
-            /* NOTHING IS LOST: all that is owed has been reported, unless hinting is off, or the gate closed, or there is
-             * no delay and no need yet. */
+            /* NOTHING IS LOST: all that is owed has been reported, unless hinting is off, or the gate is closed, or
+             * there is no delay and the threshold is not reached. */
             assert(!zone[z].owed || !is_enabled || manual || zone[z].free_pages < LOW + (max_pages << MIN_ORDER) ||
                    (!delay && zone[z].hint_count < zone[z].threshold) || child);
             assert(is_enabled || (!zone[z].hook && !zone[z].hints));

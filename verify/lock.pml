@@ -1,8 +1,9 @@
-/* The zone lock: sync/lock.pxd. What hinting.pml takes for a bit: one thread has it, and nobody sleeps beside a free lock.
+/* The zone lock: sync/lock.pxd. This shows what hinting.pml relies on, in which the lock is a bit: one thread holds it,
+ * and no thread sleeps while it is free.
  *
- * Stores of `word` and `woken` wait in a store buffer, one of each thread, until they reach memory, in order and at any
- * time, as on x86. An atomic operation and a system call wait for their own thread's buffer, a heavy barrier (membarrier)
- * for everybody's; the light one only keeps the compiler from moving things, which this model does not do anyway.
+ * Stores of `word` and `woken` wait in their thread's store buffer until they reach memory, in order and at any time,
+ * as on x86. An atomic operation and a system call wait for their own thread's buffer, a heavy barrier (membarrier) for
+ * those of all threads. The light barrier only keeps the compiler from moving accesses, which this model does not do.
  */
 #ifndef THREADS
 #define THREADS 3
@@ -20,12 +21,12 @@ byte word = FREE, sleepers, starving;
 bit woken;
 byte futex;                     /* threads asleep on `woken`, a bit each */
 byte buffered_word[THREADS] = NOTHING, buffered_woken[THREADS] = NOTHING;
-byte inside;                    /* for the proof: threads that have the lock */
+byte inside;                    /* for the proof: threads that hold the lock */
 
 #define BIT(thread) (1 << (thread))
 #define DRAINED(thread) (buffered_word[thread] == NOTHING && buffered_woken[thread] == NOTHING)
 
-inline drain(thread) {          /* the oldest store first: nobody stores `word` after `woken` without draining */
+inline drain(thread) {          /* the oldest store first: no thread stores `word` after `woken` without draining */
     word = (buffered_word[thread] == NOTHING -> word : buffered_word[thread]);
     woken = (buffered_woken[thread] == NOTHING -> woken : buffered_woken[thread]);
     buffered_word[thread] = NOTHING;
@@ -85,7 +86,7 @@ inline lock_sleep() {           /* lock_sleep */
         :: got -> break
         :: else
         fi;
-        if                      /* it has waited too long, or not yet */
+        if                      /* it has waited too long, or has not yet */
         :: patient -> d_step { drain(me); patient = 0; starving++ }
         :: skip
         fi;

@@ -1,7 +1,7 @@
-/* A zone: its buddy system, its hint bits, the hook, a batch taken out and put back.
+/* A zone: its buddy system, its hint bits, its hook, and what its unlock tells the queue.
  *
- * A page here is the smallest block the model knows; a granule is `1 << MIN_ORDER` of them. What is said of the lock in
- * the code holds here: all of this runs under the zone lock, as one indivisible step of the process that has it.
+ * A page here is the smallest block that the model knows; a granule is `1 << MIN_ORDER` of them. As in the code, all of
+ * this runs under the zone lock: here as one indivisible step of the process that holds it.
  */
 
 #ifndef ZONES
@@ -20,35 +20,35 @@
 #define LOW 0
 #endif
 
-#define TAIL 0                  /* zone/zone.pxd: what the leaf of a page is; FREE, USED and HELD with the block's order */
+#define TAIL 0                  /* zone/zone.pxd: a page's kind; FREE, USED and WITHHELD plus the block's order */
 #define FREE 1
 #define USED 6
-#define HELD 11
+#define WITHHELD 11
 #define IS_FREE(kind) ((kind) >= FREE && (kind) < USED)
 #define NOT_FREE 15
 #define NEVER 255               /* INT64_MAX */
 
-#define NOBODY 0                /* in whose hands a page is: the buddy system's, the host's, or a thread's by its number */
+#define BUDDY 0                 /* what has a page: the buddy system, the host, or a thread, by its number */
 #define HOST 15
 
-typedef PageZone {              /* zone/zone.pxd: PageZone */
+typedef PageZone {              /* zone/zone.pxd: PageZone, and hinting/hinted_zone.pxd: Hints */
     bit locked;                 /* `lock.word` */
-    bit hook;                   /* `hint_order` is not NO_HINTS */
+    bit hook;                   /* `on`, and `freed_from` is not NO_ORDER */
     bit queued;
-    byte wake_at;
+    byte notify_at;
     byte threshold;
-    byte hint_count;
-    byte hints;                 /* a bit a granule */
+    byte hint_count;            /* `count` */
+    byte hints;                 /* `bits`, one a granule */
     byte free_pages;
     byte kinds[PAGES];
 #ifdef AGES
     byte young;                 /* granules whose bits are set, and whose stamps say that they are not ripe */
-    bit later;                  /* `look_at` has not come */
+    bit later;                  /* the time `look_at` has not come */
 #endif
     /* For the proof only. */
     byte owner[PAGES];
-    byte owed;                  /* granules that have become free since hinting is on, and have not been reported since */
-    byte due                    /* of these, what the flush on its way must have reported when it returns */
+    byte owed;                  /* granules that have become free with hinting on, and have not been reported since */
+    byte due                    /* of these, those that the flush on its way must have reported when it returns */
 };
 PageZone zone[ZONES];
 
@@ -79,7 +79,7 @@ inline free_block_around(z, first) {            /* free_block_around: its order 
     fi
 }
 
-inline buddy_take(z, first, order, state) {     /* buddy_take, split_leaves: from the block at `head`, of order `source` */
+inline buddy_take(z, first, order, state) {     /* buddy_take: from the block at `head`, of order `source` */
     o = source;
     do
     :: o > order ->
@@ -95,7 +95,7 @@ inline buddy_take(z, first, order, state) {     /* buddy_take, split_leaves: fro
     zone[z].free_pages = zone[z].free_pages - (1 << order)
 }
 
-inline buddy_free(z, first, order, may_merge) { /* buddy_free, merge_leaves: the order it has become in `merged` */
+inline buddy_free(z, first, order, may_merge) { /* buddy_free, merge_leaves: `merged` is the order it has become */
     head = first;
     merged = order;
     zone[z].free_pages = zone[z].free_pages + (1 << order);
@@ -117,7 +117,7 @@ inline hand_over(z, first, order, from, to) {
     i = first;
     do
     :: i < first + (1 << order) ->
-        assert(zone[z].owner[i] == from);       /* NO PAGE IN TWO HANDS */
+        assert(zone[z].owner[i] == from);       /* NO PAGE IN TWO HANDS: it is taken only from what has it */
         zone[z].owner[i] = to;
         i++
     :: else -> break
@@ -129,7 +129,7 @@ inline find_whole(z) {                          /* the granules that are free, i
     i = 0;
     do
     :: i < PAGES ->
-        all_free = (zone[z].owner[i] == NOBODY -> all_free : all_free & ~(1 << (i >> MIN_ORDER)));
+        all_free = (zone[z].owner[i] == BUDDY -> all_free : all_free & ~(1 << (i >> MIN_ORDER)));
         i++
     :: else -> break
     od
@@ -137,7 +137,7 @@ inline find_whole(z) {                          /* the granules that are free, i
 
 inline check_zone(z) {                          /* whenever the lock is released */
     find_whole(z);
-    /* THE COUNT IS THE NUMBER OF BITS, and a bit is set if and only if its granule is free, and not reported since. */
+    /* THE COUNT IS THE NUMBER OF BITS; a bit is set if and only if its granule is free, and not reported since. */
     assert(zone[z].hint_count == ONES(zone[z].hints));
     assert(zone[z].hints == (zone[z].hook -> zone[z].owed & all_free : 0));
     i = 0;
@@ -145,7 +145,7 @@ inline check_zone(z) {                          /* whenever the lock is released
     do
     :: i < PAGES ->
         free_block_around(z, i);
-        assert((source != NOT_FREE) == (zone[z].owner[i] == NOBODY));
+        assert((source != NOT_FREE) == (zone[z].owner[i] == BUDDY));
         /* The free set is made of maximal blocks. */
         assert(source == NOT_FREE || source == MAX_ORDER || zone[z].kinds[head ^ (1 << source)] != FREE + source);
         n_free = n_free + (source != NOT_FREE);
@@ -155,7 +155,7 @@ inline check_zone(z) {                          /* whenever the lock is released
     assert(zone[z].free_pages == n_free)
 }
 
-/* -- hinting/bitmap.pxd --------------------------------------------------------------------------------------------------- */
+/* -- hinting/bitmap.pxd, hinting/watch.pxd ------------------------------------------------------------------------- */
 
 inline hint_assign(z, mask, value) {            /* hint_assign: how many bits changed in `changed` */
     changed = zone[z].hints;
@@ -167,7 +167,7 @@ inline hint_assign(z, mask, value) {            /* hint_assign: how many bits ch
     zone[z].hint_count = (value -> zone[z].hint_count + changed : zone[z].hint_count - changed)
 }
 
-inline hint_mark_freed(z, mask) {               /* hint_mark_freed, age_begin */
+inline hint_freed_block(z, mask) {              /* hint_freed_block, age_begin */
 #ifdef AGES
     zone[z].later = zone[z].later || zone[z].hint_count == 0;
     zone[z].young = zone[z].young | (mask);
@@ -177,13 +177,13 @@ inline hint_mark_freed(z, mask) {               /* hint_mark_freed, age_begin */
 #endif
 }
 
-inline hint_evaluate(z) {                       /* hint_evaluate; reads the engine's `delay_armed` without its mutex */
+inline evaluate(z) {                            /* evaluate; reads the queue's `delay_armed` without its mutex */
     if
-    :: !zone[z].hook || zone[z].hint_count == 0 || zone[z].queued || zone[z].wake_at != NEVER
+    :: !zone[z].hook || zone[z].hint_count == 0 || zone[z].queued || zone[z].notify_at != NEVER
     :: else ->
         if
-        :: zone[z].hint_count >= zone[z].threshold -> zone[z].queued = 1; zone[z].wake_at = 0
-        :: zone[z].hint_count < zone[z].threshold && !delay_armed -> zone[z].wake_at = 0
+        :: zone[z].hint_count >= zone[z].threshold -> zone[z].queued = 1; zone[z].notify_at = 0
+        :: zone[z].hint_count < zone[z].threshold && !delay_armed -> zone[z].notify_at = 0
         :: else
         fi
     fi
@@ -191,7 +191,7 @@ inline hint_evaluate(z) {                       /* hint_evaluate; reads the engi
 
 inline hint_off(z) {                            /* hint_off */
     zone[z].hook = 0;
-    zone[z].wake_at = NEVER;
+    zone[z].notify_at = NEVER;
     zone[z].queued = 0;
 #ifdef AGES
     zone[z].later = 0;
@@ -200,7 +200,7 @@ inline hint_off(z) {                            /* hint_off */
     zone[z].owed = 0
 }
 
-/* -- hinting/notify.pxd --------------------------------------------------------------------------------------------------- */
+/* -- zone/hook.pxd, hinting/notify.pxd ----------------------------------------------------------------------------- */
 
 #define TELL_DELAY 1
 #define TELL_WORK 2
@@ -211,10 +211,10 @@ inline hint_off(z) {                            /* hint_off */
 #define LATER(z) 0
 #endif
 
-inline zone_unlock(z, tell) {                   /* zone_unlock; `engine_notify` follows if `tell` is set */
+inline zone_unlock(z, tell) {                   /* zone_unlock, unlock_and_notify; then `queue_notify` if `tell` */
     if
-    :: zone[z].wake_at != NEVER && zone[z].free_pages >= zone[z].wake_at ->
-        zone[z].wake_at = NEVER;
+    :: zone[z].notify_at != NEVER && zone[z].free_pages >= zone[z].notify_at ->
+        zone[z].notify_at = NEVER;
         zone[z].queued = zone[z].queued || zone[z].hint_count >= zone[z].threshold;
         tell = (zone[z].queued -> (LATER(z) -> TELL_LATER : TELL_WORK) : TELL_DELAY)
     :: else -> tell = 0

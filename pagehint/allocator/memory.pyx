@@ -310,12 +310,13 @@ cdef class Memory:
         """Before a request that failed is tried a last time, after `settle`: empty the page sets, and keep them empty.
 
         So the request fails only if there is no memory for it. The locks of all page sets are held until
-        `end_last_resort`, and the GIL must not be waited for in between: a fork has the GIL and waits for them.
+        `end_last_resort`, and the caller must not wait for the GIL in between: a fork holds the GIL while it waits for
+        them.
         """
         machine_hold(&self.m)
 
     cdef void end_last_resort(self) noexcept nogil:
-        """After `begin_last_resort` and the request: let others have memory again, and let batches go out."""
+        """After `begin_last_resort` and the request: give the page sets' locks back, and let batches go out."""
         machine_let_go(&self.m)
         queue_resume(&self.queue)
 

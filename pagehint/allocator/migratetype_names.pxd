@@ -8,7 +8,7 @@ cdef inline tuple migratetypes():
 
 
 cdef inline int as_type(object migratetype, int most) except -1:
-    """The number of a migratetype, up to `most`."""
+    """The number of a migratetype, from 0 to `most`; ValueError for anything else."""
     cdef tuple names
     cdef int number
     if <void *>migratetype == <void *>"movable":        # the default: the same object, so no letters are compared
