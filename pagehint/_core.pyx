@@ -20,7 +20,7 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_settings
@@ -32,7 +32,7 @@ from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
 from pagehint.hinting.engine cimport hinting_engine
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
-from pagehint.hinting.queue cimport Settings, WorkQueue
+from pagehint.hinting.queue cimport SET_DELAY, SET_MAX_PAGES, SET_THRESHOLD, Settings, WorkQueue
 from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint.sync.clock cimport NEVER, SECOND
@@ -963,7 +963,7 @@ cdef class PageAllocator:
 
     @max_pages.setter
     def max_pages(self, value):
-        self.engine.set_max_pages(as_positive(value, "max_pages"))
+        self.engine.change(SET_MAX_PAGES, as_positive(value, "max_pages"))
 
     @property
     def threshold(self):
@@ -973,7 +973,7 @@ cdef class PageAllocator:
 
     @threshold.setter
     def threshold(self, value):
-        self.engine.set_threshold(0 if value is None else as_positive(value, "threshold"))
+        self.engine.change(SET_THRESHOLD, 0 if value is None else as_positive(value, "threshold"))
 
     @property
     def delay(self):
@@ -983,7 +983,7 @@ cdef class PageAllocator:
 
     @delay.setter
     def delay(self, value):
-        self.engine.set_delay(as_duration(value, "delay"))
+        self.engine.change(SET_DELAY, as_duration(value, "delay"))
 
     @property
     def min_age(self):

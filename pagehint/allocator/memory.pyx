@@ -28,7 +28,7 @@ from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queu
 from pagehint.hinting.verify cimport verify_hints
 from pagehint.hinting.watch cimport evaluate
 from pagehint.numbers cimport as_count, as_pfn
-from pagehint.sync.atomic cimport RELAXED, load64, store64
+from pagehint.sync.atomic cimport RELAXED, peek64, store64
 from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.lock cimport lock_acquire, lock_init, pthread_self
 from pagehint.zone.hook cimport zone_unlock
@@ -328,7 +328,7 @@ cdef class Memory:
         cdef uint64_t pages = 0
         cdef int i
         for i in range(self.m.nr_zones):
-            pages += load64(&hints_of(self.m.zones[i]).reporting_pages, RELAXED)
+            pages += peek64(&hints_of(self.m.zones[i]).reporting_pages)
         return pages
 
     def set_limit(self, limit):

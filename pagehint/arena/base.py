@@ -216,9 +216,7 @@ class BaseArena(ABC):
     def limit(self, limit: str | SupportsIndex | None) -> None:
         self._require_usable()
         nr_bytes = None if limit is None else parse_size(limit)
-        self.pages.memory.set_limit(
-            None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size
-        )
+        self.pages.memory.set_limit(None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size)
         self._limit = nr_bytes
 
     def hinting(

@@ -9,7 +9,7 @@ from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.watch cimport hint_block
-from pagehint.sync.atomic cimport PH_ASSERT, unlikely
+from pagehint.sync.atomic cimport PH_ASSERT, add64, sub64, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
@@ -96,7 +96,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             cursor[0] = granule + granules_of(z, order)
             scan_begin(h, &scan, min(cursor[0], z.nr_granules - 1))
         n += 1
-        h.reporting_pages += <uint64_t>1 << order
+        add64(&h.reporting_pages, <uint64_t>1 << order)
         h.counters.blocks_isolated += 1
     return n
 
@@ -114,7 +114,7 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
         page = blocks[i].pfn - z.base_pfn
         order = blocks[i].order
         buddy_free(z, page, order)
-        h.reporting_pages -= <uint64_t>1 << order
+        sub64(&h.reporting_pages, <uint64_t>1 << order)
         h.counters.blocks_returned += 1
         test_point(AT_BETWEEN_PUT_BACK_AND_RE_HINT)
         if failed[i]:

@@ -7,7 +7,7 @@ set bit for each word of the first that is not zero: a search passes over an emp
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
-from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, ctz64, load64, popcount64, prefetch, store64
+from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, add64, ctz64, likely, load64, popcount64, prefetch, store64, sub64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.leaf cimport low_ones
 from pagehint.zone.zone cimport PageZone
@@ -45,7 +45,7 @@ cdef inline uint64_t hint_assign_one(PageZone *z, uint64_t granule, bint value) 
     store64(&h.bits[i], old ^ bit, RELAXED)
     if old & ~bit == 0:             # the word was zero, or is now
         store64(&h.filled[i >> 6], h.filled[i >> 6] ^ <uint64_t>1 << (i & 63), RELAXED)
-    h.count += 1 if value else -1
+    add64(&h.count, 1 if value else <uint64_t>-1)
     return 1
 
 
@@ -67,15 +67,22 @@ cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint
             hint_store(h, granule >> 6, new)
         granule += width
     if value:
-        h.count += changed
+        add64(&h.count, changed)
     else:
-        h.count -= changed
+        sub64(&h.count, changed)
     return changed
 
 
 cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
     """Granules that a block of `order` overlaps."""
     return <uint64_t>1 << (order - z.min_order) if order > z.min_order else 1
+
+
+cdef inline uint64_t hint_assign_block(PageZone *z, uint64_t page, int order, bint value) noexcept nogil:
+    """As `hint_assign`, for the granules of a block, or the granule that it is a part of."""
+    if likely(order <= z.min_order):
+        return hint_assign_one(z, page >> z.min_order, value)
+    return hint_assign(z, page >> z.min_order, granules_of(z, order), value)
 
 
 cdef inline void scan_look_ahead(const Hints *h, HintScan *scan, uint64_t last) noexcept nogil:

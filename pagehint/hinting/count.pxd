@@ -1,4 +1,4 @@
-"""Hints counted by why they are not reported yet: O(bits), so without the zone lock. What changes meanwhile may count or not."""
+"""Hints counted by why they are not reported yet. O(hints), so without the zone lock: what changes meanwhile may count."""
 from libc.stdint cimport int64_t, uint64_t
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
 from pagehint.hinting.bitmap cimport hint_find
@@ -9,10 +9,7 @@ from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 
 cdef inline uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
-    """Hints of granules in pageblocks of type isolate. O(hints).
-
-    That is long, so it takes no lock: what is hinted or retyped meanwhile may be counted or not.
-    """
+    """Hints of granules in pageblocks of type isolate."""
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     while granule < end:
         count += load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) == MT_ISOLATE
@@ -21,7 +18,7 @@ cdef inline uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
 
 
 cdef inline uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
-    """Hints of granules, not of type isolate, that have been free for less than `min_age`. No lock, as above."""
+    """Hints of granules, not of type isolate, that have been free for less than `min_age`."""
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     cdef Ripe ripe = ripe_at(queue_now(<WorkQueue *> hints_of(z).queue), min_age, False)
     while granule < end:

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 from pagehint.hinting.age cimport Ripe
 from pagehint.hinting.batch cimport Batch
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.queue cimport Settings, WorkQueue
+from pagehint.hinting.queue cimport Setting, Settings, WorkQueue
 from pagehint.hinting.report cimport Reporter
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
@@ -26,10 +26,7 @@ cdef class HintingEngine:
     cdef void end_session(self) noexcept nogil
     cdef void publish(self, const Settings *settings, bint mark_free) noexcept nogil
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
-    cdef int set_max_pages(self, uint64_t max_pages) except -1
-    cdef int set_threshold(self, uint64_t threshold) except -1
-    cdef int set_delay(self, int64_t delay) except -1
-    cdef int before_change(self) except -1
+    cdef int change(self, Setting setting, int64_t value) except -1
     cdef void after_change(self) noexcept nogil
     cdef int tick(self) except -1
     cdef int64_t now(self) except? -1

@@ -21,9 +21,10 @@ from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
 from pagehint.hinting.limit cimport must_yield, zone_excess
 from pagehint.hinting.look cimport begin_look, end_look, rest
-from pagehint.hinting.queue cimport (SIGNAL_CHECK, Settings, WorkQueue, queue_backoff, queue_batch_begin,
-                                     queue_batch_end, queue_claim, queue_disarm, queue_due, queue_lock, queue_next,
-                                     queue_now, queue_over, queue_release, queue_set, queue_stop, queue_unlock)
+from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue, queue_backoff, queue_batch_begin,
+                                     queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_lock,
+                                     queue_next, queue_now, queue_over, queue_release, queue_set, queue_stop,
+                                     queue_unlock)
 from pagehint.hinting.report cimport Reporter
 from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
 from pagehint.sync.atomic cimport RELAXED, load64
@@ -177,37 +178,16 @@ cdef class HintingEngine:
 
     # -- its settings, while it is on
 
-    cdef int set_max_pages(self, uint64_t max_pages) except -1:
-        self.before_change()
-        with nogil:
-            queue_lock(self.queue)
-            self.queue.max_pages = max_pages
-            queue_unlock(self.queue)
-            self.after_change()
-        return 0
-
-    cdef int set_threshold(self, uint64_t threshold) except -1:
-        self.before_change()
-        with nogil:
-            queue_lock(self.queue)
-            self.queue.threshold = threshold
-            queue_unlock(self.queue)
-            self.after_change()
-        return 0
-
-    cdef int set_delay(self, int64_t delay) except -1:
-        self.before_change()
-        with nogil:
-            queue_lock(self.queue)
-            self.queue.delay = delay
-            queue_disarm(self.queue)
-            queue_unlock(self.queue)
-            self.after_change()
-        return 0
-
-    cdef int before_change(self) except -1:
+    cdef int change(self, Setting setting, int64_t value) except -1:
+        """Change a setting."""
         self.require_hinting("settings")
-        return self.tick()
+        self.tick()
+        with nogil:
+            queue_lock(self.queue)
+            queue_change(self.queue, setting, value)
+            queue_unlock(self.queue)
+            self.after_change()
+        return 0
 
     cdef void after_change(self) noexcept nogil:
         """Have every zone go by the new settings: its threshold changes, and its gate is looked at again."""

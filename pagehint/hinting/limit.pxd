@@ -9,7 +9,7 @@ may go over the limit, and after each batch. The warm memory that yields may be 
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
-from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64, load64
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64, load64, peek64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
 
@@ -59,7 +59,7 @@ cdef inline bint something_warm(const Limit *limit) noexcept nogil:
     """Whether some zone has hints. No lock. O(zones)."""
     cdef int i
     for i in range(limit.nr_zones):
-        if load64(&hints_of(limit.zones[i]).count, RELAXED):
+        if peek64(&hints_of(limit.zones[i]).count):
             return True
     return False
 
@@ -84,7 +84,7 @@ cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
 cdef inline bint must_yield(const PageZone *z) noexcept nogil:
     """Whether the zone has hints that a pass should report for the limit's sake. No lock."""
     cdef const Hints *h = hints_of(z)
-    return load64(&h.count, RELAXED) and excess_pages(<const Limit *> h.limit)
+    return peek64(&h.count) and excess_pages(<const Limit *> h.limit)
 
 
 cdef inline void enforce_limit(PageZone *z) noexcept nogil:

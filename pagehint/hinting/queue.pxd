@@ -19,6 +19,11 @@ cdef enum:
     BACKOFF_FIRST_MS = 100      # milliseconds after the first failed pass; twice as many after each further one,
     BACKOFF_LAST_MS = 30000     # up to these
 
+cdef enum Setting:              # one that can be changed during a session
+    SET_MAX_PAGES
+    SET_THRESHOLD
+    SET_DELAY
+
 cdef struct Settings:           # of a session, as `enable_hinting` was called; local to that call
     bint manual                 # passes run on threads that call `run_pending` or `flush`; there is no worker
     bint injected_clock         # the caller has given a clock
@@ -105,6 +110,17 @@ cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogi
     q.failures = 0
     q.not_before = 0
     queue_disarm(q)
+
+
+cdef inline void queue_change(WorkQueue *q, Setting setting, int64_t value) noexcept nogil:
+    """Change one setting of the session. Queue's mutex held."""
+    if setting == SET_MAX_PAGES:
+        q.max_pages = value
+    elif setting == SET_THRESHOLD:
+        q.threshold = value
+    else:
+        q.delay = value
+        queue_disarm(q)
 
 
 cdef inline void queue_arm(WorkQueue *q) noexcept nogil:

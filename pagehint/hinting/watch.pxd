@@ -6,10 +6,10 @@ one freed page does not have four mebibytes reported again. All of this runs wit
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.age cimport age_begin
-from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_one
+from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
-from pagehint.sync.atomic cimport RELAXED, likely, load_i32, unlikely
+from pagehint.sync.atomic cimport RELAXED, load_i32, unlikely
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.free_blocks cimport next_free_block
 from pagehint.zone.zeroed cimport zeroed_clear
@@ -35,11 +35,7 @@ cdef inline void evaluate(PageZone *z) noexcept nogil:
 
 cdef inline void hint_block(PageZone *z, uint64_t page, int order) noexcept nogil:
     """Set the bits of the granules of a free block, or of the free granule that it is a part of. Zone lock held."""
-    cdef Hints *h = hints_of(z)
-    if likely(order <= z.min_order):
-        h.counters.hints_set += hint_assign_one(z, page >> z.min_order, True)
-    else:
-        h.counters.hints_set += hint_assign(z, page >> z.min_order, granules_of(z, order), True)
+    hints_of(z).counters.hints_set += hint_assign_block(z, page, order, True)
 
 
 cdef inline void hint_freed_block(PageZone *z, uint64_t page, int order) noexcept nogil:
@@ -57,11 +53,7 @@ cdef inline void on_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
 
 cdef inline void on_broken(PageZone *z, uint64_t page, int order) noexcept nogil:
     """`PageZone.broken`: a block is being taken for use out of a free block of a granule or more."""
-    cdef Hints *h = hints_of(z)
-    if likely(order <= z.min_order):
-        h.counters.hints_cleared_by_alloc += hint_assign_one(z, page >> z.min_order, False)
-    else:
-        h.counters.hints_cleared_by_alloc += hint_assign(z, page >> z.min_order, granules_of(z, order), False)
+    hints_of(z).counters.hints_cleared_by_alloc += hint_assign_block(z, page, order, False)
     if unlikely(z.zeroed != NULL):
         zeroed_clear(z.zeroed, page >> z.min_order, granules_of(z, order))
     enforce_limit(z)

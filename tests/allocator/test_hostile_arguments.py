@@ -231,7 +231,7 @@ def public_callables():
                 continue
             if value not in PLAIN:
                 yield name, inspect.signature(value)
-            for member, what in vars(value).items():
+            for member, what in members_of(value).items():
                 if member.startswith("_"):
                     continue
                 if inspect.isroutine(what) or isinstance(what, classmethod | staticmethod):
@@ -243,6 +243,12 @@ def public_callables():
                     )
         elif callable(value):
             yield name, inspect.signature(value)
+
+
+def members_of(kind):
+    """What a class and its bases within pagehint define."""
+    bases = [base for base in reversed(kind.__mro__) if base.__module__.startswith("pagehint")]
+    return {name: what for base in bases for name, what in vars(base).items()}
 
 
 def is_settable(kind, member):
