@@ -35,6 +35,8 @@ MODULES = {
 HOT_FLAGS = ["-fno-inline-functions-called-once", "--param=inline-unit-growth=300"]
 # Without it every count of bits is a function call. x86-64 processors have had the instruction since 2008.
 MACHINE_FLAGS = ["-mpopcnt"] if platform.machine() == "x86_64" else []
+# What debuggers and profilers know without it are the functions; it takes a tenth of the time.
+DEBUG_FLAGS = ["-g1" if debug or lines else "-g0"]
 
 
 def optimization(hot: bool) -> str:
@@ -57,7 +59,7 @@ def extensions() -> list[Extension]:
                 ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
             ]
             + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-            extra_compile_args=["-std=gnu11", optimization(hot), *HOT_FLAGS, *MACHINE_FLAGS, "-g1", "-pthread"],
+            extra_compile_args=["-std=gnu11", optimization(hot), *HOT_FLAGS, *MACHINE_FLAGS, *DEBUG_FLAGS, "-pthread"],
             extra_link_args=["-pthread"],
             depends=["pagehint/pagehint.h"],
         )

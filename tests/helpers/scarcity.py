@@ -159,6 +159,8 @@ def main(source: str, name: str, library: str = "") -> None:
         work(made)
         consistent(made)
         del made
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through after each allocation
     base, held, failures, n, in_a_row = own(), injector.held(), 0, 0, 0
     # The places of Python's allocations vary a little with what is in its free lists: some passes in a row are the end.
     while in_a_row < (1 if source == "modules" else 20):
