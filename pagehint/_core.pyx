@@ -853,7 +853,8 @@ cdef class PageAllocator:
         delay : float or None, default 2.0
             Seconds after which fewer are reported, too. None: never.
         max_report_order : int, optional
-            Largest order of a block that is reported. Default: the smaller of 10 and `max_page_order`.
+            Largest order of a block that is reported. Default: 10, but at most `max_page_order` and at least
+            `min_order`.
         mark_free : bool, default True
             Also report what is free already.
         min_age : float or None, default None

@@ -1,5 +1,5 @@
-"""The memory of a machine as one object: its zones, their hotplug, what a fork does to them, why a call is refused.
+"""A machine's memory as one object. The algorithm is in `pagehint/zone/`, `PageAllocator` in `pagehint/_core.pyx`.
 
-Begin with `memory.pyx`, then `fork.pyx`. `PageAllocator`, its public front, is in `pagehint/_core.pyx`.
+Here are its hotplug, what a fork does to it, and why a call is refused. Begin with `memory.pyx`, then `fork.pyx`.
 Uses `hinting`, `zone`, `sync`, and from `pagehint/` `layout.py`, `errors.py`, `sizes.py` and `numbers.pxd`.
 """

@@ -24,9 +24,9 @@ from pagehint.zone.zone cimport PageZone
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
-cdef Lock records_lock               # protects the list, and is held across a fork
-cdef ForkRecord records                   # head of the list
-cdef uint64_t forks = 0             # that lie between the process that loaded this module and this one
+cdef Lock records_lock          # protects the list, and is held across a fork
+cdef ForkRecord records         # head of the list
+cdef uint64_t forks = 0         # that lie between the process that loaded this module and this one
 
 
 cdef uint64_t forks_so_far() noexcept nogil:
@@ -104,7 +104,8 @@ cdef void fork_parent() noexcept nogil:
 cdef void fork_child() noexcept nogil:
     """After the fork, in the child: forget the threads that are gone, then give everything back.
 
-    Those that waited for a lock are gone, and the worker, perhaps with a batch out: it is put back as failed.
+    Those that waited for a lock are gone, and the worker, perhaps with a batch out. It is put back as failed, since the
+    child does not learn what the host has done with it.
     """
     global forks
     cdef ForkRecord *r = records.next

@@ -1,6 +1,7 @@
 """Real memory: a mapping whose pages are handed out as arrays, and given back to its host when they are free.
 
-Begin with `base.py`, then `arena.py` and `mapping.pyx`. Uses the allocator and the rooms below it.
+Begin with `base.py`, then `arena.py` and `mapping.pyx`. Uses `PageAllocator` (`pagehint/_core.pyx`) and the rooms below
+it.
 """
 
 from pagehint.arena.arena import Arena

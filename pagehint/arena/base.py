@@ -261,10 +261,10 @@ class BaseArena(ABC):
 
         Notes
         -----
-        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this
-        is `PageAllocator.flush_hinting`, with its advice, and nothing goes while less than a batch is free. With
-        hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. O(size), most of it for
-        counting resident pages.
+        What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this is
+        `PageAllocator.flush_hinting`, with its advice, and nothing goes while fewer than `max_pages` granules are free.
+        With hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. O(size), most of it
+        for counting resident pages.
         """
         self._require_usable()
         before, stats = self.resident_bytes, self.pages.stats()

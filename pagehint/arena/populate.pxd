@@ -4,12 +4,19 @@ The owner is the thread that has just allocated the memory. The kernel zeroes a 
 fills it. So memory that goes back early would halve the speed of an owner that needs it again, unless another CPU zeroes it
 meanwhile.
 
-The populating thread follows the owner, as the readahead of a file does, by windows of cold granules, each larger than the
-one before. The first granule of a window is a probe, left to the owner. When it is resident, the owner has come to this
-window, and the next one is populated. That is one window ahead of the owner, since two threads that fault in the same
-granule take turns and gain nothing. The first window is populated at once, without waiting for the probe, if the last array
-that was followed was written to, as nearly all are. So an array that is never touched costs 16 MiB, and those after it
-nothing. One that is touched in part costs what was populated ahead, up to 128 MiB.
+The populating thread follows the owner, as the readahead of a file does, by windows of cold granules:
+
+    P ........  P ................  P ................................  P ...      P  a probe, left to the owner
+    ^             ~~~~~~~~~~~~~~~~                                                 .  populated ahead
+    the owner     populated now
+
+A window is a probe and the cold granules after it: 8, then 16, then 32 each time. When a probe is resident, the owner has
+come to its window, and the next window is populated. That is one window ahead of the owner, since two threads that fault in
+the same granule take turns, and gain nothing.
+
+The first window is populated at once, before its probe is resident, if the last array that was followed was written to, as
+nearly all are. So an array that is never touched costs 16 MiB, and those after it nothing. One that is touched in part costs
+what was populated ahead, up to 128 MiB.
 
 There is one such thread in a process. It follows one allocation at a time, the one with most left to write; the owners of
 others fault their pages in themselves. On machines with several NUMA nodes the memory may come from the node of the
@@ -63,9 +70,9 @@ cdef enum:
     FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
     LAST_WINDOW = 32
     LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: less than the time in which a granule is filled
-    PATIENCE_EACH = 1000000     # nanoseconds to wait, for each granule up to the probe and 20 more
-    PATIENCE_GRANULES = 20
-    PATIENCE_MOST = 1000000000
+    PATIENCE_EACH = 1000000     # nanoseconds to wait for the owner at a probe: this for each granule since the last probe,
+    PATIENCE_GRANULES = 20      # and for so many more,
+    PATIENCE_MOST = 1000000000  # but in all no more than this
     GRANULE_PAGES = 512         # at most
 
 cdef struct Populator:
@@ -76,7 +83,8 @@ cdef struct Populator:
     bint refused                # there will be none: there is one CPU, or the kernel cannot populate
     atomic_i32 active           # there may be an allocation, or a granule being populated
     atomic_i32 trusting         # the last allocation that was followed was written to
-    # The allocation that is followed: the granules, by number in the mapping, that it has a part of. None if `end` is 0.
+    # The allocation that is followed; if `end` is 0, there is none. Granules are numbered from the mapping's beginning. The
+    # first and the last may belong to the allocation in part only.
     uint64_t job                # a new number with each
     const char *start
     bint seen                   # its owner has touched a probe
@@ -178,7 +186,8 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
         fetch_add64(populated, size, RELAXED)
     if p.job != job:
         return
-    # A granule that is resident in part has small pages: the kernel has no huge page for it. Then 16 MiB are too much.
+    # A granule that is resident in part has small pages, because the kernel had no huge page for it. Then no more of this
+    # allocation is populated, and the next one gets no first window at once.
     if failed or (present[0] & 1) != (present[last] & 1):
         p.trusting = False
         drop_job(p)
@@ -216,7 +225,7 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     pthread_attr_init(&attr)
     pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
-    # This fails where there are more CPUs than a set has room for, so more than one.
+    # Fails if the machine has more CPUs than a cpu_set_t has room for. Then there is more than one, and nothing to refuse.
     if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
         p.refused = CPU_COUNT(&cpus) == 1       # the thread would take the owner's time
         pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
@@ -242,7 +251,8 @@ cdef inline void populate_ahead(Populator *p, char *base, int page_shift, const 
         return
     cold = next_cold(z.zeroed, page >> z.min_order, end)
     second = next_cold(z.zeroed, cold + 1, end)
-    # The first cold granule is left to the owner; without trust the second is, too, as the next probe. Are there more?
+    # The first cold granule is a probe. If no window is populated at once, the second is the next probe. Without a granule
+    # after these there is nothing to populate.
     if second >= end or not p.trusting and next_cold(z.zeroed, second + 1, end) >= end:
         return
     pthread_mutex_lock(&p.mutex)

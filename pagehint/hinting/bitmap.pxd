@@ -1,9 +1,10 @@
 """The hint bitmap, one bit a granule. A set bit is a *hint*: the granule is free, in the buddy system, and unreported.
 
 Unreported means not reported since it was last in use. The bits and their count change together, under the zone lock,
-so both are exact. (The 2019 series kept "might be free" bits and a counter that drifted.) A search for the next bit
-needs no lock, hence the relaxed atomic accesses: what it finds is looked at again under the lock. A second level has a
-set bit for each word of the first that is not zero: a search passes over an empty terabyte in a hundred nanoseconds.
+so both are exact. (In Linux's page hinting series, v10, June 2019, a bit meant "might be free", and the counter
+drifted.) A search for the next bit needs no lock, hence the relaxed atomic accesses: what it finds is looked at again
+under the lock. A second level has a set bit for each word of the first that is not zero: a search passes over an empty
+terabyte in a hundred nanoseconds.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of

@@ -30,7 +30,7 @@ cdef class PageHintingCallbacks:
         A capsule holds a compiled function of the signature in ``pagehint.h`` (see `get_include`); it runs
         without the GIL.
     max_pages : int, default 16
-        Most blocks that are out with the host at once, from 1 to 2**20.
+        Most blocks that are out with the host at once, from 1 to 2**20. It counts blocks of any order, not pages.
     prepare : callable, optional
         Called without arguments before the first batch of a pass. If it raises or returns a negative number, no block
         is taken out of circulation, and the pass is tried again later.
@@ -47,7 +47,8 @@ cdef class PageHintingCallbacks:
 
     Notes
     -----
-    The names and the cycle are those of Linux's page hinting series (v10, June 2019). No lock is held during a call.
+    The names, `max_pages` for a number of blocks among them, and the cycle are those of Linux's page hinting series
+    (v10, June 2019). No lock is held during a call.
     """
 
     def __cinit__(self, hint_pages, max_pages=16, prepare=None, cleanup=None):
@@ -80,7 +81,7 @@ cdef class PageHintingCallbacks:
 
     @property
     def max_pages(self):
-        """Most blocks that are out with the host at once, as given."""
+        """Most blocks, of any order, that are out with the host at once, as given."""
         return self.most
 
     def __repr__(self):

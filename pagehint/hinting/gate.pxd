@@ -1,7 +1,8 @@
 """The gate: a zone with less free memory than this reports nothing, as in Linux's free page reporting (5.7).
 
-A batch takes memory out of circulation while it is reported. So a full one must be able to leave without the zone
-falling under its low watermark.
+A batch takes memory out of circulation while it is reported. So before one leaves, the zone must have `max_pages`
+granules free beside its low watermark. A batch of single granules leaves the watermark whole. One of larger blocks may
+take the zone below it, until the blocks are back.
 """
 from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport hints_of
@@ -11,7 +12,7 @@ from pagehint.zone.zone cimport PageZone, usable_free_pages
 
 
 cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
-    """Usable free pages that the zone needs: its low watermark, and a batch of `max_pages` granules."""
+    """Usable free pages that the zone needs: its low watermark, and `max_pages` granules."""
     return z.watermark[WMARK_LOW] + (max_pages << z.min_order)
 
 

@@ -1,11 +1,12 @@
-"""A limit on the memory that all zones of a machine keep: what is in use, and what is *warm*, that is free and not reported.
+"""A limit on the memory that all zones of a machine keep: what is in use, and what is *warm*, free and not reported.
 
 Over the limit, warm memory is reported whatever its age (`min_age`), and at once. Memory in use cannot be reported, so
 what may remain over the limit is in use.
 
-A zone's lock protects its own numbers only, so each zone says how much it keeps (`Hints.kept`), and the limit has the sum,
-changed with one atomic operation. What a zone said last may be older than what it keeps; it says it anew at each event that
-may go over the limit, and after each batch. The warm memory that yields may be another zone's than the one that grew.
+A zone's lock protects its own numbers only. So each zone says how much it keeps (`Hints.kept`), and the limit has the
+sum of what they said, which is changed by one atomic operation. A zone says it anew in the hook, where an allocation
+or a free may go over the limit, and with each batch. When one zone grows over the limit, the warm memory that is
+reported may be another zone's.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
@@ -23,7 +24,7 @@ cdef struct Limit:              # read without a lock, and set without one
 
 
 cdef inline uint64_t kept_pages(const PageZone *z) noexcept nogil:
-    """Pages in granules that are not entirely free, or hinted. Zone lock held. O(max_page_order)."""
+    """Pages of the granules that are in use, wholly or in part, or hinted. Zone lock held. O(max_page_order)."""
     cdef const Hints *h = hints_of(z)
     cdef uint64_t cold = h.reporting_pages
     cdef int mt, o
@@ -67,7 +68,8 @@ cdef inline bint something_warm(const Limit *limit) noexcept nogil:
 cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
     """Queue the zone for now if the limit is exceeded, and there are hints to report. Zone lock held.
 
-    Returns whether that is news: not if it was asked for already. The pass looks at all zones then: `must_yield`.
+    Returns whether it did so, and not if that was done already. While the limit is exceeded, a pass looks at every zone
+    that has hints (`must_yield`).
     """
     cdef Hints *h = hints_of(z)
     cdef const Limit *limit = <const Limit *> h.limit

@@ -30,7 +30,7 @@ cdef struct Settings:           # of a session, as `enable_hinting` was called; 
     uint64_t max_pages          # blocks in a batch, at most
     uint64_t threshold          # hints in a zone at which a pass is due at once; 0: as max_pages
     int64_t delay               # nanoseconds, or NEVER
-    int64_t min_age             # nanoseconds, or NEVER
+    int64_t min_age             # nanoseconds; NEVER or 0: no age is asked for
     int max_report_order
 
 cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also read without it
@@ -51,7 +51,7 @@ cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also r
     atomic_i64 clock_read       # nanoseconds that the injected clock has shown last
     int64_t work_at             # nanoseconds: when to look at the queued zones; 0: now; INT64_MAX: there are none
     atomic_i64 delay            # nanoseconds from the first hints to their report, if they stay few; or NEVER
-    atomic_i64 min_age          # nanoseconds, or NEVER
+    atomic_i64 min_age          # nanoseconds; NEVER or 0: no age is asked for
     int64_t deadline            # nanoseconds: when a running delay is over; or NEVER
     int64_t not_before          # nanoseconds: back-off, no pass but a flush begins before; 0: the last one did not fail
     int failures                # passes in a row that failed

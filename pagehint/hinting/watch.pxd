@@ -1,8 +1,9 @@
 """The watcher at a zone's hook (`zone/hook.pxd`): it sets and clears the hint bits, and asks for a pass.
 
 A free that leaves a granule entirely free sets the granule's bit; an allocation from it clears the bit. Only the
-granules of the freed block get bits, not those of the block that it has merged into: these were free before, so that
-one freed page does not have four mebibytes reported again. All of this runs with the zone lock held.
+granules of the freed block get bits, not those of the block that it has merged into. These were free before. Else one
+freed page could have all of a block of order 10 reported again, 4 MiB with pages of 4 KiB. All of this runs with the
+zone lock held.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.age cimport age_begin

@@ -16,7 +16,7 @@ _REASONS = {
     "reported or unmarked": "with the host, or free since before hinting was enabled with mark_free=False",
     "not tracked": "hinting is off, so nobody tells the host",
     "reporting": "out for reporting at this moment",
-    "pending": "hinted, its zone has reached the threshold; goes out with the next run",
+    "pending": "hinted, its zone has reached the threshold; goes out with the next pass",
     "below threshold": "hinted, too few for the threshold; goes out after the delay, or on flush_hinting()",
     "warm": "hinted, and free for less than min_age; goes out when it is old enough, or on flush_hinting()",
     "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",

@@ -8,8 +8,9 @@ At most one thread is inside. It has either taken the ordinary `lock`, or it is 
   owner says that it is inside.
 
 By the two barriers either the owner sees that it has been removed, or the other thread sees the owner's record. A
-thread writes to its own record only. So an earlier owner that tries to enter, and is interrupted before it looks,
-disturbs no other thread: none looks at its record any more.
+thread writes to its own record only. A removed owner is waited for by the next thread that takes `lock`, and after that
+no thread looks at its record for this lock. So it may try to enter again, and be interrupted between its write and its
+look, without delaying any other thread.
 
 The idea is biased locking (Kawachiya, Koseki, Onodera, OOPSLA 2002), made safe with membarrier(2).
 """
@@ -76,7 +77,7 @@ cdef extern from *:
     ThreadRecord *this_thread "PH_THIS_THREAD" () noexcept nogil
 
 cdef enum:
-    BIAS_LOOKS = 256            # looks at an owner that is inside, before yielding the CPU, which it may need to leave
+    BIAS_LOOKS = 256            # looks at an owner that is inside; then yield: it may need this CPU to leave
 
 cdef struct BiasedLock:         # 72 bytes
     uint64_t owner              # address of the owner's record, or 0; written with `lock` held, read without it
@@ -92,8 +93,8 @@ cdef inline void bias_init(BiasedLock *b) noexcept nogil:
 cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
     """Take the lock without a bias: there is no owner afterwards, and only the calling thread is inside.
 
-    With `may_block` false, return False rather than wait for a thread that is inside. A thread that takes several
-    biased locks at a time takes them by this function: its record has room for one.
+    With `may_block` false, return False rather than wait for a thread that is inside. A thread that holds several biased
+    locks at a time must take them by this function, since its record has room for one lock only.
     """
     cdef int looks = 0
     if not lock_acquire(&b.lock, may_block):
@@ -140,7 +141,7 @@ cdef inline bint bias_acquire(BiasedLock *b, bint may_block) noexcept nogil:
 
 
 cdef inline void bias_release(BiasedLock *b, bint keep) noexcept nogil:
-    """Release the lock; with `keep`, this thread becomes or stays its owner."""
+    """Release the lock. A thread that has entered as its owner stays the owner; any other becomes it with `keep`."""
     cdef ThreadRecord *me = this_thread()
     if likely(me != NULL and me.inside == <uint64_t> b):
         store64(&me.inside, 0, RELEASE)

@@ -2,7 +2,7 @@
 
 Begin with `balloon.py`, the driver; under it are the virtqueue in shared memory (`split_queue.pyx`), the transport
 (`pci.py`) and the wire to QEMU (`qtest.py`). Each can be used alone. Sections named are those of the VIRTIO 1.2
-specification. Uses the allocator and the rooms below it.
+specification. Uses `PageAllocator` (`pagehint/_core.pyx`) and the rooms below it.
 """
 
 from pagehint.virtio.balloon import Balloon

@@ -1,4 +1,10 @@
-"""The driver of the memory balloon (section 5.5): free page reporting, inflating, deflating, statistics."""
+"""The driver of the memory balloon: free page reporting, inflating, deflating, statistics.
+
+Sections named are those of the VIRTIO specification, version 1.2; the balloon's is 5.5. Two of its features have names
+that are easily mixed up. By *free page hinting* (feature bit 3) the host asks which pages are free, so that it need not
+copy them when it migrates the guest. By *free page reporting* (bit 5) the guest says which pages are free, whenever it
+likes, and the host may drop them. What pagehint calls hinting is done by reporting. Bit 3 is not used.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +43,8 @@ PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
-_CHAIN_BYTES: Final = 1 << 32  # a chain has fewer (section 2.7.5.1)
-_LONGEST: Final = 1 << 31  # bytes of a buffer, so that pages stay whole
+_CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
+_LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
 
 _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
@@ -76,7 +82,10 @@ def queue_numbers(offered: int) -> dict[str, int]:
 
 
 def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut ranges, as (address, bytes), into chains of so many buffers at most and of so many bytes as one may have."""
+    """Cut ranges, as (address, bytes), into buffers, and collect these in chains.
+
+    A chain has `most` buffers at most, and fewer than _CHAIN_BYTES bytes in all.
+    """
     chain: list[tuple[int, int]] = []
     total = 0
     for address, nr_bytes in ranges:
@@ -129,8 +138,10 @@ class Balloon:
     """
 
     NR_BYTES: Final = 1 << 20
-    _SCRATCH: Final = 4096  # bytes for the numbers of pages of one request
-    _FIRST_QUEUE: Final = 8192  # between the two, the statistics, which the device keeps
+    # The driver's memory: the PFNs of one request to inflate or deflate, up to _SCRATCH; from there on the statistics,
+    # which the device keeps until it asks for new ones; the queues, from _FIRST_QUEUE on.
+    _SCRATCH: Final = 4096
+    _FIRST_QUEUE: Final = 8192
 
     def __init__(
         self,
@@ -180,7 +191,7 @@ class Balloon:
         for name, number in queue_numbers(offered).items():
             size = self._transport.queue_size(number)
             if name == "free page hint":
-                continue
+                continue  # the device offers it, so the queue has a number; it is not negotiated, so nothing uses it
             if not size:
                 raise HostError(f"the device has no queue {number}, for {name}")
             nr_bytes = SplitQueue.nr_bytes(size)

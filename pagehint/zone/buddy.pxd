@@ -1,7 +1,11 @@
 """The buddy system: a freed block merges to the largest block at once, an allocation splits. Zone lock held throughout.
 
-Blocks under 64 pages are bits of a leaf's two words. Larger ones are made of whole leaves, and known by the kind of
-their first leaf. After each function the free lists, `nr_free` and `free_pages` agree, unless it says otherwise.
+There are two mechanisms. Blocks under 64 pages are bits of a leaf's two words, and merge by arithmetic on one word
+(`leaf_free`). Larger blocks are made of whole leaves, are known by the kind of their first leaf, and merge by the
+textbook's loop, one buddy after the other (`merge_leaves`). A leaf that has become free as a whole goes on from the one
+to the other.
+
+After each function the free lists, `nr_free` and `free_pages` agree, unless it says otherwise.
 
 A free block of whole leaves is listed by its first leaf. A split leaf is listed once, by its largest free block. Either
 is on the lists of the migratetype of its first pageblock.

@@ -1,8 +1,9 @@
 """Runs of contiguous pages, of any number: made present or absent, allocated, resized, freed, found.
 
 Zone lock held throughout. A run is taken and freed as the blocks that it consists of; in between it is marked as one
-allocation. A run within a split leaf has a `head` bit at its first page only. Any other run begins with a leaf, whose
-kind is RUN; its other whole leaves are TAIL, and its pages in a last, split leaf are later pages, (0, 0).
+allocation. A run inside one split leaf has a `head` bit at its first page only. Any other run begins at the first page
+of a leaf. The kind of that leaf is RUN, that of the run's other whole leaves TAIL. If the run ends inside a leaf, that
+leaf is split, and the run's pages in it are later pages, (0, 0).
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
@@ -54,7 +55,7 @@ cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nog
         order = block_order_at(page, end, z.max_order)
         source = buddy_take(z, page, order, USED)
         if source == NOT_FREE:
-            # The block spans several free ones: isolate pageblocks and others do not merge.
+            # The pages are free, but are several blocks: isolate pageblocks do not merge with others.
             order = free_block_around(z, page, 0, &page)
             PH_ASSERT(order != NOT_FREE)
             source = buddy_take(z, page, order, USED)
@@ -85,7 +86,7 @@ cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogi
 cdef inline void run_appear(PageZone *z, uint64_t start, uint64_t end) noexcept nogil:
     """Absent pages become present and free."""
     cdef uint64_t i = start >> LEAF_SHIFT, whole = (start + LEAF_PAGES - 1) >> LEAF_SHIFT, last = end >> LEAF_SHIFT
-    # A leaf that is present in part is split, and so is every leaf if no block can be a whole one.
+    # A leaf of which only a part is present is split. If the largest block is smaller than a leaf, every leaf is.
     if z.max_leaf_order < LEAF_SHIFT:
         whole = last = (end + LEAF_PAGES - 1) >> LEAF_SHIFT
     while i < min(whole, (end + LEAF_PAGES - 1) >> LEAF_SHIFT):
@@ -138,8 +139,8 @@ cdef inline void run_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil
 cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int source) noexcept nogil:
     """Make a run of the first `n` pages of a block that was just taken, and free the rest. O(max_page_order).
 
-    The block came from a free block of order `source`, and the hook has not been told. It is now told of the run only:
-    the rest is as if it had not been taken.
+    The block came from a free block of order `source`, and the hook has not been told of it. It is told of the run's
+    pages only: the others are free again before another thread can see that they were not.
     """
     cdef uint64_t at = page + (<uint64_t>1 << order), end = page + n
     cdef int o
@@ -159,7 +160,7 @@ cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int
 cdef inline void run_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
     """Undo `run_mark`, so that the run can be freed as blocks.
 
-    Only where no block is a whole leaf is there anything to do: the run's whole leaves have to be split again.
+    If the largest block is smaller than a leaf, the run's whole leaves become split ones again. Else nothing is to do.
     """
     cdef uint64_t i
     if z.kinds[page >> LEAF_SHIFT] == RUN and z.max_leaf_order < LEAF_SHIFT:

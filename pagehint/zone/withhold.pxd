@@ -4,6 +4,9 @@ The `free` bit of the block's first page is set beside its `head` bit, atomicall
 same block, one sets the bit and the other finds it set. From then on the block is neither allocated nor free, and
 belongs to the thread that has set the bit. Blocks of order >= 6 have a kind for this instead, WITHHELD, which is set
 with the zone lock held.
+
+This file is about frees. A free block that is taken out of circulation is withheld as well, under the zone lock: by
+`buddy_take` with the state WITHHELD (`buddy.pxd`).
 """
 from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load64, load8, swap64_if, unlikely

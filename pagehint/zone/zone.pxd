@@ -41,7 +41,7 @@ cdef enum:
     FULL = 7                    # as SPLIT, with nothing free
     OWNED = 8                   # as FULL, and its words are written by one page set only; see `owned_leaf.pxd`
     TAIL = 9                    # inside a block or a run that begins in an earlier leaf
-    RUN = 10                  # first leaf of a run that is one allocation and no block; see `run.pxd`
+    RUN = 10                    # first leaf of a run that is one allocation and no block; see `run.pxd`
     WITHHELD = 0x40             # WITHHELD | order: first leaf of a withheld block: neither free nor allocated
     FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
     USED = 0xC0                 # USED | order: first leaf of an allocated block of 64 pages or more
