@@ -24,7 +24,7 @@ MODULES = {
     "allocator.memory": False,
     "arena.heap": False,
     "virtio.split_queue": False,
-    "hinting.report": False,
+    "hinting.report": True,
     "allocator.fork": False,
     "allocator.refusal": False,
     "hinting.callbacks": False,

@@ -891,8 +891,8 @@ cdef class PageAllocator:
         cdef Settings settings
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
-        settings = as_settings(self.memory, callbacks.max_pages, workqueue, threshold, delay, max_report_order, min_age,
-                               clock)
+        settings = as_settings(self.memory, (<PageHintingCallbacks> callbacks).most, workqueue, threshold, delay,
+                               max_report_order, min_age, clock)
         self.engine.enable(callbacks, &settings, mark_free, clock)
         self.marked = bool(mark_free)
 

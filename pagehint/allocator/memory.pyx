@@ -22,7 +22,8 @@ from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_
 from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages
-from pagehint.hinting.limit cimport enforce_limit, zone_excess
+from pagehint.hinting.limit cimport NO_LIMIT, enforce_limit, zone_excess
+from pagehint.hinting.look cimport say_kept
 from pagehint.hinting.notify cimport unlock_and_notify
 from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queue_wait_batch
 from pagehint.hinting.verify cimport verify_hints
@@ -93,6 +94,7 @@ cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ra
     else:
         for k in range(n):
             run_vanish(z, ranges[2 * k], ranges[2 * k + 1])
+        zone_excess(z)          # the hook said it when the pages were taken, and not yet absent
         swap(offline)
     zone_unlock(z)
     if settled:
@@ -106,6 +108,7 @@ cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *off
     lock_acquire(&z.lock, True)
     for k in range(n, 0, -1):
         run_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
+    zone_excess(z)
     swap(offline)
     swap(grown)
     zone_unlock(z)
@@ -169,6 +172,9 @@ cdef class Memory:
         self.absent = <Absent *> calloc(m.nr_zones, sizeof(Absent))
         if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL or self.absent == NULL:
             raise MemoryError("no memory for the zones")
+        self.limit.pages = <uint64_t>NO_LIMIT
+        self.limit.zones = m.zones
+        self.limit.nr_zones = m.nr_zones
         for i, spec in enumerate(self.specs):
             z = <PageZone *> hinted_zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
@@ -182,8 +188,6 @@ cdef class Memory:
             self.appear(z, spec.start_pfn, spec.end_pfn)
             if pcp:
                 self.add_page_sets(i)
-        self.limit.zones = m.zones
-        self.limit.nr_zones = m.nr_zones
         for i, order in enumerate(layout.zonelists(self.specs)):
             m.zonelist_length[i] = len(order)
             for j, other in enumerate(order):
@@ -333,17 +337,13 @@ cdef class Memory:
 
     def set_limit(self, limit):
         """Set how many pages all zones together keep at most, in use or warm, while hinting is on; None for no limit."""
-        cdef uint64_t pages = 0 if limit is None else as_count(limit, "limit", 0)
+        cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
         cdef PageZone *z
         cdef int i
         with nogil:
             store64(&self.limit.pages, pages, RELAXED)
-            self.limit.on = limit is not None
             for i in range(self.m.nr_zones):
-                z = self.m.zones[i]
-                lock_acquire(&z.lock, True)
-                zone_excess(z)          # says what the zone keeps: the last of them knows the sum
-                zone_unlock(z)
+                say_kept(self.m.zones[i])
             for i in range(self.m.nr_zones):
                 z = self.m.zones[i]
                 lock_acquire(&z.lock, True)

@@ -15,7 +15,6 @@ cdef class HintingEngine:
     cdef Batch *batch
     cdef Reporter reporter              # makes the calls of a pass
     # Protected by the GIL, and by the right to switch hinting on or off.
-    cdef object clock                   # the injected clock, or None
     cdef object thread                  # the worker's, or None
     cdef bint abandoned                 # the allocator is gone, so the worker lets go of the callbacks as it ends
     cdef object __weakref__

@@ -19,15 +19,15 @@ from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
-from pagehint.hinting.limit cimport must_yield, zone_excess
-from pagehint.hinting.look cimport begin_look, end_look, rest
+from pagehint.hinting.limit cimport Limit, must_yield, zone_excess
+from pagehint.hinting.look cimport begin_look, end_look, rest, say_kept
 from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue, queue_backoff, queue_batch_begin,
                                      queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_lock,
                                      queue_next, queue_now, queue_over, queue_release, queue_set, queue_stop,
                                      queue_unlock)
 from pagehint.hinting.report cimport Reporter
 from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
-from pagehint.sync.atomic cimport RELAXED, load64
+from pagehint.sync.atomic cimport RELAXED, load64, store_i32
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
 from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self
@@ -50,9 +50,15 @@ cdef enum Claim:                # whether a calling thread may run a pass
     CLAIM_MINE                  # it may, and has claimed the pass
 
 
+cdef bint making = False        # so that Python cannot make an engine without a machine, whose methods would crash
+
+
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch):
     """Make the engine of a machine. Its zones, queue and batch live as long as `memory` does."""
+    global making
+    making = True
     cdef HintingEngine engine = HintingEngine.__new__(HintingEngine)
+    making = False
     engine.memory = memory
     engine.m = m
     engine.queue = queue
@@ -71,6 +77,10 @@ cdef class HintingEngine:
     The worker's thread refers to the engine, and the engine to the memory. Neither refers to the allocator, so that
     this can be collected, which ends the worker.
     """
+
+    def __cinit__(self):
+        if not making:
+            raise TypeError("engines come with a PageAllocator")
 
     @property
     def last_error(self):
@@ -94,12 +104,12 @@ cdef class HintingEngine:
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
             self.reporter.burst_logged = False
-            self.clock = clock
+            self.reporter.clock = clock
             self.now()
             thread = self.start_worker(session, settings)
         except BaseException:
             if self.queue.session == session:
-                self.clock, self.reporter.last_error = None, last_error
+                self.reporter.clock, self.reporter.last_error = None, last_error
                 self.end_session()
             raise
         self.reporter.set_callbacks(callbacks)
@@ -149,6 +159,8 @@ cdef class HintingEngine:
         queue_unlock(q)
         test_point(AT_BEFORE_THE_HOOK)
         for i in range(self.m.nr_zones):
+            say_kept(self.m.zones[i])           # nothing was said while hinting was off
+        for i in range(self.m.nr_zones):
             self.hook_zone(self.m.zones[i], mark_free)
         test_point(AT_HOOK_ON_ENGINE_OFF)
         queue_lock(q)
@@ -174,6 +186,7 @@ cdef class HintingEngine:
             evaluate(z)
             zone_unlock(z)
             lock_acquire(&z.lock, True)
+        evaluate(z)
         zone_unlock(z)
 
     # -- its settings, while it is on
@@ -198,6 +211,7 @@ cdef class HintingEngine:
             lock_acquire(&z.lock, True)
             hints_of(z).threshold = self.queue.threshold or self.queue.max_pages
             z.notify_at = INT64_MAX
+            store_i32(&hints_of(z).at_gate, False, RELAXED)
             evaluate(z)
             zone_unlock(z)
 
@@ -214,7 +228,7 @@ cdef class HintingEngine:
 
         A clock that raises an Exception is logged, and stands still. What is no Exception is raised.
         """
-        clock = self.clock
+        clock = self.reporter.clock
         if clock is None:
             return monotonic_ns()
         try:
@@ -369,7 +383,8 @@ cdef class HintingEngine:
         """
         cdef WorkQueue *q = self.queue
         cdef bint prepared = False, failed = False, whole = True
-        cdef uint64_t ticket, session
+        cdef const Limit *limit = <const Limit *> hints_of(self.m.zones[0]).limit
+        cdef uint64_t ticket, session, asked = load64(&limit.asked, RELAXED)
         cdef int64_t now = 0
         cdef int i
         queue_lock(q)
@@ -404,6 +419,8 @@ cdef class HintingEngine:
             self.reporter.burst_logged = False
         queue_lock(q)
         queue_backoff(q, failed, now)
+        if load64(&limit.asked, RELAXED) != asked:
+            q.work_at = 0           # for a zone that was warm, and looked at before another went over the limit
         if whole:
             q.flush_done = max(q.flush_done, ticket)
         queue_release(q)
@@ -537,8 +554,8 @@ cdef class HintingEngine:
                     queue_claim(q)
                 queue_unlock(q)
             if mine:
-                thread, _callbacks_gone, _clock_gone = self.thread, self.reporter.callbacks, self.clock
-                self.thread = self.clock = None
+                thread, _callbacks_gone, _clock_gone = self.thread, self.reporter.callbacks, self.reporter.clock
+                self.thread = self.reporter.clock = None
                 self.reporter.set_callbacks(None)
                 with nogil:
                     self.switch_off()

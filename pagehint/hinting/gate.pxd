@@ -7,6 +7,7 @@ take the zone below it, until the blocks are back.
 from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.hinting.queue cimport WorkQueue
+from pagehint.sync.atomic cimport RELAXED, store_i32
 from pagehint.zone.watermark cimport WMARK_LOW
 from pagehint.zone.zone cimport PageZone, usable_free_pages
 
@@ -18,7 +19,9 @@ cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept
 
 cdef inline bint gate_is_open(PageZone *z, const WorkQueue *q, uint64_t max_pages) noexcept nogil:
     """Whether a batch of so many blocks may go out. If not, the zone tells the queue when it may. Zone lock held."""
-    if usable_free_pages(z) >= report_gate(z, max_pages):
+    cdef bint open = usable_free_pages(z) >= report_gate(z, max_pages)
+    store_i32(&hints_of(z).at_gate, not open, RELAXED)
+    if open:
         return True
     hints_of(z).counters.isolation_refused += 1
     # By the setting, not by `max_pages`, which may be older: a thread that changes it looks at this zone after that.

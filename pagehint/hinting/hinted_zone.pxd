@@ -40,6 +40,7 @@ cdef struct Hints:                  # protected by the zone lock, but for the tw
     int64_t min_age                 # nanoseconds that a granule must have been free before it is reported; 0: none
     int64_t look_at                 # nanoseconds: no granule is ripe before this time; 0: look now
     uint64_t kept                   # pages in use or warm, as `limit.pxd` was told last
+    int32_t at_gate                 # the zone waits for its gate to open; also read without the lock
     uint64_t reporting_pages        # pages that are out with the host
     HintCounters counters
     uint64_t holds[HOLD_BUCKETS]    # a pass's lock rounds, by the least 2**i nanoseconds that they stayed under

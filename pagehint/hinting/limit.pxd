@@ -10,21 +10,31 @@ reported may be another zone's.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
-from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64, load64, peek64
+from pagehint.sync.atomic cimport RELAXED, fetch_add64, load64, load_i32, peek64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
 
 
-cdef struct Limit:              # read without a lock, and set without one
-    atomic_i32 on
-    uint64_t pages              # at most, in use or warm
-    uint64_t kept               # sum of the zones' `Hints.kept`; changed by atomic operations
+cdef enum:
+    NO_LIMIT = -1               # as a number of pages
+
+cdef struct Limit:              # read without a lock, and changed by atomic operations
+    uint64_t pages              # at most, in use or warm; or NO_LIMIT
+    uint64_t kept               # sum of the zones' `Hints.kept`
+    uint64_t asked              # how often a zone found the limit exceeded while there was something to report
     PageZone **zones
     int nr_zones
 
 
+cdef inline bint limit_is_on(const Limit *limit) noexcept nogil:
+    return load64(&limit.pages, RELAXED) != <uint64_t>NO_LIMIT
+
+
 cdef inline uint64_t kept_pages(const PageZone *z) noexcept nogil:
-    """Pages of the granules that are in use, wholly or in part, or hinted. Zone lock held. O(max_page_order)."""
+    """Pages of the granules that are in use, as a whole or in part, and of those that are hinted. Zone lock held.
+
+    O(max_page_order).
+    """
     cdef const Hints *h = hints_of(z)
     cdef uint64_t cold = h.reporting_pages
     cdef int mt, o
@@ -34,65 +44,68 @@ cdef inline uint64_t kept_pages(const PageZone *z) noexcept nogil:
     return z.managed_pages - cold + (h.count << z.min_order)
 
 
-cdef inline void say_kept(PageZone *z, uint64_t kept) noexcept nogil:
-    """Let the limit know what the zone keeps. Zone lock held."""
-    cdef Hints *h = hints_of(z)
-    fetch_add64(&(<Limit *> h.limit).kept, kept - h.kept, RELAXED)
-    h.kept = kept
-
-
 cdef inline uint64_t excess_pages(const Limit *limit) noexcept nogil:
     """Pages that the zones together keep over the limit, by what they said last. No lock."""
     cdef uint64_t kept = load64(&limit.kept, RELAXED), pages = load64(&limit.pages, RELAXED)
-    return kept - pages if limit.on and kept > pages else 0
+    return kept - pages if kept > pages else 0
 
 
 cdef inline uint64_t zone_excess(PageZone *z) noexcept nogil:
-    """As `excess_pages`, with what the zone keeps now. Zone lock held. O(max_page_order)."""
-    cdef Limit *limit = <Limit *> hints_of(z).limit
-    if not limit.on:
+    """As `excess_pages`, after the zone has said what it keeps now. Zone lock held. O(max_page_order)."""
+    cdef Hints *h = hints_of(z)
+    cdef Limit *limit = <Limit *> h.limit
+    cdef uint64_t kept
+    if not limit_is_on(limit):
         return 0
-    say_kept(z, kept_pages(z))
+    kept = kept_pages(z)
+    fetch_add64(&limit.kept, kept - h.kept, RELAXED)
+    h.kept = kept
     return excess_pages(limit)
 
 
+cdef inline bint is_warm(const PageZone *z) noexcept nogil:
+    """Whether the zone has hints that may be reported now: it does not wait for its gate. No lock."""
+    cdef const Hints *h = hints_of(z)
+    return peek64(&h.count) and not load_i32(&h.at_gate, RELAXED)
+
+
+cdef inline bint must_yield(const PageZone *z) noexcept nogil:
+    """Whether a pass should report the zone's hints for the limit's sake. No lock."""
+    return is_warm(z) and excess_pages(<const Limit *> hints_of(z).limit)
+
+
 cdef inline bint something_warm(const Limit *limit) noexcept nogil:
-    """Whether some zone has hints. No lock. O(zones)."""
+    """Whether some zone is warm. No lock. O(zones)."""
     cdef int i
     for i in range(limit.nr_zones):
-        if peek64(&hints_of(limit.zones[i]).count):
+        if is_warm(limit.zones[i]):
             return True
     return False
 
 
 cdef inline bint queue_over_limit(PageZone *z) noexcept nogil:
-    """Queue the zone for now if the limit is exceeded, and there are hints to report. Zone lock held.
+    """Queue the zone for now if the limit is exceeded, and there is something to report. Zone lock held.
 
-    Returns whether it did so, and not if that was done already. While the limit is exceeded, a pass looks at every zone
-    that has hints (`must_yield`).
+    Returns whether that is news: not if it was asked for already. The pass then looks at each zone that `must_yield`.
     """
     cdef Hints *h = hints_of(z)
-    cdef const Limit *limit = <const Limit *> h.limit
+    cdef Limit *limit = <Limit *> h.limit
     assert_held(&z.lock)
-    # The zone says what it keeps even if it is queued already: the pass may look at another zone first.
-    if (not limit.on or not h.on or zone_excess(z) == 0 or (h.queued and h.look_at == 0)
-            or not something_warm(limit)):
+    if not limit_is_on(limit) or not h.on or zone_excess(z) == 0 or not something_warm(limit):
+        return False
+    # Counted even if it is queued: the pass that is on may have looked at the warm zone already, and goes on once more.
+    fetch_add64(&limit.asked, 1, RELAXED)
+    if h.queued and h.look_at == 0:
         return False
     queue_zone(h)
     h.look_at = 0
     return True
 
 
-cdef inline bint must_yield(const PageZone *z) noexcept nogil:
-    """Whether the zone has hints that a pass should report for the limit's sake. No lock."""
-    cdef const Hints *h = hints_of(z)
-    return peek64(&h.count) and excess_pages(<const Limit *> h.limit)
-
-
 cdef inline void enforce_limit(PageZone *z) noexcept nogil:
     """Have warm memory reported if the limit is exceeded. Zone lock held.
 
-    Not if the zone waits for its gate to open: `notify.pxd` looks at the limit again.
+    If the zone waits for its gate to open, the pass has it wait again.
     """
-    if not (0 < z.notify_at < INT64_MAX) and queue_over_limit(z):
+    if queue_over_limit(z):
         z.notify_at = 0

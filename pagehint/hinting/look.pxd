@@ -8,6 +8,7 @@ from pagehint.hinting.limit cimport zone_excess
 from pagehint.hinting.queue cimport WorkQueue, queue_hurried
 from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.lock cimport lock_acquire, usleep
+from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
@@ -65,3 +66,10 @@ cdef inline void end_look(PageZone *z, int64_t now, int64_t oldest, bint whole) 
         h.look_at = min(h.look_at, max(oldest + h.min_age, now + h.min_age // LOOKS))
         look_later(z)
     end_round(z)
+
+
+cdef inline void say_kept(PageZone *z) noexcept nogil:
+    """Let the limit know what a zone keeps, where no event has said it."""
+    lock_acquire(&z.lock, True)
+    zone_excess(z)
+    zone_unlock(z)

@@ -6,6 +6,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport queue_over_limit
 from pagehint.hinting.queue cimport WorkQueue, queue_notify
+from pagehint.sync.atomic cimport RELAXED, store_i32
 from pagehint.sync.lock cimport lock_release
 from pagehint.sync.testpoint cimport AT_BEFORE_THE_ENGINE_IS_TOLD, test_point
 from pagehint.zone.zone cimport PageZone
@@ -20,6 +21,7 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     cdef bint queued
     cdef int64_t look_at
     z.notify_at = INT64_MAX
+    store_i32(&h.at_gate, False, RELAXED)       # if it is what the zone waited for; else the next pass finds it closed
     queue_over_limit(z)
     if h.count >= h.threshold:
         queue_zone(h)

@@ -7,6 +7,7 @@ from pagehint.hinting.queue cimport WorkQueue
 cdef class Reporter:
     # Protected by the GIL, where not said otherwise.
     cdef PageHintingCallbacks callbacks     # None while hinting is off; changed while no pass is on
+    cdef object clock                       # what time is read from, or None for the monotonic clock
     cdef WorkQueue *queue                   # the memory's, as the next two are
     cdef Batch *batch                       # what is being reported
     cdef tuple specs                        # of the zones, for their names in messages

@@ -10,7 +10,7 @@ from pagehint.hinting.age cimport age_begin
 from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
-from pagehint.sync.atomic cimport RELAXED, load_i32, unlikely
+from pagehint.sync.atomic cimport RELAXED, load_i32, store_i32, unlikely
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.free_blocks cimport next_free_block
 from pagehint.zone.zeroed cimport zeroed_clear
@@ -81,6 +81,7 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     """
     cdef Hints *h = hints_of(z)
     h.on = h.queued = False
+    store_i32(&h.at_gate, False, RELAXED)
     z.freed_from = NO_ORDER
     if z.zeroed == NULL:
         z.broken_from = NO_ORDER

@@ -152,3 +152,17 @@ def test_a_logging_filter_that_raises_does_not_take_the_worker_with_it():
     finally:
         log.removeFilter(refuse)
     pages.verify()
+
+
+def test_a_subclass_that_says_another_max_pages_lost_its_hints():
+    """The size of a batch is the one that was checked, not an attribute that a subclass gives."""
+
+    class Callbacks(ph.PageHintingCallbacks):
+        max_pages = 0
+
+    reported = []
+    pages = ph.PageAllocator("64MiB", pcp=False)
+    with pages.hinting(Callbacks(reported.append, 4), workqueue="manual"):
+        pages.flush_hinting()
+        assert pages.stats().hints_pending == 0
+    assert max(len(blocks) for blocks in reported) == 4

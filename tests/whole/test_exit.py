@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from processes import run_code
+
+import pagehint as ph
 
 
 def test_exit_with_work_in_flight():
@@ -67,3 +72,27 @@ def test_exit_with_daemon_threads():
         print("end")
     """
     assert run_code(code) == (0, "end\n", "")
+
+
+def test_an_allocator_whose_clock_is_its_own_method_is_collected():
+    """The engine cannot be cleared by the collector, so what it calls is not held by it."""
+
+    class Timed(ph.PageAllocator):
+        def now(self):
+            return 0.0
+
+    pages = Timed("64MiB", pcp=False)
+    pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), workqueue="manual", clock=pages.now)
+    gone = weakref.ref(pages)
+    del pages
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_engine_without_a_machine_is_refused():
+    """Its methods would read from nowhere."""
+    from pagehint.hinting.engine import HintingEngine
+
+    for make in (HintingEngine, lambda: HintingEngine.__new__(HintingEngine)):
+        with pytest.raises(TypeError, match="engines come with a PageAllocator"):
+            make()
