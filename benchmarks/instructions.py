@@ -2,7 +2,7 @@
 
 Times move by a third between two runs on a shared machine, counts hardly. Each of some small fixed workloads runs in a
 process of its own, and what the process takes without any workload is subtracted. The counts are compared with those in
-`instructions.json`, and it fails if one is more than 1 % above; `--update` writes them there.
+`instructions.json`, and it fails if one is more than 2 % above; `--update` writes them there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from benchmarks.build import build_consumer, compiler_version, load_module
 from benchmarks.traces import orders_that_fit, traces
 
 COMMITTED = Path(__file__).with_suffix(".json")
-TOLERANCE = 0.01
-# What is not the workload varies by up to half a million, so a workload is a hundred million instructions or more.
+TOLERANCE = 0.02
+# What is not the workload varies by up to half a million from build to build, so a workload is a hundred million
+# instructions or more, but for the worker's and the bitmap's: there it is nearly 1 %.
 GIB = 1
 REPORTED_GIB = 256
 REPORTS = 4

@@ -494,7 +494,7 @@ cdef class HintingEngine:
             self.batch.n = 0
             note_hold(hints_of(z), began)
             end_round(z)
-        queue_batch_end(self.queue)
+        queue_batch_end(self.queue, n > 0, failed)
         return failed
 
     cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil:

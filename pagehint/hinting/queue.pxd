@@ -229,10 +229,12 @@ cdef inline uint64_t queue_batch_begin(WorkQueue *q, bint *hurry) noexcept nogil
     return most
 
 
-cdef inline void queue_batch_end(WorkQueue *q) noexcept nogil:
-    """The batch is back, so that allocations that wait for memory may try again."""
+cdef inline void queue_batch_end(WorkQueue *q, bint reported, bint failed) noexcept nogil:
+    """End a batch, all of which is back, if it was not empty: waiting allocations may try again. Counts the report."""
     queue_lock(q)
     q.out = False
+    q.reports += reported
+    q.report_errors += failed
     pthread_cond_broadcast(&q.settled)
     queue_unlock(q)
 

@@ -12,7 +12,6 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.queue cimport queue_lock, queue_unlock
 from pagehint.sync.lock cimport pthread_self
 
 from pagehint import errors
@@ -70,10 +69,6 @@ cdef class Reporter:
         if lost and self.callbacks.compiled != NULL:
             with gil:
                 self.refused_blocks(n, lost, rc)
-        queue_lock(self.queue)
-        self.queue.reports += 1
-        self.queue.report_errors += lost > 0
-        queue_unlock(self.queue)
         return lost > 0
 
     cdef void call_hint_pages(self, uint64_t n, uint64_t session) noexcept:
