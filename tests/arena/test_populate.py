@@ -82,9 +82,9 @@ def populated(arena, how, nr_bytes, touched=(), seconds=0.1):
     array[list(touched)] = 1
     time.sleep(seconds)
     resident = arena.resident_bytes
+    del array  # waits for a granule under way, which is resident before it is counted
     count = arena.populated_bytes - before
     assert resident <= count + len(touched) * GRANULE
-    del array
     arena.trim()
     assert arena.resident_bytes == 0
     return count
