@@ -56,9 +56,12 @@ cdef bint making = False        # so that Python cannot make an engine without a
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch):
     """Make the engine of a machine. Its zones, queue and batch live as long as `memory` does."""
     global making
+    cdef HintingEngine engine
     making = True
-    cdef HintingEngine engine = HintingEngine.__new__(HintingEngine)
-    making = False
+    try:
+        engine = HintingEngine.__new__(HintingEngine)
+    finally:
+        making = False      # also where there was no memory for it
     engine.memory = memory
     engine.m = m
     engine.queue = queue
