@@ -6,7 +6,7 @@ drifted.) A search for the next bit needs no lock, hence the relaxed atomic acce
 under the lock. A second level has a set bit for each word of the first that is not zero: a search passes over an empty
 terabyte in a hundred nanoseconds.
 """
-from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, add64, ctz64, likely, load64, popcount64, prefetch, store64, sub64
 from pagehint.sync.lock cimport assert_held

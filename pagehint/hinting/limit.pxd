@@ -8,12 +8,11 @@ sum of what they said, which is changed by one atomic operation. A zone says it 
 or a free may go over the limit, and with each batch. When one zone grows over the limit, the warm memory that is
 reported may be another zone's.
 """
-from libc.stdint cimport INT64_MAX, uint64_t
+from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.sync.atomic cimport RELAXED, fetch_add64, load64, load_i32, peek64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
-
 
 cdef enum:
     NO_LIMIT = -1               # as a number of pages
