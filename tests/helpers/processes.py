@@ -11,15 +11,20 @@ import time
 
 
 def survives(code: str) -> None:
-    """Run code that may crash or hang; it must end well, and say nothing."""
-    done = subprocess.run(
+    """Run code that may crash or hang; it must end well, and say nothing. Of one that hangs, the stacks are shown."""
+    process = subprocess.Popen(
         [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    try:
+        _, said = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler writes the stack of every thread
+        _, said = process.communicate()
+        raise AssertionError(f"it hangs:\n{said}") from None
+    assert (process.returncode, said) == (0, ""), said
 
 
 def run_code(code, *, interrupt=False, **options):
