@@ -4,7 +4,8 @@
 
 A child has only the thread that forked, but all memory as it was, so a lock that another thread holds would stay
 locked. Therefore every lock of every memory is taken before the fork, and given back in the parent and in the child.
-The child's hinting is off: its worker is gone, and blocks that were out with the host are put back.
+The child's worker is gone, and blocks that were out with the host are put back. Its hinting is off, but for that of an
+arena that is installed for NumPy (`WorkQueue.in_children`).
 
 All of this runs inside fork(2) by pthread_atfork(3). Python's own hooks let other code run in between, which may use an
 allocator or be interrupted. The locks are waited for with the GIL held, so no thread may wait for the GIL while it
@@ -13,8 +14,8 @@ holds one.
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from pagehint.hinting.batch cimport put_back
-from pagehint.hinting.queue cimport queue_forked, queue_lock, queue_unlock
-from pagehint.hinting.watch cimport hint_off
+from pagehint.hinting.queue cimport queue_forked, queue_goes_on, queue_lock, queue_unlock
+from pagehint.hinting.watch cimport hint_again, hint_off
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release
 from pagehint.sync.testpoint cimport AT_FORK, test_point
 from pagehint.zone.bulk cimport bulk_resume, bulk_stop
@@ -105,13 +106,15 @@ cdef void fork_child() noexcept nogil:
     """After the fork, in the child: forget the threads that are gone, then give everything back.
 
     Those that waited for a lock are gone, and the worker, perhaps with a batch out. It is put back as failed, since the
-    child does not learn what the host has done with it.
+    child does not learn what the host has done with it. If hinting goes on here, each zone asks for a pass anew.
     """
     global forks
     cdef ForkRecord *r = records.next
     cdef PageZone *z
+    cdef bint goes_on
     cdef int i, cpu
     while r != NULL:
+        goes_on = queue_goes_on(r.queue)
         lock_forget_sleepers(&r.m.last_resort)
         for i in range(r.m.nr_zones):
             z = r.m.zones[i]
@@ -119,12 +122,15 @@ cdef void fork_child() noexcept nogil:
             if z.pcp != NULL:
                 for cpu in range(r.m.nr_cpus):
                     lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
-            hint_off(z)
+            if not goes_on:
+                hint_off(z)
         if r.batch.n:
             memset(r.batch.failed, 1, r.batch.n)
             put_back(r.batch.zone, r.batch.blocks, r.batch.n, r.batch.failed)
             r.batch.n = 0
-        queue_forked(r.queue)
+        queue_forked(r.queue, goes_on)
+        for i in range(r.m.nr_zones):
+            hint_again(r.m.zones[i])
         record_resume(r)
         r = r.next
     forks += 1

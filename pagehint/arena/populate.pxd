@@ -25,13 +25,13 @@ populating thread.
 from libc.errno cimport EINVAL, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
-from posix.signal cimport sigset_t
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
 from pagehint.sync.clock cimport NEVER, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_t
+from pagehint.sync.thread cimport name_this_thread, pthread_attr_t, thread_start
 from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport PageZone
 
@@ -45,8 +45,6 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_attr_t:
-        pass
     int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
     int PTHREAD_CREATE_DETACHED
     int pthread_attr_init(pthread_attr_t *)
@@ -54,13 +52,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_setinheritsched(pthread_attr_t *, int)
     int pthread_attr_setdetachstate(pthread_attr_t *, int)
     int pthread_attr_setaffinity_np(pthread_attr_t *, size_t, const cpu_set_t *)
-    int pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_setname_np(pthread_t, const char *)
-
-cdef extern from "<signal.h>" nogil:
-    int SIG_SETMASK
-    int sigfillset(sigset_t *)
-    int pthread_sigmask(int, const sigset_t *, sigset_t *)
 
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *address, size_t length, unsigned char *present)
@@ -201,6 +192,7 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
 
 cdef inline void *populate_for_ever(void *arg) noexcept nogil:
     cdef Populator *p = <Populator *> arg
+    name_this_thread("pagehint-ahead")
     pthread_mutex_lock(&p.mutex)
     while True:
         if p.end:
@@ -211,7 +203,7 @@ cdef inline void *populate_for_ever(void *arg) noexcept nogil:
 
 
 cdef inline bint populator_start(Populator *p) noexcept nogil:
-    """Start the thread, if it can be; returns whether it runs. No signal comes to it. Mutex held.
+    """Start the thread, if it can be; returns whether it runs. Mutex held.
 
     It serves the whole process, so it runs on the main thread's CPUs and with the default policy: the thread that needs it
     first may be bound to one CPU, or have another policy.
@@ -219,7 +211,6 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     cdef pthread_t thread
     cdef pthread_attr_t attr
     cdef cpu_set_t cpus
-    cdef sigset_t every, before
     if p.started or p.refused:
         return p.started and not p.refused
     pthread_attr_init(&attr)
@@ -229,13 +220,8 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
         p.refused = CPU_COUNT(&cpus) == 1       # the thread would take the owner's time
         pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
-    sigfillset(&every)
-    pthread_sigmask(SIG_SETMASK, &every, &before)
-    p.started = not p.refused and pthread_create(&thread, &attr, populate_for_ever, p) == 0
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    p.started = not p.refused and thread_start(&thread, &attr, populate_for_ever, p) == 0
     pthread_attr_destroy(&attr)
-    if p.started:
-        pthread_setname_np(thread, "pagehint-ahead")
     return p.started
 
 

@@ -5,6 +5,7 @@ be so, since the host may drop its contents at any moment. Isolating a batch is 
 back another; no lock is held between. The cycle is that of Linux's page hinting series (v10, June 2019).
 """
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
@@ -32,6 +33,23 @@ cdef struct Batch:
 
 cdef enum:
     SCAN_GRANULES = 4096        # granules that one lock round looks at: 512 bytes of bitmap
+
+
+cdef inline uint64_t batch_grow(Batch *batch, uint64_t most) noexcept nogil:
+    """Make room for `most` blocks, while none is out; returns how many fit, if memory is short fewer.
+
+    The old room is freed last, so that a child that is forked meanwhile finds the one or the other.
+    """
+    cdef void *old = batch.blocks
+    cdef void *blocks
+    if most > batch.room:
+        blocks = malloc(most * (sizeof(pagehint_block) + 1))
+        if blocks != NULL:
+            batch.blocks = <pagehint_block *> blocks
+            batch.failed = <uint8_t *> (batch.blocks + most)
+            batch.room = most
+            free(old)
+    return min(most, batch.room)
 
 
 cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, Ripe *ripe) noexcept nogil:

@@ -14,15 +14,13 @@ cdef class HintingEngine:
     cdef WorkQueue *queue
     cdef Batch *batch
     cdef Reporter reporter              # makes the calls of a pass
-    # Protected by the GIL, and by the right to switch hinting on or off.
-    cdef object thread                  # the worker's, or None
-    cdef bint abandoned                 # the allocator is gone, so the worker lets go of the callbacks as it ends
+    # Protected by the queue's mutex.
+    cdef bint abandoned                 # the allocator is gone, so the worker lets go of the engine as it ends
     cdef object __weakref__
 
     cdef int enable(self, PageHintingCallbacks callbacks, const Settings *settings, bint mark_free, object clock) except -1
-    cdef uint64_t begin_session(self, bint threaded) except 0
-    cdef object start_worker(self, uint64_t session, const Settings *settings)
-    cdef void end_session(self) noexcept nogil
+    cdef uint64_t begin_session(self) except 0
+    cdef int start_worker(self) except -1
     cdef void publish(self, const Settings *settings, bint mark_free) noexcept nogil
     cdef void hook_zone(self, PageZone *z, bint mark_free) noexcept nogil
     cdef int change(self, Setting setting, int64_t value) except -1
@@ -30,8 +28,7 @@ cdef class HintingEngine:
     cdef int tick(self) except -1
     cdef int64_t now(self) except? -1
     cdef int64_t now_in_pass(self) noexcept nogil
-    cdef void work(self, uint64_t session) noexcept nogil
-    cdef bint overdue(self, int64_t now) noexcept nogil
+    cdef void work(self) noexcept nogil
     cdef int refuse_callback(self, str what) except -1
     cdef int pass_manually(self, bint flush) except -1
     cdef int claim_pass(self, bint flush, int64_t now, bint *everything) noexcept nogil
@@ -40,7 +37,6 @@ cdef class HintingEngine:
     cdef bint look_at_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil
     cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil
     cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil
-    cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil
     cdef void switch_off(self) noexcept nogil
 
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch)

@@ -6,15 +6,15 @@ A *pass* is one look at the zones that are queued, or at all of them. It takes a
 circulation under the zone lock (`batch.pxd`), has it reported with no lock held (`report.pyx`), puts it back, and goes
 on with the next. `queue.pxd` says when one is due. The cycle is that of Linux's page hinting series (v10, June 2019).
 """
-import threading
+import os
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, malloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 from pagehint.hinting.age cimport Ripe, ripe_at
-from pagehint.hinting.batch cimport Batch, isolate_batch, next_ripe, pagehint_block, put_back
+from pagehint.hinting.batch cimport Batch, batch_grow, isolate_batch, next_ripe, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
@@ -22,15 +22,16 @@ from pagehint.hinting.hold_times cimport end_round, note_hold
 from pagehint.hinting.limit cimport Limit, must_yield, zone_excess
 from pagehint.hinting.look cimport begin_look, end_look, rest, say_kept
 from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue, queue_backoff, queue_batch_begin,
-                                     queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_lock,
-                                     queue_next, queue_now, queue_over, queue_release, queue_set, queue_stop,
-                                     queue_unlock)
+                                     queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_end,
+                                     queue_lock, queue_next, queue_now, queue_overdue, queue_release, queue_set,
+                                     queue_stop, queue_unlock, queue_wake)
 from pagehint.hinting.report cimport Reporter
 from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
 from pagehint.sync.atomic cimport RELAXED, load64, store_i32
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
 from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self
+from pagehint.sync.thread cimport name_this_thread, pthread_detach, pthread_join, thread_start
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.hook cimport zone_unlock
@@ -65,6 +66,8 @@ cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, B
     engine.memory = memory
     engine.m = m
     engine.queue = queue
+    queue.engine = <void *> engine
+    queue.start = start_worker
     engine.batch = batch
     engine.reporter = Reporter()
     engine.reporter.queue = queue
@@ -77,8 +80,9 @@ cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, B
 cdef class HintingEngine:
     """Reports what is hinted in the zones of a machine, on a worker thread of its own or on the threads that call it.
 
-    The worker's thread refers to the engine, and the engine to the memory. Neither refers to the allocator, so that
-    this can be collected, which ends the worker.
+    The engine refers to the memory, and not to the allocator, which refers to the engine. So the allocator can be
+    collected. That ends the worker: it is given a reference to the engine then, and none before. A forked child, which
+    has no worker, has nothing to let go of.
     """
 
     def __cinit__(self):
@@ -97,31 +101,33 @@ cdef class HintingEngine:
         cdef uint64_t session
         self.refuse_callback("enable_hinting")
         last_error = self.reporter.last_error
-        session = self.begin_session(not settings.manual)
+        session = self.begin_session()
         try:
-            if self.grow_batch(settings.max_pages) < settings.max_pages:
+            if batch_grow(self.batch, settings.max_pages) < settings.max_pages:
                 raise MemoryError("no memory for a batch")
             if settings.min_age > 0:
                 self.memory.keep_ages()
-            self.thread = None                      # in a forked child it may be that of the parent's worker
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
             self.reporter.burst_logged = False
             self.reporter.clock = clock
             self.now()
-            thread = self.start_worker(session, settings)
+            if self.queue.session != session:
+                raise errors.HintingInactiveError("enable_hinting was interrupted by a fork, and this is the child")
+            if not settings.manual:
+                self.start_worker()
         except BaseException:
             if self.queue.session == session:
                 self.reporter.clock, self.reporter.last_error = None, last_error
-                self.end_session()
+                queue_end(self.queue)
             raise
         self.reporter.set_callbacks(callbacks)
-        self.thread = thread
+        self.queue.compiled = callbacks.compiled != NULL
         with nogil:
             self.publish(settings, mark_free)
         return 0
 
-    cdef uint64_t begin_session(self, bint threaded) except 0:
+    cdef uint64_t begin_session(self) except 0:
         """Claim the right to switch hinting on, until the session is over, and return the session's number."""
         cdef WorkQueue *q = self.queue
         cdef uint64_t session = 0
@@ -132,26 +138,20 @@ cdef class HintingEngine:
                 session = q.session
                 q.enabling = True
                 q.stopping = False
-                q.worker = threaded
             queue_unlock(q)
         if session == 0:
             raise errors.HintingActiveError("hinting is enabled already")
         return session
 
-    cdef object start_worker(self, uint64_t session, const Settings *settings):
-        """Start the session's worker and return its thread, or None without one. It waits until hinting is enabled."""
-        thread = None
-        if not settings.manual:
-            thread = threading.Thread(target=_work, args=(self, session), name="pagehint", daemon=True)
-            thread.start()
-        if self.queue.session != session:
-            raise errors.HintingInactiveError("enable_hinting was interrupted by a fork, and this is the child")
-        return thread
-
-    cdef void end_session(self) noexcept nogil:
+    cdef int start_worker(self) except -1:
+        """Start the session's worker, which waits until hinting is enabled."""
+        cdef int failed
         queue_lock(self.queue)
-        queue_over(self.queue)
+        failed = start_worker(<void *> self)
         queue_unlock(self.queue)
+        if failed:
+            raise errors.PageHintError(f"no thread for the hinting worker: {os.strerror(failed)}")
+        return 0
 
     cdef void publish(self, const Settings *settings, bint mark_free) noexcept nogil:
         """Take over the settings, then switch on the hook of each zone under its lock, then the engine. Cannot fail."""
@@ -254,16 +254,22 @@ cdef class HintingEngine:
                 self.reporter.failure(error)
                 return self.queue.clock_read
 
-    cdef void work(self, uint64_t session) noexcept nogil:
-        """The worker's loop: waits, without the GIL, until a pass is due or a flush wants one, and runs it."""
+    cdef void work(self) noexcept nogil:
+        """The worker's loop: waits, without the GIL, until a pass is due or a flush wants one, and runs it.
+
+        While `q.worker` is set, the session cannot end, but in a forked child; and the engine lives, since `abandon`
+        leaves its reference to the worker then. When it is cleared, nothing of the engine is touched any more.
+        """
         cdef WorkQueue *q = self.queue
-        cdef bint flush, everything
+        cdef bint flush, everything, abandoned = False
+        cdef uint64_t session
         cdef int64_t now
         queue_lock(q)
+        session = q.session
         while q.session == session and not q.stopping:
             now = monotonic_ns()
             flush = q.flush_wanted > q.flush_done
-            everything = flush or self.overdue(now)
+            everything = flush or queue_overdue(q, now)
             if q.enabled and (everything or queue_due(q, now)):
                 queue_claim(q)
                 queue_unlock(q)
@@ -273,13 +279,12 @@ cdef class HintingEngine:
                 sleep_until(&q.wake, &q.mutex, queue_next(q) if q.enabled else NEVER)
         if q.session == session:
             q.worker = False
+            abandoned = self.abandoned
             pthread_cond_broadcast(&q.settled)
         queue_unlock(q)
-
-    cdef bint overdue(self, int64_t now) noexcept nogil:
-        """Whether a pass over all zones is due: the delay is over, or the last pass failed. Queue's mutex held."""
-        cdef WorkQueue *q = self.queue
-        return now >= q.not_before and ((q.deadline != NEVER and now >= q.deadline) or (now >= q.work_at and q.failures > 0))
+        if abandoned:
+            with gil:
+                Py_DECREF(self)
 
     cdef int refuse_callback(self, str what) except -1:
         """Raise if this thread is inside a callback, where it would wait for its own pass."""
@@ -302,7 +307,7 @@ cdef class HintingEngine:
                 sleep_until(&q.settled, &q.mutex, monotonic_ns() + SIGNAL_CHECK)
             elif flush or queue_due(q, now):
                 found = CLAIM_MINE
-                everything[0] = flush or self.overdue(now)
+                everything[0] = flush or queue_overdue(q, now)
                 queue_claim(q)
         queue_unlock(q)
         return found
@@ -357,7 +362,7 @@ cdef class HintingEngine:
             manual = q.manual
             q.flush_wanted += on and not manual
             ticket = q.flush_wanted
-            pthread_cond_signal(&q.wake)
+            queue_wake(q)
             queue_unlock(q)
             test_point(AT_FLUSH_ASKED_FOR)
         if on and manual:
@@ -470,7 +475,7 @@ cdef class HintingEngine:
         cdef uint64_t most, n = 0
         cdef int64_t began
         rest(z, self.queue)
-        most = self.grow_batch(queue_batch_begin(self.queue, &hurry))
+        most = batch_grow(self.batch, queue_batch_begin(self.queue, &hurry))
         if most == 0:
             open[0] = False
             return False
@@ -509,22 +514,6 @@ cdef class HintingEngine:
         zone_excess(z)                      # says what the zone keeps now
         return self.batch.n
 
-    cdef uint64_t grow_batch(self, uint64_t most) noexcept nogil:
-        """Make room for a batch of `most` blocks, while none is out; returns how many fit, if memory is short fewer.
-
-        The old room is freed last, so that a child that is forked meanwhile finds the one or the other.
-        """
-        cdef void *old = self.batch.blocks
-        cdef void *blocks
-        if most > self.batch.room:
-            blocks = malloc(most * (sizeof(pagehint_block) + 1))
-            if blocks != NULL:
-                self.batch.blocks = <pagehint_block *> blocks
-                self.batch.failed = <uint8_t *> (self.batch.blocks + most)
-                self.batch.room = most
-                free(old)
-        return min(most, self.batch.room)
-
     # -- off
 
     def disable(self):
@@ -553,44 +542,57 @@ cdef class HintingEngine:
                 mine = on and not q.worker and not q.running
                 if mine:
                     # Other threads wait for the end of this as for that of a pass, so no Python code may run before.
-                    # Thread, callbacks and clock, whose destructors may be Python, live until this function returns.
+                    # Callbacks and clock, whose destructors may be Python, live until this function returns.
                     queue_claim(q)
                 queue_unlock(q)
             if mine:
-                thread, _callbacks_gone, _clock_gone = self.thread, self.reporter.callbacks, self.reporter.clock
-                self.thread = self.reporter.clock = None
+                _callbacks_gone, _clock_gone = self.reporter.callbacks, self.reporter.clock
+                self.reporter.clock = None
                 self.reporter.set_callbacks(None)
                 with nogil:
                     self.switch_off()
-                if thread is not None:
-                    thread.join()
                 return
             PyErr_CheckSignals()
 
     cdef void switch_off(self) noexcept nogil:
-        """Switch off each zone's hook under its lock, then end the session."""
+        """Join the worker, switch off each zone's hook under its lock, then end the session."""
         cdef PageZone *z
         cdef int i
+        if self.queue.joinable:         # it has left its loop, and takes no lock any more
+            pthread_join(self.queue.thread, NULL)
+            self.queue.joinable = False
         for i in range(self.m.nr_zones):
             z = self.m.zones[i]
             lock_acquire(&z.lock, True)
             hint_off(z)
             zone_unlock(z)
-        self.end_session()
+        queue_end(self.queue)
 
     def abandon(self):
-        """The allocator is gone: have the worker end by itself, and let go of the callbacks. Does not wait."""
-        queue_lock(self.queue)
-        queue_stop(self.queue)
-        queue_unlock(self.queue)
-        self.abandoned = True
-        if self.thread is None:
-            self.reporter.set_callbacks(None)
+        """The allocator is gone: have the worker end by itself. Does not wait: the caller may be the worker."""
+        cdef WorkQueue *q = self.queue
+        queue_lock(q)
+        queue_stop(q)
+        q.orphaned = False
+        if q.worker:
+            self.abandoned = True
+            Py_INCREF(self)
+        if q.joinable:
+            pthread_detach(q.thread)
+            q.joinable = False
+        queue_unlock(q)
 
 
-def _work(HintingEngine engine, uint64_t session):
-    """Run the worker's loop; the target of its thread."""
-    with nogil:
-        engine.work(session)
-    if engine.abandoned:
-        engine.reporter.set_callbacks(None)
+cdef int start_worker(void *engine) noexcept nogil:
+    """Start the worker of the session that is on; an errno where the kernel gives no thread. Queue's mutex held."""
+    cdef WorkQueue *q = (<HintingEngine> engine).queue
+    cdef int failed = thread_start(&q.thread, NULL, worker, engine)
+    q.worker = q.joinable = failed == 0
+    return failed
+
+
+cdef void *worker(void *engine) noexcept nogil:
+    """The worker's thread."""
+    name_this_thread("pagehint")
+    (<HintingEngine> engine).work()
+    return NULL

@@ -6,7 +6,7 @@ signalled, with its mutex held. Nothing else is taken while that is held. A zone
 its own lock.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
-from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32, unlikely
 from pagehint.sync.clock cimport NEVER, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -47,6 +47,14 @@ cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also r
     atomic_i32 stopping         # the pass is to end before its next batch, and the worker with it
     atomic_i32 manual           # see `Settings`
     bint worker                 # the session's worker is in its loop, or about to be
+    bint joinable               # `thread` has run, or runs, and nobody has joined or detached it
+    pthread_t thread            # the worker's
+    # A forked child has no worker. It is started there by whoever first needs it, with the mutex held.
+    bint orphaned
+    int (*start)(void *engine) noexcept nogil      # an errno, or 0
+    void *engine                # what `start` is called with
+    atomic_i32 in_children      # a session goes on in forked children, if its callbacks are compiled
+    bint compiled               # the session's callbacks are
     atomic_i32 injected_clock   # the time is `clock_read`, since only Python code can call the clock
     atomic_i64 clock_read       # nanoseconds that the injected clock has shown last
     int64_t work_at             # nanoseconds: when to look at the queued zones; 0: now; INT64_MAX: there are none
@@ -131,6 +139,16 @@ cdef inline void queue_arm(WorkQueue *q) noexcept nogil:
     q.deadline = queue_now(q) + q.delay
 
 
+cdef inline void queue_wake(WorkQueue *q) noexcept nogil:
+    """Wake the worker. Queue's mutex held.
+
+    In a forked child, start it first; if the kernel gives no thread now, the next call tries again.
+    """
+    if unlikely(q.orphaned):
+        q.orphaned = q.start(q.engine) != 0
+    pthread_cond_signal(&q.wake)
+
+
 cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexcept nogil:
     """A zone has hints. It is `queued`, to be looked at by then, or its hints are few and wait for the delay.
 
@@ -141,7 +159,7 @@ cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexce
         q.work_at = min(q.work_at, look_at)
     else:
         queue_arm(q)
-    pthread_cond_signal(&q.wake)
+    queue_wake(q)
     queue_unlock(q)
 
 
@@ -165,6 +183,11 @@ cdef inline bint queue_due(const WorkQueue *q, int64_t now) noexcept nogil:
     return now >= q.not_before and (now >= q.work_at or (q.deadline != NEVER and now >= q.deadline))
 
 
+cdef inline bint queue_overdue(const WorkQueue *q, int64_t now) noexcept nogil:
+    """Whether a pass over all zones is due: the delay is over, or the last pass failed. Queue's mutex held."""
+    return now >= q.not_before and ((q.deadline != NEVER and now >= q.deadline) or (now >= q.work_at and q.failures > 0))
+
+
 cdef inline int64_t queue_next(const WorkQueue *q) noexcept nogil:
     """The time at which the worker looks again if no signal comes. Queue's mutex held."""
     cdef int64_t next = q.work_at if q.deadline == NEVER else min(q.work_at, q.deadline)
@@ -184,7 +207,7 @@ cdef inline void queue_over(WorkQueue *q) noexcept nogil:
     `delay_armed` stays set, so that no zone tells a queue that is off. Flushes that wait find another session.
     """
     q.session += 1
-    q.enabled = q.enabling = q.worker = q.injected_clock = False
+    q.enabled = q.enabling = q.worker = q.orphaned = q.injected_clock = False
     q.work_at = INT64_MAX
     q.flush_done = q.flush_wanted
     queue_release(q)
@@ -194,12 +217,36 @@ cdef inline void queue_over(WorkQueue *q) noexcept nogil:
     pthread_cond_broadcast(&q.settled)
 
 
-cdef inline void queue_forked(WorkQueue *q) noexcept nogil:
-    """End the session in a forked child, where neither the worker nor a thread that waited exists any more."""
-    queue_init(q)
-    q.out = False
-    q.waiters = 0
+cdef inline void queue_end(WorkQueue *q) noexcept nogil:
+    """End the session."""
+    queue_lock(q)
     queue_over(q)
+    queue_unlock(q)
+
+
+cdef inline void queue_forked(WorkQueue *q, bint goes_on) noexcept nogil:
+    """Forget the threads that a forked child does not have: the worker, and those that waited. The session ends.
+
+    But if it `goes_on`, only its number changes, for a pass that was on, and a worker is started when one is needed.
+    """
+    queue_init(q)
+    q.out = q.joinable = False
+    q.waiters = 0
+    if not goes_on:
+        queue_over(q)
+        return
+    q.session += 1
+    q.worker = False
+    q.orphaned = not q.manual
+    q.work_at = INT64_MAX
+    q.flush_done = q.flush_wanted
+    queue_release(q)
+    queue_disarm(q)
+
+
+cdef inline bint queue_goes_on(const WorkQueue *q) noexcept nogil:
+    """Whether the session is one that goes on in a forked child. In the child, or with the queue's mutex held."""
+    return q.in_children and q.enabled and q.compiled and not q.stopping
 
 
 cdef inline bint queue_hurried(WorkQueue *q) noexcept nogil:

@@ -90,6 +90,21 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     hint_assign(z, 0, z.nr_granules, False)
 
 
+cdef inline void hint_again(PageZone *z) noexcept nogil:
+    """Ask for a pass as if none had been asked for, since nobody knows of it any more. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    cdef bint queued = h.queued
+    if not h.on:
+        return
+    h.queued = False
+    store_i32(&h.at_gate, False, RELAXED)
+    z.notify_at = INT64_MAX
+    evaluate(z)
+    if queued:                  # perhaps under the threshold by now, and waiting for its hints to be ripe
+        queue_zone(h)
+        z.notify_at = 0
+
+
 cdef inline bint hint_free_blocks(PageZone *z, uint64_t *page, uint64_t most) noexcept nogil:
     """Hint up to `most` free blocks from `page` on, and move it past them; False at the zone's end. Zone lock held.
 

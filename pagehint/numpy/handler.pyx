@@ -266,6 +266,7 @@ def install(ArenaHeap heap not None, arena):
     if default_handler() != &everywhere:
         take_over()
     installed_arena = arena
+    heap.memory.queue.in_children = True
     if h.listed == NULL:
         Py_INCREF(heap)
         store_pointer(&h.listed, <void *> heap, RELAXED)
@@ -285,6 +286,7 @@ def uninstall():
     global installed_arena
     cdef Heap *h = installed
     if h != NULL:
+        (<ArenaHeap> h.listed).memory.queue.in_children = False
         store_heap(&installed, NULL, SEQ_CST)
         unlist(h)
         installed_arena = None

@@ -52,7 +52,8 @@ def install(arena: Arena | None = None, *, min_age: float | None = None) -> Aren
     -----
     This replaces NumPy's default allocator, which serves what is not for the arena: see `Arena.numpy`. In its context
     `Arena.numpy` takes precedence, as does any other handler that is set there. A forked child has the arena installed,
-    too, and its memory there is its own.
+    too, its memory there is its own, and what it frees goes back: a worker of its own starts when there is something to
+    give back.
     """
     if arena is None:
         arena = installed()

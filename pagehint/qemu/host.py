@@ -148,9 +148,9 @@ class Host:
                 timeout=self._timeout,
             )
         except BaseException as error:
-            ended = not process.running
+            ended = isinstance(error, HostError) and process.is_ending()
             _end(process, monitor)
-            if isinstance(error, HostError) and ended and process.said:
+            if ended and process.said:
                 raise HostError(f"QEMU did not start: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor

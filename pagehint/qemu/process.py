@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -174,6 +175,12 @@ class QemuProcess:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None if self.owned else Path(f"/proc/{self.pid}").exists()
+
+    def is_ending(self) -> bool:
+        """Whether it has ended, or does now: its sockets close a moment before the kernel says so."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS)
+        return not self.running
 
     @property
     def discards(self) -> Discards:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from processes import survives
+from threads import native_threads
 
 import pagehint as ph
 from pagehint.arena.mapping import Mapping
@@ -149,7 +150,7 @@ def test_closing_ends_hinting():
     arena.hinting().__enter__()
     arena.close()
     assert not arena.pages.hinting_enabled
-    assert "pagehint" not in [thread.name for thread in threading.enumerate()]
+    assert not native_threads("pagehint")
 
 
 def test_arrays_outlive_the_arena():

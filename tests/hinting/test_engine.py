@@ -10,6 +10,7 @@ import weakref
 import pytest
 from allocators import real
 from hosts import RecordingHost
+from threads import native_threads
 from waiting import wait_for
 
 import pagehint as ph
@@ -233,14 +234,10 @@ def test_an_allocator_that_is_collected_stops_its_worker():
     pages.enable_hinting(host.callbacks)
     pages.flush_hinting()
     memory = weakref.ref(pages.memory)
-    [worker] = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
+    assert native_threads("pagehint")
     del pages
-    gc.collect()
-    worker.join(60)
-    assert not worker.is_alive()
-    del worker
-    gc.collect()
-    assert memory() is None
+    wait_for(lambda: memory() is None)
+    wait_for(lambda: not native_threads("pagehint"))
 
 
 @pytest.mark.parametrize("shape", ["in a cycle", "owner in a cycle", "manual"])
@@ -252,7 +249,6 @@ def test_the_worker_going_on_when_its_allocator_is_collected_in_a_cycle(shape):
     host = RecordingHost()
     pages.enable_hinting(host.callbacks, workqueue="manual" if shape == "manual" else "thread")
     memory = weakref.ref(pages.memory)
-    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
     if shape == "owner in a cycle":
         owner = Owner()
         owner.pages, owner.me = pages, owner
@@ -263,10 +259,5 @@ def test_the_worker_going_on_when_its_allocator_is_collected_in_a_cycle(shape):
         del cycle
     del pages
     gc.collect()
-    for worker in workers:
-        worker.join(60)
-        assert not worker.is_alive()
-    workers.clear()
-    worker = None
-    gc.collect()
-    assert memory() is None
+    wait_for(lambda: memory() is None)
+    wait_for(lambda: not native_threads("pagehint"))

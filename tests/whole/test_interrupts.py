@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 from processes import run_code
 
@@ -33,51 +31,39 @@ def test_ctrl_c_ends_a_wait(call):
     assert run_code(code, interrupt=True) == (0, "interrupted\n", "")
 
 
-# What Ctrl-C inside Thread.start does, made certain: the thread starts, or has yet to, and the call raises.
-INTERRUPTED_START = """
-    import threading
-    import pagehint as ph
-    pages = ph.PageAllocator("64MiB")
-    start, late = threading.Thread.start, []
-    def interrupted(self):
-        late.append(self) if {late} else start(self)
-        raise KeyboardInterrupt
-    threading.Thread.start = interrupted
-    for _ in range(3):
-        try:
-            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None), delay=0.0)
-        except KeyboardInterrupt:
-            assert not pages.hinting_enabled
-    threading.Thread.start = start
-    workers = [thread for thread in threading.enumerate() if thread.name == "pagehint"]
-"""
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_ctrl_c_in_enable_leaving_a_worker_behind(late):
-    code = textwrap.dedent(INTERRUPTED_START.format(late=late)) + textwrap.dedent(
-        """
-        import time
+def test_ctrl_c_in_enable_leaving_a_worker_behind():
+    """Wherever it strikes, hinting is on or off, no worker is left over, and no callback of it is called."""
+    code = """
+        import signal, time
+        from pathlib import Path
+        import pagehint as ph
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        pages = ph.PageAllocator("64MiB")
         live, after = set(), []
         def hint_pages(token):
-            time.sleep(0.01)
             if token not in live:
                 after.append(token)
-        for token in range(20):
+        for token in range(1000):
             live.add(token)
             callbacks = ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(token), 1)
-            pages.enable_hinting(callbacks, delay=0.0)
-            while late:
-                start(late[0])
-                workers.append(late.pop(0))
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + token % 200))
+                    pages.enable_hinting(callbacks, delay=0.0)
+                    while True:
+                        time.sleep(1e-3)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                pass
             pages.disable_hinting()
             live.discard(token)
-        for worker in workers:
-            worker.join()
+            assert "pagehint\\n" not in [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
         pages.verify()
         print("callbacks after disable_hinting had returned:", after)
-        """
-    )
+    """
     assert run_code(code) == (0, "callbacks after disable_hinting had returned: []\n", "")
 
 
@@ -116,11 +102,10 @@ def test_a_signal_handler_disabling_while_the_main_thread_disables():
 def test_a_signal_handler_switching_while_the_main_thread_enables():
     """The first `enable_hinting` that comes through wins, and a thread does not wait for itself."""
     code = """
-        import signal, threading
+        import signal
         import pagehint as ph
         pages = ph.PageAllocator("64MiB")
         callbacks = ph.PageHintingCallbacks(lambda blocks: None)
-        start = threading.Thread.start
         def switch(*_):
             pages.disable_hinting()
             try:
@@ -128,11 +113,11 @@ def test_a_signal_handler_switching_while_the_main_thread_enables():
             except ph.HintingActiveError:
                 print("handler")
         signal.signal(signal.SIGALRM, switch)
-        def slow(self):
-            signal.raise_signal(signal.SIGALRM)
-            start(self)
-        threading.Thread.start = slow
-        pages.enable_hinting(callbacks)
+        def clock():
+            if not pages.hinting_enabled:
+                signal.raise_signal(signal.SIGALRM)
+            return 0.0
+        pages.enable_hinting(callbacks, workqueue="manual", clock=clock)
         assert pages.hinting_enabled
         pages.flush_hinting()
         pages.disable_hinting()
