@@ -40,7 +40,7 @@ from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
 from pagehint.zone.free_blocks cimport FreeBlock, list_free_blocks
 from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
-                                       machine_drain, machine_free, machine_free_run)
+                                       machine_drain, machine_free, machine_free_run, machine_grow)
 from pagehint.zone.page_set cimport Pcp, pcp_pages
 from pagehint.zone.status cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
@@ -534,7 +534,7 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef cnp.ndarray pfns
         cdef uint64_t *out
-        if n > <uint64_t>sum([z.managed_pages for z in self.zone_objects]) >> o:
+        if n > <uint64_t>sum([z.managed_pages for z in self.zone_objects]) + m.zones[prefer].growable_pages >> o:
             self.out_of_memory(f"{n} blocks of order {o}, {migratetype}")
         pfns = np.empty(n, np.uint64)
         out = <uint64_t *> pfns.data
@@ -618,7 +618,7 @@ cdef class PageAllocator:
         cdef Machine *m = &self.memory.m
         cdef cnp.ndarray trace = np.asarray(ops), table = pfns
         cdef uint64_t n, nr_slots, done = 0
-        cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
+        cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc, tries
         cdef Op *op
         if trace.dtype != OP_DTYPE or trace.ndim != 1:
             raise TypeError("ops must be a one-dimensional array of dtype OP_DTYPE")
@@ -636,6 +636,9 @@ cdef class PageAllocator:
                                      <uint64_t *> table.data, nr_slots, &done)
             if rc != E_NOMEM:
                 break
+            tries = 0
+            if machine_grow(m, prefer, 1, op[done].order, &tries):
+                continue
             # The operation that failed once more, with everything back from page sets and from the host.
             self.memory.settle()
             with nogil:

@@ -15,6 +15,7 @@ GIB = 1 << 30
 SECTION_BYTES = 128 << 20
 PFN_LIMIT = 1 << 52
 MAX_NODES = 1024  # as in Linux
+MOST_SPANNED = 1 << 32  # pages
 
 
 class Watermarks(NamedTuple):
@@ -41,6 +42,9 @@ class ZoneSpec:
         NUMA node the zone belongs to.
     holes : sequence of (pfn, nr_pages)
         Runs of page frames inside the span where there is no memory.
+    span_limit : int, default 2**32
+        Pages that it may ever span, when it grows by hotplug. Address space is reserved for their metadata, 0.4 byte a
+        page; memory is not.
 
     Raises
     ------
@@ -56,12 +60,13 @@ class ZoneSpec:
     spanned_pages: int
     node: int = 0
     holes: Sequence[tuple[int, int]] = ()
+    span_limit: int = MOST_SPANNED
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"a zone's name must be a string, not {self.name!r}")
         try:
-            for number in ("start_pfn", "spanned_pages", "node"):
+            for number in ("start_pfn", "spanned_pages", "node", "span_limit"):
                 object.__setattr__(self, number, operator.index(getattr(self, number)))
         except TypeError:
             raise TypeError(f"zone {self.name}: {number} must be an integer, not {getattr(self, number)!r}") from None
@@ -71,6 +76,8 @@ class ZoneSpec:
             raise ValueError(f"{where}: a zone needs at least one page, at PFNs from 0 to 2**52")
         if self.node < 0:
             raise ValueError(f"{where}: node {shown(self.node)} is negative")
+        if self.span_limit < min(self.spanned_pages, MOST_SPANNED):
+            raise ValueError(f"{where}: span_limit {shown(self.span_limit)} is less than it spans")
         merged: list[tuple[int, int]] = []
         for pfn, nr_pages in self._hole_numbers():
             if nr_pages <= 0 or pfn < self.start_pfn or pfn + nr_pages > end:

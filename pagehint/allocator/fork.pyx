@@ -77,6 +77,7 @@ cdef void fork_prepare() noexcept nogil:
     while r != NULL:
         lock_acquire(&r.m.last_resort, True)
         bulk_stop(r.m)
+        lock_acquire(&r.m.growing, True)
         for i in range(r.m.nr_zones):
             zone_stop(r.m.zones[i], r.m.nr_cpus)
         queue_lock(r.queue)
@@ -88,6 +89,7 @@ cdef void record_resume(ForkRecord *r) noexcept nogil:
     cdef int i
     for i in range(r.m.nr_zones):
         zone_resume(r.m.zones[i], r.m.nr_cpus)
+    lock_release(&r.m.growing)
     bulk_resume(r.m)
     lock_release(&r.m.last_resort)
 
@@ -116,6 +118,7 @@ cdef void fork_child() noexcept nogil:
     while r != NULL:
         goes_on = queue_goes_on(r.queue)
         lock_forget_sleepers(&r.m.last_resort)
+        lock_forget_sleepers(&r.m.growing)
         for i in range(r.m.nr_zones):
             z = r.m.zones[i]
             lock_forget_sleepers(&z.lock)

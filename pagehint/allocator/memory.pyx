@@ -31,7 +31,7 @@ from pagehint.hinting.watch cimport evaluate
 from pagehint.numbers cimport as_count, as_pfn
 from pagehint.sync.atomic cimport RELAXED, peek64, store64
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.lock cimport lock_acquire, lock_init, pthread_self
+from pagehint.sync.lock cimport lock_acquire, lock_init, lock_release, pthread_self
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
@@ -40,7 +40,7 @@ from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_l
 from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
 from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.verify cimport Finding, verify_zone
-from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
+from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
 
@@ -156,6 +156,7 @@ cdef class Memory:
         cdef int i, j
         queue_init(&self.queue)
         lock_init(&m.last_resort)
+        lock_init(&m.growing)
         self.queue.delay_armed = True
         self.specs = tuple(specs)
         self.page_size = page_size
@@ -176,7 +177,10 @@ cdef class Memory:
         self.limit.zones = m.zones
         self.limit.nr_zones = m.nr_zones
         for i, spec in enumerate(self.specs):
-            z = <PageZone *> hinted_zone_create(spec.start_pfn, spec.end_pfn, max_page_order, min_order)
+            z = <PageZone *> hinted_zone_create(spec.start_pfn, spec.end_pfn, spec.start_pfn + spec.span_limit,
+                                                max_page_order, min_order)
+            if z == NULL:               # a limit on address space: then it cannot grow
+                z = <PageZone *> hinted_zone_create(spec.start_pfn, spec.end_pfn, spec.end_pfn, max_page_order, min_order)
             if z == NULL:
                 raise errors.no_mapping(errno, f"no metadata for zone {spec.name} of {spec.spanned_pages} pages")
             m.zones[i] = z
@@ -354,10 +358,14 @@ cdef class Memory:
 
     def keep_ages(self):
         """Have stamps in every zone from now on. Raises MemoryError where the kernel refuses the memory."""
-        cdef int i
+        cdef int i, failed
         with self.hotplug():
             for i in range(self.m.nr_zones):
-                if keep_ages(self.m.zones[i]):
+                with nogil:
+                    lock_acquire(&self.m.growing, True)
+                    failed = keep_ages(self.m.zones[i])
+                    lock_release(&self.m.growing)
+                if failed:
                     raise errors.no_mapping(errno, f"no stamps for the granules of zone {self.specs[i].name}")
 
     # -- hotplug
@@ -534,8 +542,7 @@ cdef class Memory:
             for i in range(self.m.nr_zones):
                 z = self.m.zones[i]
                 holes = [(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i]
-                edges = [(z.base_pfn, z.start_pfn), (z.end_pfn, z.base_pfn + (z.nr_leaves << LEAF_SHIFT))]
-                absent = np.array(self.disjoint(holes) + edges, np.uint64).ravel() - np.uint64(z.base_pfn)
+                absent = np.array(self.disjoint(holes), np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
                     zone_stop(z, self.m.nr_cpus)
                     bad = (verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,

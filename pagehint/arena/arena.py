@@ -22,8 +22,9 @@ class Arena(BaseArena):
     Parameters
     ----------
     size : str or int, optional
-        Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used. Default: as much as this
-        machine has memory.
+        Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used, not even address space: it
+        is opened in steps, and a limit of the process that refuses a step makes the arena as full as a smaller one.
+        Default: as much as this machine has memory.
     hugepages : bool, default True
         Back it with transparent huge pages where the kernel has them: touching memory and giving it back is about
         twenty times faster, in units of 2 MiB.
@@ -32,7 +33,8 @@ class Arena(BaseArena):
     ----------
     pages : PageAllocator
         The allocator over it: one zone "Arena", PFN 0 at the first byte, blocks up to the arena's size, granules
-        of 2 MiB, no per-CPU page sets.
+        of 2 MiB, no per-CPU page sets. If the arena has more than 64 MiB, the zone has as many pages as are open, and
+        grows.
     hugepages : bool
         Whether huge pages are in use.
 
@@ -56,7 +58,8 @@ class Arena(BaseArena):
         if nr_bytes > most:
             raise ValueError(f"an arena has at most {format_size(most)}, not {shown(nr_bytes)} bytes")
         mapping = Mapping(nr_bytes, HUGE_PAGE, hugepages)
-        super().__init__(mapping, [ZoneSpec("Arena", 0, nr_bytes // page_size)])
+        zone = ZoneSpec("Arena", 0, mapping.open_bytes // page_size, span_limit=nr_bytes // page_size)
+        super().__init__(mapping, [zone])
         mapping.know_zeroes(self.pages)
         self._heap = ArenaHeap(mapping, self.pages)
 

@@ -39,7 +39,7 @@ class BaseArena(ABC):
     mapping : Mapping
         The memory. Page 0 begins at its first byte.
     zones : sequence of ZoneSpec
-        The parts of it that can be arrays.
+        The parts of it that can be arrays, as far as they are open; their `span_limit` is all of it.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class BaseArena(ABC):
         self.hugepages = mapping.hugepages
         granule = (HUGE_PAGE // mapping.page_size).bit_length() - 1
         self._zones = zones
-        self._most_pages = max(zone.spanned_pages for zone in zones)
+        self._most_pages = max(zone.span_limit for zone in zones)
         self.pages = PageAllocator(
             zones,
             page_size=mapping.page_size,
@@ -68,7 +68,7 @@ class BaseArena(ABC):
             pcp=False,
         )
         mapping.adopt(self.pages)
-        self._size = sum(zone.spanned_pages for zone in zones) * mapping.page_size
+        self._size = sum(zone.span_limit for zone in zones) * mapping.page_size
 
     # -- what the kinds of arena have of their own
 
@@ -154,7 +154,7 @@ class BaseArena(ABC):
         """Return the address, in this process, of a page's first byte; ValueError if the page is not in the arena."""
         self._require_usable()
         number = operator.index(pfn)
-        if not any(zone.start_pfn <= number < zone.end_pfn for zone in self._zones):
+        if not any(0 <= number - zone.start_pfn < zone.span_limit for zone in self._zones):
             raise ValueError(f"PFN {number:#x} is not {self._place} of {format_size(self.size)}")
         return self._mapping.address + number * self._mapping.page_size
 
@@ -189,8 +189,8 @@ class BaseArena(ABC):
         nr_bytes = math.prod(lengths) * kind.itemsize
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
         if nr_pages > self._most_pages:
-            zone = max(self._zones, key=lambda zone: zone.spanned_pages)
-            raise OutOfMemoryError(f"more contiguous pages than zone {zone.name} has ({zone.spanned_pages})")
+            zone = max(self._zones, key=lambda zone: zone.span_limit)
+            raise OutOfMemoryError(f"more contiguous pages than zone {zone.name} has ({zone.span_limit})")
         pfn = self.pages.alloc_pages_exact(nr_pages)
         block = Block(self._mapping, self.pages, pfn, nr_pages, nr_bytes)
         return np.ndarray(lengths, kind, buffer=memoryview(block), order=order)
@@ -343,7 +343,7 @@ class BaseArena(ABC):
         name = type(self).__name__
         if self.closed:
             return f"<{name}, closed>"
-        free = self.pages.stats().free_pages * self._mapping.page_size
+        free = self.size - self.pages.stats().allocated_pages * self._mapping.page_size
         return (
             f"<{name} of {format_size(self.size)}: {format_size(free)} free,"
             f" {format_size(self.resident_bytes)} resident, {self.live_arrays} arrays>"

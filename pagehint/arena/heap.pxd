@@ -33,9 +33,9 @@ cdef struct Heap:
     Machine *m
     int page_shift
     int max_order
-    # By its first page, the pages of each allocation. The size that NumPy gives with a free cannot be used: NumPy computes
-    # it from the array's shape, which other libraries change, and where an array could not grow while it was read from
-    # text, the shape is that of the first attempt.
+    # By its first page, the pages of each allocation; the mapping's. The size that NumPy gives with a free cannot be used:
+    # NumPy computes it from the array's shape, which other libraries change, and where an array could not grow while it
+    # was read from text, the shape is that of the first attempt.
     uint32_t *lengths
     atomic_i32 open
     uint64_t live               # allocations now; the counts after it are since the beginning
@@ -57,9 +57,6 @@ cdef class ArenaHeap:
     cdef Mapping mapping
     cdef Memory memory
     cdef bint was_listed        # threads may still read `h` in the list, without a lock: it is never freed
-
-    cdef size_t lengths_bytes(self)
-
 
 cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
     return <uint64_t>(<const char *> p - h.base) < h.nr_bytes

@@ -1,16 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The heap of an arena as an object, which owns its memory; what a request does is in `heap.pxd`."""
 cimport cython
-from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
 from pagehint._core cimport PageAllocator
 from pagehint.arena.mapping cimport Mapping
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, ctz64, load64
 
-from pagehint import errors
 from pagehint.arena.counts import Counts
 
 
@@ -29,7 +26,6 @@ cdef class ArenaHeap:
 
     def __cinit__(self, Mapping mapping not None, PageAllocator pages not None):
         cdef Heap *h = <Heap *> calloc(1, sizeof(Heap))
-        cdef void *lengths
         if h == NULL:
             raise MemoryError("no memory for an arena's heap")
         self.h = h
@@ -40,21 +36,12 @@ cdef class ArenaHeap:
         h.base = mapping.base
         h.m = &self.memory.m
         h.max_order = self.memory.max_page_order
-        lengths = mmap(NULL, self.lengths_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                       -1, 0)
-        if lengths == MAP_FAILED:
-            raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {h.nr_bytes} bytes")
-        h.lengths = <uint32_t *> lengths
+        h.lengths = mapping.opening.lengths
         h.populator = mapping.populator
         h.populated = &mapping.populated
         h.open = True
 
-    cdef size_t lengths_bytes(self):
-        return (self.h.nr_bytes >> self.h.page_shift) * sizeof(uint32_t)
-
     def __dealloc__(self):
-        if self.h != NULL and self.h.lengths != NULL:
-            munmap(self.h.lengths, self.lengths_bytes())
         if not self.was_listed:
             free(self.h)
 

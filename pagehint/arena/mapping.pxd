@@ -1,6 +1,7 @@
 """A mapping: `arena/mapping.pyx`."""
 from libc.stdint cimport uint64_t
 from pagehint.allocator.memory cimport Memory
+from pagehint.arena.opening cimport Opening
 from pagehint.arena.populate cimport Populator
 
 cdef class Mapping:
@@ -12,8 +13,12 @@ cdef class Mapping:
     cdef readonly bint open         # arrays may be made; it changes, as their number does, only with the GIL
     cdef bint discarded
     cdef bint of_file
-    cdef void *reservation
-    cdef size_t reserved
+    cdef Opening opening            # what of it is open
+    cdef bint placed                # it is in none of the kernel's places
     cdef Memory memory              # its zone knows which granules are zero; or None
     cdef Populator *populator       # the process's, or NULL if this is not populated ahead
     cdef uint64_t populated         # bytes
+
+    cdef int open_first(self) except -1
+    cdef char *place(self)
+    cdef size_t lengths_bytes(self)

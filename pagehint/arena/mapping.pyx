@@ -7,12 +7,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
-                         MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect, munlock, munmap)
+from posix.mman cimport (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+                         PROT_NONE, PROT_READ, PROT_WRITE, mmap, munlock, munmap)
 
 from pagehint._core cimport PageAllocator
 from pagehint.allocator.memory cimport Memory
 from pagehint.arena.madvise cimport Advice, madvise_blocks
+from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, pagehint_hint_fn
 from pagehint.hinting.watch cimport watch_broken
@@ -35,6 +36,13 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     GRANULE = 2 << 20           # bytes
+    WHOLE = 64 << 20            # an arena of no more bytes is opened at once
+
+# Where arenas that are opened in steps are placed, one behind the other: between a program and its heap and what the kernel
+# places by itself, also from the bottom up (at a third of 128 TiB), and above the shadow memory of AddressSanitizer.
+cdef size_t FIRST_PLACE = <size_t>17 << 40, LAST_PLACE = <size_t>42 << 40
+cdef size_t next_place          # where the next one begins
+cdef size_t nr_placed = 0       # of those that there are; without any, it begins anew
 
 cdef Populator populator        # the process's
 populator_init(&populator)
@@ -51,6 +59,7 @@ if pthread_atfork(NULL, NULL, fork_child):
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
 
+@cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
 cdef class Mapping:
     """A mapping, anonymous or of a file, aligned so that huge pages fit.
 
@@ -72,36 +81,85 @@ cdef class Mapping:
     """
 
     def __cinit__(self, size_t nr_bytes, size_t alignment, bint hugepages, int fd=-1, parts=()):
-        cdef size_t over, address, offset, length
+        cdef size_t address, offset, length
         self.of_file = fd >= 0
         self.page_size = os.sysconf("SC_PAGESIZE")
-        self.reserved = nr_bytes + alignment
-        self.reservation = mmap(NULL, self.reserved, PROT_NONE if self.of_file else PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if self.reservation == MAP_FAILED:
-            self.reservation = NULL
-            raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
-        over = <size_t>self.reservation % alignment
-        self.base = <char *>self.reservation + (alignment - over if over else 0)
         self.nr_bytes = nr_bytes
+        self.opening.most = nr_bytes
+        self.opening.granule = alignment
+        self.opening.page_shift = ctz64(self.page_size)
+        self.opening.hugepages = hugepages
+        if self.of_file:
+            if not reserve(&self.opening):
+                raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
+            self.opening.open = nr_bytes
+        else:
+            self.open_first()
         for address, offset, length in parts:
-            if mmap(self.base + address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED:
+            if mmap(self.opening.base + address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                    offset) == MAP_FAILED:
                 raise errors.no_mapping(errno, f"no mapping of {length} bytes of a file for an arena")
-        self.hugepages = hugepages and madvise(self.base, nr_bytes, MADV_HUGEPAGE) == 0
+        self.base = self.opening.base
+        self.hugepages = self.opening.hugepages and not self.of_file
         self.open = True
 
+    cdef int open_first(self) except -1:
+        """Find addresses, and open the first step: a granule, or all of a small arena."""
+        global nr_placed
+        cdef Opening *o = &self.opening
+        cdef size_t first = o.most if o.most <= WHOLE else o.granule
+        o.lengths = <uint32_t *> mmap(NULL, self.lengths_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                      -1, 0)
+        if <void *> o.lengths == MAP_FAILED:
+            o.lengths = NULL
+            raise errors.no_mapping(errno, f"no address space for the lengths of arrays in {o.most} bytes")
+        if first < o.most:
+            o.base = self.place()
+            self.placed = o.base != NULL and open_to(o, first)
+            nr_placed += self.placed
+        if not self.placed and not (reserve(o) and open_to(o, first)):
+            raise errors.no_mapping(errno, f"no mapping of {o.most} bytes for an arena")
+        return 0
+
+    cdef char *place(self):
+        """Addresses for which there is no mapping, as far as is known; NULL if there are none left."""
+        global next_place
+        cdef size_t at
+        if nr_placed == 0:
+            # As random as the kernel has placed this module.
+            next_place = FIRST_PLACE + ((<size_t>&populator >> 12 & 0xFFFF) << 26)
+        at = next_place
+        if LAST_PLACE - at < self.opening.most + GRANULE:
+            return NULL
+        next_place += self.opening.most + GRANULE
+        return <char *> at
+
+    cdef size_t lengths_bytes(self):
+        return (self.nr_bytes // self.page_size) * sizeof(uint32_t)
+
     def __dealloc__(self):
-        if self.reservation != NULL:
-            munmap(self.reservation, self.reserved)
+        global nr_placed
+        cdef Opening *o = &self.opening
+        if o.m != NULL:
+            close_all(o)
+        if o.base != NULL:
+            munmap(o.base, o.most if o.reserved else o.open)
+        if o.lengths != NULL:
+            munmap(o.lengths, self.lengths_bytes())
+        nr_placed -= self.placed
 
     def know_zeroes(self, PageAllocator pages not None):
         """Keep account of the granules that are zero, as all are: the mapping is fresh. `pages` is the allocator over it."""
         cdef PageZone *z = pages.memory.m.zones[0]
         self.memory = pages.memory
-        z.zeroed = zeroed_create(z.nr_granules)
+        z.zeroed = zeroed_create(self.nr_bytes // GRANULE)
         if z.zeroed == NULL:
             raise MemoryError("no memory for what is known of an arena's granules")
         watch_broken(z)
+        z.growable_pages = (self.nr_bytes - self.opening.open) // self.page_size
+        self.opening.m = &pages.memory.m
+        pages.memory.m.grower = &self.opening
+        pages.memory.m.grow = grow_arena
         # An arena without huge pages keeps no more memory than is touched: nothing is populated ahead.
         if self.hugepages:
             self.populator = &populator
@@ -126,13 +184,13 @@ cdef class Mapping:
     def discard(self):
         """Give the memory back, and keep the addresses. It was retired before, so nothing uses the memory."""
         self.discarded = True
-        munlock(self.reservation, self.reserved)
-        if self.of_file:
-            # The file lives on as long as others have it open or mapped.
-            mmap(self.reservation, self.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
-        else:
-            madvise(self.reservation, self.reserved, MADV_DONTNEED)
-            mprotect(self.reservation, self.reserved, PROT_NONE)
+        munlock(self.base, self.opening.open)
+        close_all(&self.opening)        # of a file: it lives on as long as others have it open or mapped
+
+    @property
+    def open_bytes(self):
+        """Bytes that are open, from the first one on."""
+        return self.opening.open
 
     @property
     def populated_bytes(self):
@@ -146,7 +204,7 @@ cdef class Mapping:
 
     def resident_pages(self):
         """For each granule of 2 MiB the pages that are in memory, as the kernel counts them (mincore). O(pages)."""
-        cdef size_t pages = self.nr_bytes // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
+        cdef size_t pages = self.opening.open // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
         counts = np.zeros((pages + granule - 1) // granule, np.uint32)
         present = bytearray(granule)
         cdef uint32_t[::1] count = counts

@@ -13,8 +13,12 @@ from pagehint.zone.zone cimport PageZone, usable_free_pages
 
 
 cdef inline uint64_t report_gate(const PageZone *z, uint64_t max_pages) noexcept nogil:
-    """Usable free pages that the zone needs: its low watermark, and `max_pages` granules."""
-    return z.watermark[WMARK_LOW] + (max_pages << z.min_order)
+    """Usable free pages that the zone needs: its low watermark, and `max_pages` granules.
+
+    None if it can grow by so many: then memory is not short.
+    """
+    cdef uint64_t pages = z.watermark[WMARK_LOW] + (max_pages << z.min_order)
+    return pages if pages > z.growable_pages else 0
 
 
 cdef inline bint gate_is_open(PageZone *z, const WorkQueue *q, uint64_t max_pages) noexcept nogil:

@@ -103,10 +103,10 @@ cdef inline void hints_close(PageZone *z) noexcept nogil:
         munmap(h.freed_at, stamps_bytes(z, z.limit_leaves))
 
 
-cdef inline HintedZone *hinted_zone_create(uint64_t start_pfn, uint64_t end_pfn, int max_order,
+cdef inline HintedZone *hinted_zone_create(uint64_t start_pfn, uint64_t end_pfn, uint64_t limit_pfn, int max_order,
                                            int min_order) noexcept nogil:
     """A zone without present pages and without hints; NULL and errno where the kernel refuses memory."""
-    cdef PageZone *z = zone_create(sizeof(HintedZone), start_pfn, end_pfn, max_order, min_order)
+    cdef PageZone *z = zone_create(sizeof(HintedZone), start_pfn, end_pfn, limit_pfn, max_order, min_order)
     cdef Hints *h
     cdef void *arrays
     if z == NULL:

@@ -36,7 +36,7 @@ class GuestArena(BaseArena):
         end = ram.parts[-1].address + ram.parts[-1].nr_bytes
         parts = [Part(FREE, FREE, ram.parts[0].nr_bytes - FREE), *ram.parts[1:]]
         zones = [
-            ZoneSpec(name, part.address // PAGE_SIZE, part.nr_bytes // PAGE_SIZE)
+            ZoneSpec(name, part.address // PAGE_SIZE, (pages := part.nr_bytes // PAGE_SIZE), span_limit=pages)
             for name, part in zip(("DMA32", "Normal"), parts, strict=False)
         ]
         super().__init__(Mapping(end, HUGE_PAGE, False, ram.fd, ram.parts), zones)

@@ -16,7 +16,7 @@ from pagehint.zone.check cimport check_used
 from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts, low_ones, spread
 from pagehint.zone.migratetype cimport zone_take, zone_take_many
-from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, locate, machine_free
+from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, locate, machine_free, machine_grow
 from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK
 from pagehint.zone.watermark cimport spare_pages
@@ -169,10 +169,11 @@ cdef inline int machine_alloc_bulk(Machine *m, int preferred, int order, int mt,
                                    uint64_t n) noexcept nogil:
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t done = 0, i
-    cdef int s, rc = E_NOMEM
+    cdef int s, rc = E_NOMEM, tries = 0
     # Asked before anything is taken: a request that cannot be met is then refused without a call of the hook.
-    if machine_can_serve(m, preferred, order) < n:
-        return E_NOMEM
+    while machine_can_serve(m, preferred, order) < n:
+        if not machine_grow(m, preferred, n, order, &tries):
+            return E_NOMEM
     bulk_begin(m, n)
     for s in range(m.zonelist_length[preferred]):
         done += zone_alloc_bulk(m.zones[step[s].zone], order, mt, peek64(&step[s].reserve), pfns + done, n - done)

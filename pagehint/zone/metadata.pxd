@@ -55,6 +55,12 @@ cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
     return 0
 
 
+cdef inline int open_heads(PageZone *z) noexcept nogil:
+    """Make the heads of the lists usable, which stand behind the last leaf's links and need not begin a page."""
+    cdef uint64_t before = z.limit_leaves * sizeof(Links), page = sysconf(_SC_PAGESIZE), first = before // page * page
+    return open_array(<uint8_t *> z.links + first, before - first + NR_LISTS * sizeof(Links))
+
+
 cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
     """Let the zone reach to `end_pfn`, the new part absent. Its metadata is open.
 
@@ -74,26 +80,26 @@ cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
             + z.nr_leaves // LINE_LEAVES + 1 + NR_LISTS * sizeof(Links))
 
 
-cdef inline uint64_t array_sizes(uint64_t *sizes) noexcept nogil:
-    """Bytes of each array, in address order, in the largest zone that can be; returns their sum."""
+cdef inline uint64_t array_sizes(const PageZone *z, uint64_t *sizes) noexcept nogil:
+    """Bytes of each array, in address order, when the zone is as large as it can get; returns their sum."""
     cdef uint64_t total = 0
     cdef int i
-    sizes[0] = LIMIT_LEAVES * sizeof(Leaf)
-    sizes[1] = (LIMIT_LEAVES + NR_LISTS) * sizeof(Links)
-    sizes[2] = LIMIT_LEAVES                                 # kinds
-    sizes[3] = LIMIT_LEAVES // PAGEBLOCK_LEAVES + 1         # types
-    sizes[4] = LIMIT_LEAVES // LINE_LEAVES + 1              # lines
+    sizes[0] = z.limit_leaves * sizeof(Leaf)
+    sizes[1] = (<uint64_t>z.limit_leaves + NR_LISTS) * sizeof(Links)
+    sizes[2] = z.limit_leaves                               # kinds
+    sizes[3] = z.limit_leaves // PAGEBLOCK_LEAVES + 1       # types
+    sizes[4] = z.limit_leaves // LINE_LEAVES + 1            # lines
     for i in range(ARRAYS):
         sizes[i] = whole_pages(sizes[i])
         total += sizes[i]
     return total
 
 
-cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t end_pfn, int max_order,
-                                  int min_order) noexcept nogil:
+cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t end_pfn, uint64_t limit_pfn,
+                                  int max_order, int min_order) noexcept nogil:
     """Create a zone without present pages, at the front of a zeroed struct of `nr_bytes`: the rest is the caller's.
 
-    NULL and errno where memory lacks.
+    It can grow up to `limit_pfn`, or to LIMIT_LEAVES. NULL and errno where memory lacks.
     """
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (nr_bytes + 63) // 64 * 64)
     cdef uint64_t[ARRAYS] sizes
@@ -108,8 +114,8 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
     z.notify_at = INT64_MAX
     z.start_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
-    z.limit_leaves = LIMIT_LEAVES
-    z.mapping_bytes = array_sizes(sizes)
+    z.limit_leaves = <uint32_t>min(leaves_for(z, limit_pfn), <uint64_t>LIMIT_LEAVES)
+    z.mapping_bytes = array_sizes(z, sizes)
     z.mapping = mmap(NULL, z.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if z.mapping == MAP_FAILED:
         free(z)
@@ -119,12 +125,12 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
     z.kinds = <uint8_t *> z.links + sizes[1]
     z.types = z.kinds + sizes[2]
     z.lines = z.types + sizes[3]
-    if (leaves_for(z, end_pfn) > LIMIT_LEAVES or zone_open(z, leaves_for(z, end_pfn))
-            or open_array(&z.links[LIMIT_LEAVES], NR_LISTS * sizeof(Links))):
+    if (leaves_for(z, end_pfn) > z.limit_leaves or zone_open(z, leaves_for(z, end_pfn))
+            or open_heads(z)):
         munmap(z.mapping, z.mapping_bytes)
         free(z)
         return NULL
-    for i in range(<uint32_t>LIMIT_LEAVES, <uint32_t>(LIMIT_LEAVES + NR_LISTS)):
+    for i in range(z.limit_leaves, z.limit_leaves + NR_LISTS):
         z.links[i].next = z.links[i].prev = i
     zone_extend(z, end_pfn)
     lock_init(&z.lock)

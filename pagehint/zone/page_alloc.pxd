@@ -18,7 +18,8 @@ from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
 from pagehint.zone.migratetype cimport zone_take
 from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                                      pcp_here, sets_drain, sets_hold, sets_let_go)
-from pagehint.zone.run cimport NOWHERE, can_grow, find_run, run_free_allocated, run_mark, run_resize, run_take, run_trim
+from pagehint.zone.run cimport (NOWHERE, can_grow, find_run, first_not_free, run_free_allocated, run_mark, run_resize,
+                                run_take, run_trim)
 from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
@@ -28,6 +29,7 @@ from pagehint.zone.zone cimport LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, US
 
 cdef enum:
     PATIENCE = 4096             # blocks, runs and split leaves that first fit looks at, at most: some 10 us
+    GROWTHS = 8                 # times that a zone grows for one request, at most
 
 cdef enum How:
     TRY = 0                     # do not wait for a lock
@@ -38,6 +40,8 @@ cdef struct ZoneTry:            # one step of a zonelist
     int zone                    # index of the zone
     uint64_t reserve            # pages kept there from requests that prefer another zone; written without a lock
 
+ctypedef bint (*grow_fn)(void *owner, uint64_t end_pfn) noexcept nogil
+
 cdef struct Machine:
     int nr_zones
     int nr_cpus
@@ -46,6 +50,10 @@ cdef struct Machine:
     int *zonelist_length        # steps of each
     int default_zone
     Lock last_resort            # held by the thread that holds the locks of all page sets; taken before them
+    # Of an arena, whose memory is opened in steps: has the zone reach to a PFN if it can. Else NULL.
+    grow_fn grow
+    void *grower                # what it is called with
+    Lock growing                # held while a zone grows, but by hotplug; taken before a zone's lock, after the two above
     # Written by atomic operations.
     uint64_t bulk_blocks        # blocks of the bulk calls in progress: withheld, or in a larger block that is
     uint64_t bulk_calls         # bulk calls in progress
@@ -88,17 +96,35 @@ cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t 
     return rc
 
 
+cdef inline bint machine_grow(Machine *m, int preferred, uint64_t n, int order, int *tries) noexcept nogil:
+    """Have the preferred zone grow by `n` blocks of an order, one after the other; whether to try once more.
+
+    If it cannot grow by so many, it grows as far as it can, since what is free at its end adds to that. Other threads may
+    take the new pages first, so it is tried a few times.
+    """
+    cdef const PageZone *z = m.zones[preferred]
+    cdef uint64_t end = peek64(&z.end_pfn) - z.base_pfn, block = <uint64_t>1 << order, left = peek64(&z.growable_pages)
+    if m.grow == NULL or left == 0 or tries[0] == GROWTHS:
+        return False
+    tries[0] += 1
+    return m.grow(m.grower, z.base_pfn + min(((end + block - 1) & ~(block - 1)) + n * block, end + left))
+
+
 cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
     """As `machine_alloc`, with the steps that are seldom needed."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
-    cdef int i, rc
-    for i in range(m.zonelist_length[preferred]):
-        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
-        if rc != E_NOMEM:
-            pfn[0] = m.zones[step[i].zone].base_pfn + page
-            return rc
-    return E_NOMEM
+    cdef int i, rc, tries = 0
+    while True:
+        for i in range(m.zonelist_length[preferred]):
+            rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
+            if rc != E_NOMEM:
+                pfn[0] = m.zones[step[i].zone].base_pfn + page
+                return rc
+        if how == TRY and m.grow != NULL:
+            return E_AGAIN
+        if not machine_grow(m, preferred, 1, order, &tries):
+            return E_NOMEM
 
 
 cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
@@ -154,12 +180,14 @@ cdef inline int machine_take_run(Machine *m, int preferred, uint64_t n, int mt, 
     """Take a run from the preferred zone or one it falls back to."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
-    cdef int i
-    for i in range(m.zonelist_length[preferred]):
-        if zone_take_run(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
-            pfn[0] = m.zones[step[i].zone].base_pfn + page
-            return OK
-    return E_NOMEM
+    cdef int i, tries = 0
+    while True:
+        for i in range(m.zonelist_length[preferred]):
+            if zone_take_run(m.zones[step[i].zone], n, mt, peek64(&step[i].reserve), &page) == OK:
+                pfn[0] = m.zones[step[i].zone].base_pfn + page
+                return OK
+        if not machine_grow(m, preferred, n, 0, &tries):
+            return E_NOMEM
 
 
 cdef inline int locate(Machine *m, uint64_t pfn, uint64_t n, PageZone **zone) noexcept nogil:
@@ -258,11 +286,22 @@ cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_o
     return machine_give_run(m, pfn, n)
 
 
+cdef inline bint is_free_to_end(PageZone *z, uint64_t page) noexcept nogil:
+    """Whether the zone is free from this page on."""
+    cdef bint free
+    lock_acquire(&z.lock, True)
+    free = first_not_free(z, page, z.end_pfn - z.base_pfn) == z.end_pfn - z.base_pfn
+    zone_unlock(z)
+    return free
+
+
 cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_t wanted) noexcept nogil:
     """Make what `machine_alloc_run` took longer, or make it shorter and free its end. The zone has no page sets."""
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, max(n, wanted), &z)
+    if rc == E_ABSENT and m.grow != NULL and is_free_to_end(z, pfn - z.base_pfn + n) and m.grow(m.grower, pfn + wanted):
+        rc = OK
     if rc != OK:
         return rc
     page = pfn - z.base_pfn
@@ -280,6 +319,11 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source
+    if rc != OK and m.grow != NULL:
+        if not may_block:
+            return E_AGAIN
+        if m.grow(m.grower, pfn + (<uint64_t>1 << order)):
+            rc = locate(m, pfn, <uint64_t>1 << order, &z)
     if rc != OK:
         return rc
     page = pfn - z.base_pfn

@@ -130,9 +130,9 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
                 return found_in_all(z, f, "nr_free is not the number of free blocks")
             n = 0
             if (z.nonempty[mt] >> order) & 1:
-                prev = list_head(mt, order)
+                prev = list_head(z, mt, order)
                 i = list_first(z, mt, order)
-                while i != list_head(mt, order):
+                while i != list_head(z, mt, order):
                     n += 1
                     if i >= z.nr_leaves:
                         if n == 1:
@@ -152,24 +152,36 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
     return False
 
 
+cdef inline bint verify_absent_run(const PageZone *z, uint64_t page, uint64_t end, Count *c, Finding *f) noexcept nogil:
+    """As `verify_absent`, of one run."""
+    while page < end:
+        if is_split(z.kinds[page >> LEAF_SHIFT]):
+            if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
+                    & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
+                return found(f, "an absent page is in use", page)
+            c.withheld -= 1
+            page += 1
+        elif z.kinds[page >> LEAF_SHIFT] != ABSENT:
+            return found(f, "an absent leaf is in use", page)
+        else:
+            page = ((page >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+    return False
+
+
 cdef inline bint verify_absent(const PageZone *z, const uint64_t *runs, uint64_t n, Count *c,
                                Finding *f) noexcept nogil:
-    """Check that the pages of `n` pairs (start, end) are absent, and take them off what was counted as withheld."""
-    cdef uint64_t page, absent = 0, k
+    """Check that the pages of `n` pairs (start, end) are absent, and take them off what was counted as withheld.
+
+    So are those of the first and the last leaf that are not within the zone.
+    """
+    cdef uint64_t end = z.end_pfn - z.base_pfn, absent = (z.start_pfn - z.base_pfn) + (z.nr_leaves << LEAF_SHIFT) - end, k
+    if (verify_absent_run(z, 0, z.start_pfn - z.base_pfn, c, f)
+            or verify_absent_run(z, end, z.nr_leaves << LEAF_SHIFT, c, f)):
+        return True
     for k in range(n):
         absent += runs[2 * k + 1] - runs[2 * k]
-        page = runs[2 * k]
-        while page < runs[2 * k + 1]:
-            if is_split(z.kinds[page >> LEAF_SHIFT]):
-                if not (load64(&z.leaves[page >> LEAF_SHIFT].free, RELAXED)
-                        & z.leaves[page >> LEAF_SHIFT].head) >> (page & 63) & 1:
-                    return found(f, "an absent page is in use", page)
-                c.withheld -= 1
-                page += 1
-            elif z.kinds[page >> LEAF_SHIFT] != ABSENT:
-                return found(f, "an absent leaf is in use", page)
-            else:
-                page = ((page >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+        if verify_absent_run(z, runs[2 * k], runs[2 * k + 1], c, f):
+            return True
     if z.managed_pages != (z.nr_leaves << LEAF_SHIFT) - absent:
         return found_in_all(z, f, "managed pages are not what is left of the leaves when the absent are taken off")
     return False

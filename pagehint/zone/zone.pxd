@@ -48,7 +48,7 @@ cdef enum:
     KIND_STATE = 0xC0           # the bits that are WITHHELD, FREE or USED
     KIND_ORDER = 0x3F           # the bits that are the order beside them
 
-# The neighbours of a leaf in its free list, by index; the heads of the lists have the indices from LIMIT_LEAVES on.
+# The neighbours of a leaf in its free list, by index; the heads of the lists have the indices from `limit_leaves` on.
 # A leaf on no list uses them for other things: `next` for its owner (`owned_leaf.pxd`), `prev` for a run's length
 # (`run.pxd`).
 cdef struct Links:              # 8 bytes
@@ -75,6 +75,7 @@ cdef struct PageZone:
     uint64_t end_pfn                # first PFN after the zone
     uint64_t nr_leaves
     uint64_t nr_granules
+    uint32_t limit_leaves           # leaves for which the reservation has room, at most LIMIT_LEAVES
     int max_order
     int max_leaf_order              # of a block in a leaf's words, a whole leaf included: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
@@ -95,6 +96,7 @@ cdef struct PageZone:
     uint64_t bulk_pages             # in blocks of whole leaves that bulk frees have withheld and not yet freed
     uint64_t isolate_pageblocks     # pageblocks of type isolate
     uint64_t managed_pages          # present and online
+    uint64_t growable_pages         # that the zone's owner can add whenever they are wanted: as good as free
     uint64_t watermark[3]           # min, low, high: `WMARK_` of `watermark.pxd`
     # Set before the zone is used.
     void *pcp                       # page sets: Pcp[nr_cpus], or NULL
@@ -102,7 +104,6 @@ cdef struct PageZone:
     int index                       # of the zone in its machine
     void *mapping                   # the reservation that all arrays are in
     uint64_t mapping_bytes
-    uint64_t limit_leaves           # leaves for which the reservation has room
 
 
 cdef inline int type_of(const PageZone *z, uint64_t leaf) noexcept nogil:
@@ -120,14 +121,14 @@ cdef inline bint is_shared(int kind) noexcept nogil:
     return SPLIT <= kind <= FULL
 
 
-cdef inline uint32_t list_head(int mt, int order) noexcept nogil:
+cdef inline uint32_t list_head(const PageZone *z, int mt, int order) noexcept nogil:
     """Index in `links` of a list's head."""
-    return <uint32_t>(LIMIT_LEAVES + mt * NR_ORDERS + order)
+    return z.limit_leaves + <uint32_t>(mt * NR_ORDERS + order)
 
 
 cdef inline uint64_t list_first(const PageZone *z, int mt, int order) noexcept nogil:
     """The first leaf of a list that is not empty. Zone lock held."""
-    return z.links[list_head(mt, order)].next
+    return z.links[list_head(z, mt, order)].next
 
 
 # A list is a ring through its head, so that adding and removing need no branch: the processor could not predict it.
@@ -135,7 +136,7 @@ cdef inline uint64_t list_first(const PageZone *z, int mt, int order) noexcept n
 cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
     """Put a leaf first in the list of its largest order. Zone lock held."""
     cdef Links *links = z.links
-    cdef uint32_t i = <uint32_t>leaf, head = list_head(mt, order), next = links[head].next
+    cdef uint32_t i = <uint32_t>leaf, head = list_head(z, mt, order), next = links[head].next
     assert_held(&z.lock)
     # Atomic, since `owned_by` reads this word without the lock: it may be an owner's mark.
     store32(&links[i].next, next, RELAXED)

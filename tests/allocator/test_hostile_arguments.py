@@ -123,6 +123,7 @@ HOSTILE = {
     "ops": (NO_OPS, []),
     "name": ([None, 1, b"Normal", [], object(), Angry(), NAN], ["", "\0", "x" * 10000, np.str_("x")]),
     "start_pfn": ([*NO_INTEGERS, *TOO_SMALL, *TOO_LARGE], [0, *ONES]),
+    "span_limit": ([0, 99, *NO_INTEGERS, *TOO_SMALL], [100, 2**32, 2**64, *TOO_LARGE]),
     "spanned_pages": ([0, 2**52 + 1, *NO_INTEGERS, *TOO_SMALL, *TOO_LARGE[1:]], [2**52, *ONES]),
     "node": ([*NO_INTEGERS, *TOO_SMALL], [*ONES, 2**200]),
     "holes": (

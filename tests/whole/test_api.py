@@ -92,7 +92,7 @@ METHODS = {
 CONSTRUCTORS = {
     ph.PageAllocator: "(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)",
     ph.PageHintingCallbacks: "(hint_pages, max_pages=16, prepare=None, cleanup=None)",
-    ph.ZoneSpec: "(name, start_pfn, spanned_pages, node=0, holes=())",
+    ph.ZoneSpec: "(name, start_pfn, spanned_pages, node=0, holes=(), span_limit=4294967296)",
     ph.Watermarks: "(min, low, high)",
     ph.Arena: "(size=None, hugepages=True)",
 }
@@ -248,6 +248,7 @@ def test_attributes_of_instances():
         "spanned_pages",
         "node",
         "holes",
+        "span_limit",
     ]
     with ph.Arena("2MiB") as arena:
         assert isinstance(arena.pages, ph.PageAllocator)

@@ -6,8 +6,8 @@ from pagehint._core cimport PageAllocator
 from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.zone.owned_leaf cimport OWNER
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
-from pagehint.zone.zone cimport (FREE, FULL, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES, OWNED,
-                                 PageZone, RUN, SPLIT, TAIL, USED, WITHHELD, list_head)
+from pagehint.zone.zone cimport (FREE, FULL, LIMIT_LEAVES, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES,
+                                 OWNED, PageZone, RUN, SPLIT, TAIL, USED, WITHHELD)
 
 KINDS = {"RUN": RUN, "FREE": FREE, "FULL": FULL, "WITHHELD": WITHHELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
          "USED": USED}
@@ -15,7 +15,8 @@ ISOLATE, MOVABLE, RECLAIMABLE, TYPES, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, MT_RE
 
 
 def head_of_list(int mt, int order):
-    return list_head(mt, order)
+    """In a zone that may grow as far as any."""
+    return LIMIT_LEAVES + mt * NR_ORDERS + order
 
 
 cdef PageZone *last_zone(PageAllocator pages):
