@@ -1,5 +1,5 @@
 import os
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 from typing_extensions import disjoint_base
 

@@ -134,7 +134,7 @@ assert arena.populated_bytes == before
 
 @needs_another_cpu
 def test_no_descriptor_is_kept_or_used_for_populating():
-    """Neither a pipe that the process closes is kept open, nor does a process lose one that closes all and opens others."""
+    """No pipe that the process closes is kept open, and one that closes all descriptors and opens others loses none."""
     survives(
         TRUSTED
         + """

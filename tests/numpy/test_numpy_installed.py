@@ -138,6 +138,8 @@ def test_contexts_of_an_arena_that_was_installed(arena):
 def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
     with pytest.raises(ValueError, match="made here"):
         ph.numpy.install(arena, min_age=1.0)
+    with pytest.raises(ValueError, match="hugepages"):
+        ph.numpy.install(arena, hugepages=False)
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1.0)
     assert ph.numpy.installed() is None

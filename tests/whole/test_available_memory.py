@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ MIB, GIB = 1 << 20, 1 << 30
 UNLIMITED_1 = str((1 << 63) - 4096)
 V1 = "35 31 0:32 {part} {point} rw,relatime shared:9 - cgroup cgroup rw,memory"
 V2 = "41 31 0:38 {part} {point} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
-OTHERS = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"
+OTHERS = """31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"""
 NOTHING = CgroupMemory(None, None, True)
 UNKNOWN = CgroupMemory(None, None, False)
 
@@ -172,7 +172,8 @@ def test_blanks_in_names_are_written_in_octal(root):
 def test_very_long_lines_are_passed_over(root):
     layers = ":".join(f"/layer{number}" for number in range(2000))
     mounts = V2.format(part="/", point="/sys/fs/cgroup")
-    root.process("0::/a", f"20 1 0:9 / / rw - overlay overlay rw,lowerdir={layers}\n{mounts}\n{'9' * 8192}\n{'9' * 8191}")
+    overlay = f"20 1 0:9 / / rw - overlay overlay rw,lowerdir={layers}"
+    root.process("0::/a", "\n".join([overlay, mounts, "9" * 8192, "9" * 8191]))
     root.level("/sys/fs/cgroup/a", max=GIB, current=0)
     assert root.look() == CgroupMemory(GIB, GIB, True)
 
@@ -252,7 +253,7 @@ def test_a_process_that_is_moved_and_limits_that_change(root):
     assert look.cgroup_memory() == CgroupMemory(GIB // 2, GIB // 2 - MIB, True)
     root.write("/proc/self/cgroup", "0::/c")
     assert look.cgroup_memory().limit == 2 * GIB
-    os.rename(root.path / "sys/fs/cgroup", root.path / "elsewhere")
+    (root.path / "sys/fs/cgroup").rename(root.path / "elsewhere")
     assert not look.cgroup_memory().known
     unified(root, "/c", "/", "/elsewhere")
     assert look.cgroup_memory() == CgroupMemory(2 * GIB, 2 * GIB, True)
