@@ -227,6 +227,35 @@ def test_zeros_after_an_array_of_that_size_are_as_lazy_as_fresh_ones(arena):
     del array
 
 
+def test_zeros_that_are_filled_each_time_are_written_until_they_no_longer_are(arena):
+    """Zeros that fit into a cache cost half as much as page faults, if all of them are used."""
+
+    def one(nr_bytes, fill):
+        before = arena.numpy_counts
+        with arena.numpy():
+            array = np.zeros(nr_bytes, "u1")
+        assert not array.any()
+        array[:] = fill
+        after = arena.numpy_counts
+        assert after.cleared + after.dropped - before.cleared - before.dropped == nr_bytes
+        return after.dropped > before.dropped
+
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    assert [one(20 * MIB, 1) for _ in range(33)] == [True, *[False] * 15, True, *[False] * 15, True]
+    assert [one(40 * MIB, 1) for _ in range(3)] == [True] * 3
+    assert [one(14 * MIB, 1) for _ in range(3)] == [False] * 3
+
+    def unused(nr_bytes):
+        before = arena.numpy_counts.dropped
+        with arena.numpy():
+            np.zeros(nr_bytes, "u1")
+        return arena.numpy_counts.dropped > before
+
+    assert [unused(20 * MIB) for _ in range(20)] == [*[False] * 15, *[True] * 5]
+
+
 @pytest.mark.parametrize("nr_bytes", [16 * MIB, 16 * MIB + 1, 19 * MIB - 5, 20 * MIB - 5, 20 * MIB - PAGE])
 @pytest.mark.parametrize("before", [0, PAGE, MIB, 2 * MIB - PAGE])
 def test_only_granules_that_are_the_arrays_own_are_dropped(arena, before, nr_bytes):
