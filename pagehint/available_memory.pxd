@@ -197,10 +197,10 @@ cdef inline bint parse_mount(char *line, int version, char **part, char **point)
     ``35 31 0:32 /part /where rw,relatime shared:9 - cgroup source rw,memory``
     """
     cdef char *kind = strstr(line, " - ")
-    cdef int i
+    cdef int _i
     if kind == NULL:
         return False
-    for i in range(3):
+    for _i in range(3):
         line = strchr(line, c' ')
         if line == NULL:
             return False

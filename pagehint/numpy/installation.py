@@ -24,9 +24,7 @@ __all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
 MIN_AGE: Final = 0.01
 
 
-def install(
-    arena: Arena | None = None, *, min_age: float | None = None, hugepages: bool | None = None
-) -> Arena:
+def install(arena: Arena | None = None, *, min_age: float | None = None, hugepages: bool | None = None) -> Arena:
     """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
 
     Parameters

@@ -153,5 +153,19 @@ def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
         ph.numpy.uninstall()
 
 
+def test_without_huge_pages_memory_that_is_not_touched_is_not_resident():
+    survives("""
+        import numpy as np
+        import pagehint as ph
+        arena = ph.numpy.install(hugepages=False)
+        assert not arena.hugepages
+        arrays = [np.empty(1 << 20, "u1") for _ in range(64)]
+        for array in arrays:
+            array[:100] = 1
+        assert arena.numpy_counts.arena == 64
+        assert arena.resident_bytes <= 1 << 20
+    """)
+
+
 def test_numpy_s_own_name_stays(installed):
     assert np._core.multiarray.get_handler_name() == "default_allocator"
