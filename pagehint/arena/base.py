@@ -124,8 +124,8 @@ class BaseArena(ABC):
 
         The first 16 MiB are made resident at once if the last array that was followed was written to. For an array that
         is never touched it stays at these, and for the next one nothing is done ahead. One array is followed at a time.
-        Not followed are arrays of zeros and what an array grows into; and none is followed without huge pages, without a
-        second CPU, on Linux before 5.14, and in a guest's RAM.
+        Not followed are arrays of zeros and what an array grows into; and none is followed without huge pages, without
+        a second CPU, on Linux before 5.14, and in a guest's RAM.
         """
         return self._mapping.populated_bytes
 

@@ -18,9 +18,9 @@ The first window is populated at once, before its probe is resident, if the last
 nearly all are. So an array that is never touched costs 16 MiB, and those after it nothing. One that is touched in part costs
 what was populated ahead, up to 128 MiB.
 
-A window is at most a thirty-second part of what is left: of the machine's memory, and of what the cgroup of this process and
-those above it allow (`pagehint/available_memory.pxd`). The thread looks before each window, and where less than 1 GiB is left
-before each granule. With less than 64 MiB left, or if that cannot be known, nothing is populated: the owner may never need
+A window is at most a thirty-second part of what is left: of the machine's memory, and of what the cgroup of this process
+and those above it allow (`pagehint/available_memory.pxd`). The thread looks before each window, and where less than 1 GiB
+is left before each granule. With less than 64 MiB left, or if that cannot be known, nothing is populated: the owner may never need
 it, and near a limit the kernel ends the process. What the owner itself faults in is safe: where a huge page would go over a
 limit, the kernel takes small ones.
 
@@ -232,10 +232,11 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
 
 cdef inline void *populate_for_ever(void *arg) noexcept nogil:
     cdef Populator *p = <Populator *> arg
+    cdef bint unshared
+    name_this_thread("pagehint-ahead")
     # Descriptors of its own, from none on. So the files that it reads are never seen, closed or mistaken by the rest of the
     # process, a daemon that closes all of them for instance, nor do forked children inherit them.
-    cdef bint unshared = syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE) == 0
-    name_this_thread("pagehint-ahead")
+    unshared = syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE) == 0
     pthread_mutex_lock(&p.mutex)
     p.refused |= not unshared
     while True:

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from numpy_arrays import MIB, empty_at_the_end, inside, installed_arena, mapped, nothing_left
+from processes import survives
 
 import pagehint as ph
 
