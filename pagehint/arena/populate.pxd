@@ -20,9 +20,9 @@ what was populated ahead, up to 128 MiB.
 
 A window is at most a thirty-second part of what is left: of the machine's memory, and of what the cgroup of this process
 and those above it allow (`pagehint/available_memory.pxd`). The thread looks before each window, and where less than 1 GiB
-is left before each granule. With less than 64 MiB left, or if that cannot be known, nothing is populated: the owner may never need
-it, and near a limit the kernel ends the process. What the owner itself faults in is safe: where a huge page would go over a
-limit, the kernel takes small ones.
+is left before each granule. With less than 64 MiB left, or if that cannot be known, nothing is populated: the owner
+may never need it, and near a limit the kernel ends the process. What the owner itself faults in is safe: where a huge page
+would go over a limit, the kernel takes small ones.
 
 There is one such thread in a process. It follows one allocation at a time, the one with most left to write; the owners of
 others fault their pages in themselves. On machines with several NUMA nodes the memory may come from the node of the
