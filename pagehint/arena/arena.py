@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from contextlib import AbstractContextManager
 from typing import SupportsIndex
 
@@ -12,6 +11,7 @@ from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.counts import Counts
 from pagehint.arena.heap import ArenaHeap
 from pagehint.arena.mapping import Mapping
+from pagehint.available_memory import most_memory
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size, shown
 
@@ -24,7 +24,9 @@ class Arena(BaseArena):
     size : str or int, optional
         Bytes, or a size such as "2GiB"; rounded up to 2 MiB. Costs nothing until it is used, not even address space: it
         is opened in steps, and a limit of the process that refuses a step makes the arena as full as a smaller one.
-        Default: as much as this machine has memory.
+        Default: as much as this process can come to have: the machine's memory; or the limit of its cgroup, or of one
+        above it, or half of what its limits on address space and data (``ulimit -v``, ``ulimit -d``) leave now, if that
+        is less.
     hugepages : bool, default True
         Back it with transparent huge pages where the kernel has them: touching memory and giving it back is about
         twenty times faster, in units of 2 MiB.
@@ -52,7 +54,7 @@ class Arena(BaseArena):
     def __init__(self, size: str | SupportsIndex | None = None, hugepages: bool = True) -> None:
         page_size = mmap.PAGESIZE
         if size is None:
-            size = os.sysconf("SC_PHYS_PAGES") * page_size
+            size = max(most_memory() // HUGE_PAGE, 1) * HUGE_PAGE
         nr_bytes = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
         most = page_size << 32
         if nr_bytes > most:

@@ -118,10 +118,14 @@ class BaseArena(ABC):
 
         When a thread writes to an array of several granules (2 MiB) that are not in memory, from its beginning on,
         another thread of the process faults in what comes next, which takes the time of another CPU. It is never more
-        than 128 MiB ahead. The first 16 MiB are made resident at once if the last array that was followed was written
-        to. For an array that is never touched it stays at these, and for the next one nothing is done ahead. One array
-        is followed at a time. Not followed are arrays of zeros and what an array grows into; and none is followed
-        without huge pages, without a second CPU, on Linux before 5.14, and in a guest's RAM.
+        than 128 MiB ahead, nor than a sixteenth of what is left: of the machine's memory, and under the limits and high
+        marks of the process's cgroup and those above it. With less than 64 MiB left, or if that cannot be read in /proc
+        and /sys/fs/cgroup, nothing is done ahead.
+
+        The first 16 MiB are made resident at once if the last array that was followed was written to. For an array that
+        is never touched it stays at these, and for the next one nothing is done ahead. One array is followed at a time.
+        Not followed are arrays of zeros and what an array grows into; and none is followed without huge pages, without
+        a second CPU, on Linux before 5.14, and in a guest's RAM.
         """
         return self._mapping.populated_bytes
 

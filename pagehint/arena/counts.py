@@ -17,9 +17,12 @@ class Counts(NamedTuple):
     full : int
         Of these, large ones for which the arena had no free run of pages, or was closed.
     cleared : int
-        Bytes that were cleared for arrays of zeros.
+        Bytes that were overwritten with zeros for arrays of zeros.
     spared : int
         Bytes of such arrays that were zero already: as the operating system has handed them over.
+    dropped : int
+        Bytes of such arrays, of 16 MiB and more, that went back to the operating system instead: it hands them over
+        zeroed again when they are first written to.
     """
 
     arena: int = 0
@@ -27,3 +30,4 @@ class Counts(NamedTuple):
     full: int = 0
     cleared: int = 0
     spared: int = 0
+    dropped: int = 0

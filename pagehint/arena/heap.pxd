@@ -5,16 +5,18 @@ one from text. So there is no Python object in here. The functions are inline, s
 the zone, are one piece of code.
 """
 cimport cython
-from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int32_t, uint32_t, uint64_t
 from libc.string cimport memset
+from posix.mman cimport MADV_DONTNEED, madvise
 from pagehint.allocator.memory cimport Memory
 from pagehint.arena.mapping cimport Mapping
-from pagehint.arena.populate cimport Populator, populate_ahead, populate_end
-from pagehint.sync.atomic cimport RELAXED, SEQ_CST, atomic_i32, fetch_add64
+from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end
+from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load_i32,
+                                   store_i32)
 from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_run, machine_free_run, machine_resize_run,
                                        machine_take_run)
 from pagehint.zone.status cimport OK
-from pagehint.zone.zeroed cimport was_zeroed
+from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone
 
 cdef extern from *:
@@ -26,6 +28,14 @@ cdef extern from *:
 
 cdef enum:
     THRESHOLD = 65536           # bytes; a smaller request would waste much of a page, and the C heap is quick with it
+    LAZY_GRANULES = 8           # zeros of so many and more may be dropped rather than written
+    ALWAYS_LAZY = 16            # zeros of so many and more always are; fewer fit into caches
+    FILLED_AGAIN = 15           # zeros that are written after one that was dropped and then filled
+
+cdef enum:                      # ways to make a granule read as zero
+    SPARE                       # it does
+    DROP
+    WRITE
 
 cdef struct Heap:
     char *base
@@ -44,6 +54,10 @@ cdef struct Heap:
     uint64_t full
     uint64_t cleared            # bytes
     uint64_t spared             # bytes that were zero already
+    uint64_t dropped            # bytes that the system is to hand over zeroed
+    void *lazy                  # the last allocation that was dropped, until it is freed
+    void *lazy_page             # the last page of it that was
+    int32_t filled              # so many of the next ones are expected to be filled
     Populator *populator        # the mapping's, or NULL
     uint64_t *populated
     # The list of the heaps that the process's handler has given memory from: `numpy/handler.pyx`.
@@ -98,15 +112,51 @@ cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) n
     return h.base + (pfn << h.page_shift)
 
 
+cdef inline int how_to_clear(const Zeroed *zeroed, uint64_t start, uint64_t end, uint64_t granule, int shift,
+                             bint lazily) noexcept nogil:
+    """What makes a granule read as zero which is, but for others' pages in the first and the last, from `start` to `end`."""
+    if was_zeroed(zeroed, granule):
+        return SPARE
+    if lazily and start <= granule << shift and (granule + 1) << shift <= end:
+        return DROP
+    return WRITE
+
+
+cdef inline bint is_lazy(Heap *h, uint64_t granules) noexcept nogil:
+    """Whether zeros of so many granules are to be dropped; counts those that are not."""
+    if granules < LAZY_GRANULES or granules >= ALWAYS_LAZY or load_i32(&h.filled, RELAXED) <= 0:
+        return granules >= LAZY_GRANULES
+    fetch_add_i32(&h.filled, -1, RELAXED)
+    return False
+
+
 cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
-    """Zero an allocation that was just taken with `noting`, but for the granules that were zero."""
+    """Make an allocation read as zero that was just taken with `noting`.
+
+    Granules that were zero are spared. Of a large allocation the whole granules are dropped: the system hands them over
+    zeroed, each when it is touched, as it does with fresh memory. What is not used then costs next to nothing, but what is
+    takes up to twice as long as with zeroes in a cache. So of those that fit there the next ones are written after one that
+    was dropped and was filled when it was freed. The system refuses to drop locked memory, and a sandbox may refuse it
+    anyway: then zeroes are written.
+    """
     cdef const PageZone *z = h.m.zones[h.m.default_zone]
-    cdef uint64_t at = <char *> p - h.base, end = at + size, granule, next
+    cdef int shift = h.page_shift + z.min_order, how
+    cdef uint64_t start = <char *> p - h.base, end = start + size, at = start, granule, next
+    cdef uint64_t pages_end = start + (pages_for(h, size) << h.page_shift)
+    cdef bint lazily = is_lazy(h, size >> shift)
     while at < end:
-        granule = at >> (h.page_shift + z.min_order)
-        next = min((granule + 1) << (h.page_shift + z.min_order), end)
-        if was_zeroed(z.zeroed, granule):
+        granule = at >> shift
+        how = how_to_clear(z.zeroed, start, pages_end, granule, shift, lazily)
+        granule += 1
+        while granule << shift < end and how_to_clear(z.zeroed, start, pages_end, granule, shift, lazily) == how:
+            granule += 1
+        next = min(granule << shift, end)
+        if how == SPARE:
             fetch_add64(&h.spared, next - at, RELAXED)
+        elif how == DROP and madvise(h.base + at, (granule << shift) - at, MADV_DONTNEED) == 0:
+            fetch_add64(&h.dropped, next - at, RELAXED)
+            store_pointer(&h.lazy_page, h.base + (granule << shift) - (<uint64_t>1 << h.page_shift), RELAXED)
+            store_pointer(&h.lazy, p, RELEASE)
         else:
             memset(h.base + at, 0, next - at)
             fetch_add64(&h.cleared, next - at, RELAXED)
@@ -136,8 +186,18 @@ cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
     return True
 
 
+cdef inline void end_lazy(Heap *h) noexcept nogil:
+    """See whether the last allocation that was dropped was filled; it is about to be freed."""
+    cdef unsigned char present = 0
+    mincore(load_pointer(&h.lazy_page, RELAXED), <size_t>1 << h.page_shift, &present)
+    store_i32(&h.filled, FILLED_AGAIN if present & 1 else 0, RELAXED)
+    store_pointer(&h.lazy, NULL, RELAXED)
+
+
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
     """Free the pages of an allocation. It counts as live until `heap_drop`."""
     cdef uint64_t pfn = page_of(h, p)
+    if p == load_pointer(&h.lazy, ACQUIRE):
+        end_lazy(h)
     heap_leave(h, p, h.lengths[pfn])
     machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

@@ -66,4 +66,4 @@ cdef class ArenaHeap:
         """What was asked of it so far."""
         cdef Heap *h = self.h
         return Counts(load64(&h.from_arena, RELAXED), load64(&h.from_heap, RELAXED), load64(&h.full, RELAXED),
-                      load64(&h.cleared, RELAXED), load64(&h.spared, RELAXED))
+                      load64(&h.cleared, RELAXED), load64(&h.spared, RELAXED), load64(&h.dropped, RELAXED))

@@ -18,13 +18,21 @@ The first window is populated at once, before its probe is resident, if the last
 nearly all are. So an array that is never touched costs 16 MiB, and those after it nothing. One that is touched in part costs
 what was populated ahead, up to 128 MiB.
 
+A window is at most a thirty-second part of what is left: of the machine's memory, and of what the cgroup of this process
+and those above it allow (`pagehint/available_memory.pxd`). The thread looks before each window, and where less than 1 GiB
+is left before each granule. With less than 64 MiB left, or if that cannot be known, nothing is populated: the owner
+may never need it, and near a limit the kernel ends the process. What the owner itself faults in is safe: where a huge page
+would go over a limit, the kernel takes small ones.
+
 There is one such thread in a process. It follows one allocation at a time, the one with most left to write; the owners of
 others fault their pages in themselves. On machines with several NUMA nodes the memory may come from the node of the
 populating thread.
 """
 from libc.errno cimport EINVAL, errno
+from libc.limits cimport UINT_MAX
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
+from pagehint.available_memory cimport Cgroup, cgroup_init, memory_left
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
 from pagehint.sync.clock cimport NEVER, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
@@ -43,6 +51,7 @@ cdef extern from "<sched.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
+    long syscall(long number, ...)
 
 cdef extern from "<pthread.h>" nogil:
     int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
@@ -57,7 +66,10 @@ cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *address, size_t length, unsigned char *present)
 
 cdef enum:
-    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14; not all headers have it
+    # Not all headers have these.
+    POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14
+    SYS_CLOSE_RANGE = 436       # of Linux 5.9
+    CLOSE_RANGE_UNSHARE = 2
     FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
     LAST_WINDOW = 32
     LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: less than the time in which a granule is filled
@@ -65,6 +77,8 @@ cdef enum:
     PATIENCE_GRANULES = 20      # and for so many more,
     PATIENCE_MOST = 1000000000  # but in all no more than this
     GRANULE_PAGES = 512         # at most
+    SHARE = 32                  # a window is at most this part of the memory that is left
+    SCARCE = 1 << 30            # bytes: if less is left, look before each granule
 
 cdef struct Populator:
     pthread_mutex_t mutex
@@ -86,6 +100,7 @@ cdef struct Populator:
     uint64_t probe              # the first of the window
     uint64_t at                 # the window is populated up to here
     uint64_t next               # the window ends here
+    uint64_t checked            # up to here there is memory to populate it
     uint64_t end
     uint64_t window             # cold granules of the next one, besides its probe
     uint64_t last               # the probe before this one, or the first granule
@@ -93,6 +108,7 @@ cdef struct Populator:
     int64_t give_up             # until when to wait for the probe; 0: not waiting yet
     char *busy                  # the granule that is being populated, or looked at, without the mutex
     char *busy_end
+    Cgroup cgroup               # which the populating thread alone uses
 
 
 cdef inline void populator_init(Populator *p) noexcept nogil:
@@ -103,6 +119,7 @@ cdef inline void populator_init(Populator *p) noexcept nogil:
     p.started = p.refused = p.active = p.trusting = False
     p.probe = p.end = 0
     p.busy = p.busy_end = NULL
+    cgroup_init(&p.cgroup, "")
 
 
 cdef inline void drop_job(Populator *p) noexcept nogil:
@@ -121,6 +138,7 @@ cdef inline void open_window(Populator *p) noexcept nogil:
     """Make the next cold granules, as many as a window has, those to populate. Mutex held."""
     cdef uint64_t _i
     p.at = p.next
+    p.checked = 0
     for _i in range(p.window):
         p.next = min(next_cold(p.zeroed, p.next, p.end) + 1, p.end)
     p.window = min(2 * p.window, <uint64_t>LAST_WINDOW)
@@ -151,6 +169,25 @@ cdef inline void wait_for_owner(Populator *p) noexcept nogil:
     sleep_until(&p.wake, &p.mutex, now + LOOK_AGAIN)
 
 
+cdef inline void check_memory(Populator *p) noexcept nogil:
+    """Shorten the rest of the window to a small share of the memory that is left. Mutex held, released meanwhile."""
+    cdef uint64_t job = p.job, left, share, end = p.at
+    pthread_mutex_unlock(&p.mutex)
+    left = memory_left(&p.cgroup)
+    pthread_mutex_lock(&p.mutex)
+    if p.job != job:
+        return
+    share = (left // SHARE) >> p.shift
+    if share == 0:
+        drop_job(p)
+        return
+    while share and end < p.next:
+        end = next_cold(p.zeroed, end, p.next) + 1
+        share -= 1
+    p.next = min(p.next, end)
+    p.checked = p.at + 1 if left < SCARCE else p.next
+
+
 cdef inline void populate_granule(Populator *p) noexcept nogil:
     """Populate one more granule of the window, or see whether the owner has come to it. Mutex held, released meanwhile."""
     cdef uint64_t granule, job = p.job, last = p.pages - 1
@@ -161,6 +198,9 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     cdef bint probe
     p.at = next_cold(p.zeroed, p.at, p.next)
     probe = p.at >= p.next
+    if not probe and p.at >= p.checked:
+        check_memory(p)
+        return
     granule = p.probe if probe else p.at
     p.busy = p.base + (granule << p.shift)
     p.busy_end = p.busy + size
@@ -192,9 +232,16 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
 
 cdef inline void *populate_for_ever(void *arg) noexcept nogil:
     cdef Populator *p = <Populator *> arg
+    cdef bint unshared
     name_this_thread("pagehint-ahead")
+    # Descriptors of its own, from none on. So the files that it reads are never seen, closed or mistaken by the rest of the
+    # process, a daemon that closes all of them for instance, nor do forked children inherit them.
+    unshared = syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE) == 0
     pthread_mutex_lock(&p.mutex)
+    p.refused |= not unshared
     while True:
+        if p.refused:
+            drop_job(p)
         if p.end:
             populate_granule(p)
         else:

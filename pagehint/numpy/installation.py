@@ -4,9 +4,9 @@
 
     ph.numpy.install()
 
-This makes an arena as large as this machine's memory. Its granules go back to the operating system when they have been
-free for a hundredth of a second. What a loop frees and uses again at once stays, and what it wants back later is made
-resident by another thread, ahead of the one that writes to it.
+This makes an arena as large as the memory that this process can have. Its granules go back to the operating system when
+they have been free for a hundredth of a second. What a loop frees and uses again at once stays, and what it wants back
+later is made resident by another thread, ahead of the one that writes to it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ __all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
 MIN_AGE: Final = 0.01
 
 
-def install(arena: Arena | None = None, *, min_age: float | None = None) -> Arena:
+def install(arena: Arena | None = None, *, min_age: float | None = None, hugepages: bool | None = None) -> Arena:
     """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
 
     Parameters
     ----------
     arena : Arena, optional
         Kept alive until `uninstall`. If it is closed meanwhile, the C heap serves all requests. Whether it gives back
-        what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one as large as
-        this machine's memory, with hinting on.
+        what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one, of the size
+        that `Arena` has by default, with hinting on.
     min_age : float, optional
         Of a new one: seconds for which a granule must have been free before it goes back. Default: 0.01.
+    hugepages : bool, optional
+        Of a new one: whether to ask for huge pages, as for `Arena`. Default: True. Without them an array has no more in
+        memory than what was touched of it, as with the C heap, but touching it takes several times as long.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def install(arena: Arena | None = None, *, min_age: float | None = None) -> Aren
     PageHintError
         If another arena is installed, or this one is a guest's RAM. To install the same one again is no mistake.
     ValueError
-        If it is closed, or `min_age` is given and no arena is made here.
+        If it is closed, or `min_age` or `hugepages` is given and no arena is made here.
 
     Notes
     -----
@@ -59,14 +62,16 @@ def install(arena: Arena | None = None, *, min_age: float | None = None) -> Aren
         arena = installed()
     if arena is not None and min_age is not None:
         raise ValueError("min_age is for an arena that is made here; for another it is Arena.hinting's")
+    if arena is not None and hugepages is not None:
+        raise ValueError("hugepages is for an arena that is made here; for another it is an argument of Arena")
     if arena is None:
-        arena = _new(MIN_AGE if min_age is None else min_age)
+        arena = _new(MIN_AGE if min_age is None else min_age, hugepages is None or hugepages)
     handler.install(arena._numpy_heap(), arena)
     return arena
 
 
-def _new(min_age: float) -> Arena:
-    arena = Arena()
+def _new(min_age: float, hugepages: bool) -> Arena:
+    arena = Arena(hugepages=hugepages)
     # Hinting is on until the arena is collected. What is free now has never been in memory: it need not be reported.
     arena.hinting(min_age=min_age, threshold=1, delay=None, mark_free=False).__enter__()
     return arena

@@ -90,4 +90,4 @@ def test_a_guest_s_ram_is_refused():
         with pytest.raises(ph.PageHintError, match="share"):
             ph.numpy.install(host.arena())
         assert host.arena().live_arrays == 0
-        assert host.arena().numpy_counts == (0, 0, 0, 0, 0)
+        assert host.arena().numpy_counts == (0, 0, 0, 0, 0, 0)

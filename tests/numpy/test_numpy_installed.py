@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from numpy_arrays import MIB, empty_at_the_end, inside, installed_arena, mapped, nothing_left
+from processes import survives
 
 import pagehint as ph
 
@@ -138,6 +139,8 @@ def test_contexts_of_an_arena_that_was_installed(arena):
 def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
     with pytest.raises(ValueError, match="made here"):
         ph.numpy.install(arena, min_age=1.0)
+    with pytest.raises(ValueError, match="hugepages"):
+        ph.numpy.install(arena, hugepages=False)
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1.0)
     assert ph.numpy.installed() is None
@@ -149,6 +152,20 @@ def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
         assert ph.numpy.install() is made
     finally:
         ph.numpy.uninstall()
+
+
+def test_without_huge_pages_memory_that_is_not_touched_is_not_resident():
+    survives("""
+        import numpy as np
+        import pagehint as ph
+        arena = ph.numpy.install(hugepages=False)
+        assert not arena.hugepages
+        arrays = [np.empty(1 << 20, "u1") for _ in range(64)]
+        for array in arrays:
+            array[:100] = 1
+        assert arena.numpy_counts.arena == 64
+        assert arena.resident_bytes <= 1 << 20
+    """)
 
 
 def test_numpy_s_own_name_stays(installed):

@@ -74,7 +74,7 @@ def test_fresh_memory_is_not_cleared_and_not_touched(arena):
     with arena.numpy():
         array = np.zeros(40 * MIB, "u1")
     assert inside(array, arena)
-    assert arena.numpy_counts[3:] == (0, 40 * MIB)
+    assert arena.numpy_counts[3:] == (0, 40 * MIB, 0)
     assert arena.resident_bytes == 0
     assert not array.any()
 
@@ -99,7 +99,8 @@ def test_memory_that_anybody_has_written_is_cleared(arena, how, before):
     counts = arena.numpy_counts
     array = zeros(arena, arena.size)
     assert inside(array, arena)
-    assert arena.numpy_counts.cleared > counts.cleared
+    assert arena.numpy_counts.dropped > counts.dropped
+    assert arena.numpy_counts.cleared == counts.cleared  # the array is all granules, and large
     assert (arena.numpy_counts.spared > counts.spared) == (before != "free")
     array[:] = 1
     del array
@@ -112,12 +113,13 @@ def test_what_was_reported_is_cleared_only_if_it_may_keep_old_contents(arena, ad
     del array
     flush(arena, advice)
     array = zeros(arena, 40 * MIB)
-    assert arena.numpy_counts[3:] == ((0, 40 * MIB) if advice == "dontneed" else (40 * MIB, 0))
+    assert arena.numpy_counts[3:] == ((0, 40 * MIB, 0) if advice == "dontneed" else (0, 0, 40 * MIB))
     array[:] = 0xEF
     del array
-    array = zeros(arena, 40 * MIB)  # not reported again in between
-    assert arena.numpy_counts.cleared >= 40 * MIB
-    del array
+    counts = arena.numpy_counts
+    arrays = [zeros(arena, 10 * MIB) for _ in range(4)]  # not reported again in between
+    assert arena.numpy_counts.cleared == counts.cleared + 40 * MIB
+    arrays.clear()
 
 
 def test_fresh_memory_stays_known_through_reports_of_either_kind(arena):
@@ -125,17 +127,17 @@ def test_fresh_memory_stays_known_through_reports_of_either_kind(arena):
     for advice in ("free", "dontneed", "free"):
         flush(arena, advice)
         arrays.append(zeros(arena, 8 * MIB))
-    assert arena.numpy_counts[3:] == (0, 24 * MIB)
+    assert arena.numpy_counts[3:] == (0, 24 * MIB, 0)
     arrays.clear()
 
 
 def test_a_part_of_a_granule_is_not_known_once_another_part_was_used(arena):
     first = zeros(arena, MIB)
-    assert arena.numpy_counts[3:] == (0, MIB)
+    assert arena.numpy_counts[3:] == (0, MIB, 0)
     first[:] = 0xAB
     second = zeros(arena, MIB)  # the other half of the same granule
     third = zeros(arena, 3 * MIB)
-    assert arena.numpy_counts[3:] == (MIB, 4 * MIB)
+    assert arena.numpy_counts[3:] == (MIB, 4 * MIB, 0)
     second[:] = third[:] = 0xAB
     del first
     first = zeros(arena, MIB)
@@ -168,7 +170,8 @@ def test_a_report_that_the_kernel_refuses_is_no_zero(arena):
     flush(arena, "dontneed")
     assert arena.pages.stats().blocks_failed > 0
     array = zeros(arena, arena.size)
-    assert 0 < arena.numpy_counts.cleared < arena.size
+    # The locked part is written, and with it its neighbours that had not been reported either.
+    assert 4 * MIB <= arena.numpy_counts.cleared < arena.size
     libc.munlock(arena.address(4096), 4 * MIB)
     del array
 
@@ -194,6 +197,10 @@ def test_zeros_are_zero_whatever_came_before(arena, seed):
             del array
         elif choice < 0.65:
             flush(arena, rng.choice(["dontneed", "free"]))
+        elif choice < 0.67:  # now and then there is room for a large one
+            while mine:
+                mine.pop()()
+            zeros(arena, rng.randrange(16 * MIB, 50 * MIB))[:] = 0xEF
         elif mine:
             mine.pop(rng.randrange(len(mine)))()
     for free in mine:
@@ -201,6 +208,92 @@ def test_zeros_are_zero_whatever_came_before(arena, seed):
     counts = arena.numpy_counts
     assert counts.cleared > 0
     assert counts.spared > 0
+    assert counts.dropped > 0
+
+
+def test_zeros_after_an_array_of_that_size_are_as_lazy_as_fresh_ones(arena):
+    """They were written, and all in memory."""
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    assert arena.resident_bytes == arena.size
+    del array
+    with arena.numpy():
+        array = np.zeros(arena.size, "u1")
+    assert arena.numpy_counts[3:] == (0, 0, arena.size)
+    assert arena.resident_bytes == 0
+    array[5 * MIB] = 1
+    assert arena.resident_bytes <= 2 * MIB
+    assert array.sum() == 1
+    del array
+
+
+def test_zeros_that_are_filled_each_time_are_written_until_they_no_longer_are(arena):
+    """Zeros that fit into a cache cost half as much as page faults, if all of them are used."""
+
+    def one(nr_bytes, fill):
+        before = arena.numpy_counts
+        with arena.numpy():
+            array = np.zeros(nr_bytes, "u1")
+        assert not array.any()
+        array[:] = fill
+        after = arena.numpy_counts
+        assert after.cleared + after.dropped - before.cleared - before.dropped == nr_bytes
+        return after.dropped > before.dropped
+
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    assert [one(20 * MIB, 1) for _ in range(33)] == [True, *[False] * 15, True, *[False] * 15, True]
+    assert [one(40 * MIB, 1) for _ in range(3)] == [True] * 3
+    assert [one(14 * MIB, 1) for _ in range(3)] == [False] * 3
+
+    def unused(nr_bytes):
+        before = arena.numpy_counts.dropped
+        with arena.numpy():
+            np.zeros(nr_bytes, "u1")
+        return arena.numpy_counts.dropped > before
+
+    assert [unused(20 * MIB) for _ in range(20)] == [*[False] * 15, *[True] * 5]
+
+
+@pytest.mark.parametrize("nr_bytes", [16 * MIB, 16 * MIB + 1, 19 * MIB - 5, 20 * MIB - 5, 20 * MIB - PAGE])
+@pytest.mark.parametrize("before", [0, PAGE, MIB, 2 * MIB - PAGE])
+def test_only_granules_that_are_the_arrays_own_are_dropped(arena, before, nr_bytes):
+    """Those at its ends may have others' pages."""
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    first = arena.empty(before, "u1") if before else None
+    with arena.numpy():
+        array = np.empty(nr_bytes, "u1")
+    start = array.__array_interface__["data"][0] - arena.address(0)
+    others = arena.pages.alloc_pages_bulk(arena.pages.stats().free_pages)
+    every = np.frombuffer((ctypes.c_ubyte * arena.size).from_address(arena.address(0)), "u1")
+    every[:] = 0xAB
+    del array
+    array = zeros(arena, nr_bytes)
+    assert array.__array_interface__["data"][0] - arena.address(0) == start
+    pages_end = start + -(-nr_bytes // PAGE) * PAGE
+    assert (every[:start] == 0xAB).all()
+    assert (every[pages_end:] == 0xAB).all()
+    whole = min(pages_end // (2 * MIB) * 2 * MIB, start + nr_bytes) - -(-start // (2 * MIB)) * 2 * MIB
+    assert arena.numpy_counts[3:] == (nr_bytes - whole, 0, whole)
+    arena.pages.free_pages_bulk(others)
+    del first, array
+
+
+def test_zeros_where_the_system_refuses_to_drop_are_written(arena):
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    array = arena.empty(arena.size, "u1")
+    array[:] = 0xCD
+    del array
+    if libc.mlock(arena.address(8192), PAGE):
+        pytest.skip("this process may not lock memory")
+    array = zeros(arena, arena.size)
+    assert arena.numpy_counts[3:] == (arena.size, 0, 0)
+    libc.munlock(arena.address(8192), PAGE)
+    del array
 
 
 def test_zeros_in_a_forked_child(arena):

@@ -62,7 +62,7 @@ def test_a_guests_arena_has_everything_that_an_arena_has(host):
             if callable(value := getattr(arena, name)) and name != "numpy":
                 assert inspect.signature(value) == inspect.signature(getattr(other, name)), name
         assert sorted(names) == [name for name in dir(arena) if not name.startswith("_")]
-    assert (arena.limit, arena.hugepages, arena.populated_bytes, arena.numpy_counts) == (None, False, 0, (0,) * 5)
+    assert (arena.limit, arena.hugepages, arena.populated_bytes, arena.numpy_counts) == (None, False, 0, (0,) * 6)
     assert arena.size == 254 * MIB
     array = filled(arena, 30 * MIB)
     assert arena.status().used_bytes == 30 * MIB
