@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 from pagehint.sizes import format_size
 
@@ -14,6 +17,10 @@ class PageHintError(Exception):
 
 class OutOfMemoryError(PageHintError, MemoryError):
     """No zone has the pages, also after waiting for those that are out with the host."""
+
+
+class ArenaClosedError(PageHintError, ValueError):
+    """The arena is closed: its memory has gone back. As with a closed file, it is a ValueError, too."""
 
 
 class BadPageError(PageHintError, ValueError):
@@ -36,6 +43,20 @@ class HostTimeoutError(HostError, TimeoutError):
     """The host did not answer in time. It has been kept from touching the blocks that it was told of."""
 
 
+def refuse_what_is_not_compiled(package: Path) -> None:
+    """Raise an ImportError that says what to do if a source there is not compiled for this Python.
+
+    The folder of the sources comes before an installed package on the path where it is the current one.
+    """
+    for source in sorted(package.rglob("*.pyx")):
+        if not any(source.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIXES):
+            raise ImportError(
+                f"{package} holds the sources of pagehint, of which {source.name} is not compiled for this Python. To"
+                " use an installed pagehint, leave this folder, or start Python with -P. To use this one, build it in"
+                " place: pip install -e . in the folder above."
+            ) from None
+
+
 def no_mapping(code: int, what: str) -> MemoryError:
     """Return the error for memory that the kernel refuses, with the reason for `code`, an errno.
 
@@ -46,3 +67,12 @@ def no_mapping(code: int, what: str) -> MemoryError:
     if limit != resource.RLIM_INFINITY:
         why += f"; the address space of this process is limited to {format_size(limit)} (ulimit -v)"
     return MemoryError(f"{what}: {why}")
+
+
+def warn_never_entered(what: str, stacklevel: int) -> None:
+    """Warn that a context manager, `what`, was dropped without having been entered.
+
+    A RuntimeWarning, as for a coroutine that was never awaited: it is the same mistake, and unlike a ResourceWarning
+    it is shown unless somebody switches it off. `stacklevel` is that of `warnings.warn`, seen from here.
+    """
+    warnings.warn(f"{what} was never entered, so it did nothing: with {what}: ...", RuntimeWarning, stacklevel)

@@ -28,7 +28,7 @@ class Arena(BaseArena):
         above it, or half of what its limits on address space and data (``ulimit -v``, ``ulimit -d``) leave now, if that
         is less.
     hugepages : bool, default True
-        Back it with transparent huge pages where the kernel has them: touching memory and giving it back is about
+        Back it with transparent huge pages where the kernel gives them: touching memory and giving it back is about
         twenty times faster, in units of 2 MiB.
 
     Attributes
@@ -38,7 +38,9 @@ class Arena(BaseArena):
         of 2 MiB, no per-CPU page sets. If the arena has more than 64 MiB, the zone has as many pages as are open, and
         grows.
     hugepages : bool
-        Whether huge pages are in use.
+        Whether it has huge pages. False if the kernel has none or gives none to this process, which can be so for the
+        machine (``transparent_hugepage/enabled``: never) and for the process (``PR_SET_THP_DISABLE``); as it was when
+        the arena was made.
 
     Raises
     ------
@@ -79,14 +81,40 @@ class Arena(BaseArena):
         """Return a context manager in which NumPy's new arrays have their memory from the arena (NEP 49).
 
         Requests of 64 KiB or more are runs of whole pages, not rounded to powers of two. The C heap serves smaller
-        ones, as ever, and those for which there is no such run; `numpy_counts` counts all.
+        ones, as ever, and those for which there is no such run; `numpy_counts` counts all. (Where somebody else's
+        handler was in force before, that serves them.)
+
+        Raises
+        ------
+        ArenaClosedError
+            If the arena is closed. If it is closed later, the C heap serves everything.
+        PageHintError
+            If the context is entered a second time, or left without having been entered.
+
+        Warns
+        -----
+        RuntimeWarning
+            If it is dropped without having been entered.
 
         Notes
         -----
         The arrays live on after the context, the arena object and the thread, and the last of them frees the mapping.
-        NumPy keeps its handler in a context variable: another thread, or task, has its own, and a new thread none. For
-        the whole process there is `pagehint.numpy.install`. If the arena is closed in such a context, the C heap serves
-        everything.
+        For the whole process there is `pagehint.numpy.install`.
+
+        *Threads, tasks and generators.* NumPy keeps its handler in a context variable. A new thread has none (but for
+        Python's free-threaded build, where it takes over a copy); a task has a copy of what was entered where it was
+        made. A generator has no context of its own: what it enters is in force in the code that runs it, also between
+        its ``yield``s, until it is left. So two generators in one loop, each ``with arena.numpy(): yield``, are entered
+        and left alternately, and the one that was entered last is in force.
+
+        An arena is in force from the entering to the leaving, in the context where it was entered and in copies of
+        that. It may be left in any order, and in another thread, task or context, also by the collector that closes a
+        generator. From then on no new array is made in it, in whatever context; what is still entered stays in force;
+        and somebody else's handler that was set in between stays where it is.
+
+        *Memory profilers.* `tracemalloc` sees these arrays with their sizes, and the lines that made them, as NumPy
+        reports them to it. memray and others that watch ``malloc`` and ``mmap`` see none of them: one mapping, as large
+        as the arena, made where the arena was. What of it is in memory is in `status` and `resident_bytes`.
         """
         # Imported here, since what NumPy calls is built on arenas.
         from pagehint.numpy.handler import NumpyContext
