@@ -8,6 +8,10 @@ from typing_extensions import CapsuleType, disjoint_base
 from pagehint._core import PageAllocator
 
 ADVICE: Final[dict[str, int]]
+SETTINGS: Final[str]
+
+def huge_pages_are_given() -> bool: ...
+def chosen_in(path: str) -> str | None: ...
 
 @disjoint_base
 class Mapping:

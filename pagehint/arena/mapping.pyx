@@ -34,9 +34,16 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long)
+
 cdef enum:
     GRANULE = 2 << 20           # bytes
     WHOLE = 64 << 20            # an arena of no more bytes is opened at once
+    PR_GET_THP_DISABLE = 42     # by number, as headers may be older than the kernel
+    PR_THP_DISABLE_EXCEPT_ADVISED = 2
+
+SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 
 # Where arenas that are opened in steps are placed, one behind the other: between a program and its heap and what the kernel
 # places by itself, also from the bottom up (at a third of 128 TiB), and above the shadow memory of AddressSanitizer.
@@ -59,6 +66,31 @@ if pthread_atfork(NULL, NULL, fork_child):
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE}
 
 
+def huge_pages_are_given():
+    """Whether this process gets transparent huge pages of 2 MiB where it advises so: `madvise` succeeds even if not.
+
+    They can be switched off for a process and its children (prctl, Linux 3.15), and for the machine. A size that the
+    machine knows has a switch of its own since Linux 6.8, which may leave it to the one for all.
+    """
+    # 0: on. With the second bit, the kernel still gives them where they are advised (Linux 6.18). -1: no such call.
+    cdef int disabled = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    if disabled > 0 and not disabled & PR_THP_DISABLE_EXCEPT_ADVISED:
+        return False
+    chosen = chosen_in(f"{SETTINGS}/hugepages-{GRANULE >> 10}kB/enabled")
+    if chosen is None or chosen == "inherit":
+        chosen = chosen_in(f"{SETTINGS}/enabled")
+    return chosen != "never"
+
+
+def chosen_in(path):
+    """The word in brackets in a file of settings, or None if it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.read().partition("[")[2].partition("]")[0]
+    except OSError:
+        return None
+
+
 @cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
 cdef class Mapping:
     """A mapping, anonymous or of a file, aligned so that huge pages fit.
@@ -73,7 +105,7 @@ cdef class Mapping:
     alignment : int
         Bytes, a power of two.
     hugepages : bool
-        Ask for transparent huge pages; whether the kernel has them is in the attribute of this name.
+        Ask for transparent huge pages; whether this process gets them is in the attribute of this name.
     fd : int, optional
         A file to map, shared with other processes that map it.
     parts : sequence of (address, offset, nr_bytes), optional
@@ -88,7 +120,7 @@ cdef class Mapping:
         self.opening.most = nr_bytes
         self.opening.granule = alignment
         self.opening.page_shift = ctz64(self.page_size)
-        self.opening.hugepages = hugepages
+        self.opening.hugepages = hugepages and huge_pages_are_given()
         if self.of_file:
             if not reserve(&self.opening):
                 raise errors.no_mapping(errno, f"no mapping of {nr_bytes} bytes for an arena")
@@ -266,7 +298,7 @@ cdef class Block:
         self.nr_bytes = nr_bytes
         mapping.live_arrays += 1
         if not mapping.open:
-            raise ValueError("the arena is closed")
+            raise errors.ArenaClosedError("the arena is closed")
         with nogil:
             populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), pages.memory.m.zones[0], pfn, nr_pages,
                            &mapping.populated)
