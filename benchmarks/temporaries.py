@@ -51,7 +51,7 @@ def main() -> None:
             for name, options in SETTINGS.items():
                 with ph.Arena("1GiB") as arena:
                     if options is not None:
-                        arena.hinting(**options).__enter__()
+                        arena.enable_hinting(**options)
                         arena.pages.flush_hinting()
                     seconds, share = loop(arena, size * MIB)
                     if options is not None:

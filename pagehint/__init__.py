@@ -8,21 +8,29 @@ import typing
 from importlib.metadata import version
 from pathlib import Path
 
-from pagehint import numpy, qemu, virtio
-from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
-from pagehint.arena.arena import Arena
-from pagehint.errors import (
-    BadPageError,
-    HintingActiveError,
-    HintingInactiveError,
-    HostError,
-    HostTimeoutError,
-    OutOfMemoryError,
-    PageHintError,
-)
-from pagehint.layout import Watermarks, ZoneSpec
-from pagehint.stats.explain import Explanation
-from pagehint.stats.stats import LockStats, Stats
+try:
+    from pagehint import numpy as numpy  # not in `__all__`: a star import must not rebind NumPy's name
+    from pagehint import qemu, virtio
+    from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
+    from pagehint.arena.arena import Arena
+    from pagehint.errors import (
+        ArenaClosedError,
+        BadPageError,
+        HintingActiveError,
+        HintingInactiveError,
+        HostError,
+        HostTimeoutError,
+        OutOfMemoryError,
+        PageHintError,
+    )
+    from pagehint.layout import Watermarks, ZoneSpec
+    from pagehint.stats.explain import Explanation
+    from pagehint.stats.stats import LockStats, Stats
+except (ImportError, ValueError):  # ValueError: an editable install has put in modules of another build
+    from pagehint.errors import refuse_what_is_not_compiled
+
+    refuse_what_is_not_compiled(Path(__file__).parent)
+    raise
 
 if typing.TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -35,6 +43,7 @@ __all__ = [
     "OP_DTYPE",
     "OP_FREE",
     "Arena",
+    "ArenaClosedError",
     "BadPageError",
     "Explanation",
     "HintingActiveError",
@@ -51,7 +60,6 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
-    "numpy",
     "qemu",
     "virtio",
 ]

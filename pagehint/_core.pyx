@@ -32,7 +32,7 @@ from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
 from pagehint.hinting.engine cimport hinting_engine
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
-from pagehint.hinting.queue cimport SET_DELAY, SET_MAX_PAGES, SET_THRESHOLD, Settings, WorkQueue
+from pagehint.hinting.queue cimport SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_THRESHOLD, Settings, WorkQueue
 from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint.sync.clock cimport NEVER, SECOND
@@ -48,6 +48,7 @@ from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, Page
 
 from pagehint import errors, layout
 from pagehint.hinting import callbacks as _callbacks
+from pagehint.hinting.context import HintingContext
 from pagehint.stats import procfs
 from pagehint.stats.explain import explain_zones
 from pagehint.sizes import format_size, parse_size, shown
@@ -62,6 +63,7 @@ OP_ALLOC = _OP_ALLOC
 OP_FREE = _OP_FREE
 FREE_BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32)])
 MIGRATETYPES = migratetypes()
+HINTING_OPTIONS = ("workqueue", "threshold", "delay", "max_report_order", "mark_free", "min_age", "clock")
 # Python finds no type here that is only cimported, so they are added by name.
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
@@ -420,10 +422,15 @@ cdef class PageAllocator:
         return cls(layout.x86_64_zones(parse_size(memory), operator.index(nodes)), watermarks=watermarks, **options)
 
     cdef int zone_index(self, object zone) except -1:
-        """The index of a zone, given as a Zone or by its name."""
+        """The index of a zone, given as a Zone or by its name: of those of that name, the one of the lowest node."""
+        named = None
         for each in self.zone_objects:
-            if zone is each or zone == each.name:
+            if zone is each:
                 return each.index
+            if zone == each.name and (named is None or each.node < named.node):
+                named = each
+        if named is not None:
+            return named.index
         raise ValueError(f"no such zone: {zone!r} (there is {', '.join(dict.fromkeys(z.name for z in self.zone_objects))})")
 
     cdef int out_of_memory(self, object what) except -1:
@@ -443,8 +450,8 @@ cdef class PageAllocator:
         migratetype : {"movable", "unmovable", "reclaimable"}
             What the pages will hold. Pages of one type share pageblocks, so that the unmovable ones fragment no others.
         zone : Zone or str, optional
-            The zone to prefer. Lower ones are tried next, then those of other nodes. Default: the highest of the lowest
-            node.
+            The zone to prefer; a name that several nodes have is that of the lowest of them. Lower zones are tried next,
+            then those of other nodes. Default: the highest of the lowest node.
 
         Raises
         ------
@@ -594,9 +601,9 @@ cdef class PageAllocator:
         Parameters
         ----------
         ops : ndarray of dtype `OP_DTYPE`
-            Operations in order, of shape (n,): ``op`` (uint16) is `OP_ALLOC` or `OP_FREE`, ``order`` (uint16) is the
-            block's, and ``slot`` (uint32) is where in `pfns` its first PFN is written by an allocation and read by a
-            free.
+            Operations in turn, of shape (n,). The fields of one are, in this order: ``slot`` (uint32) is where in `pfns`
+            the block's first PFN is written by an allocation and read by a free, ``order`` (uint16) is the block's, and
+            ``op`` (uint16) is `OP_ALLOC` or `OP_FREE`. So ``(0, 3, OP_ALLOC)`` allocates order 3 into slot 0.
         pfns : ndarray of uint64
             A PFN for each slot, of shape (slots,), contiguous and writeable. Changed in place.
         migratetype, zone
@@ -946,8 +953,18 @@ cdef class PageAllocator:
         return self.engine.run_pending()
 
     def hinting(self, callbacks, **options):
-        """Return a context manager that calls `enable_hinting` with these arguments, at its end `disable_hinting`."""
-        return _Hinting(self, callbacks, options)
+        """Return a context manager that calls `enable_hinting` with these arguments, at its end `disable_hinting`.
+
+        All arguments are checked here. If it is dropped without having been entered, there is a RuntimeWarning.
+
+        Raises
+        ------
+        ValueError, TypeError, BadPageError
+            As `enable_hinting`.
+        """
+        check_hinting(self, callbacks, **options)
+        return HintingContext(self, lambda: self.enable_hinting(callbacks, **options), self.disable_hinting,
+                              "pages.hinting(...)")
 
     @property
     def hinting_enabled(self):
@@ -991,9 +1008,21 @@ cdef class PageAllocator:
 
     @property
     def min_age(self):
-        """Seconds that a granule must have been free before it is reported, or None, as given to `enable_hinting`."""
+        """Seconds that a granule must have been free before it is reported, or None. May be set while hinting is on.
+
+        What is free counts from when it was freed; from now on, if there was no age before. MemoryError if there is no
+        memory for the stamps.
+        """
         self.engine.require_hinting("min_age")
         return None if self.memory.queue.min_age == NEVER else self.memory.queue.min_age / <double>SECOND
+
+    @min_age.setter
+    def min_age(self, value):
+        nanoseconds = as_duration(value, "min_age")
+        self.engine.require_hinting("min_age")
+        if nanoseconds > 0:
+            self.memory.keep_ages()     # first, since it may fail
+        self.engine.change(SET_MIN_AGE, nanoseconds)
 
     # -- figures
 
@@ -1092,20 +1121,17 @@ cdef class PageAllocator:
         return f"<p>{html.escape(repr(self).strip("<>"))}</p>{self.explain()._repr_html_()}"
 
 
-class _Hinting:
-    """The context manager of `PageAllocator.hinting`."""
-
-    def __init__(self, pages, callbacks, options):
-        self._pages = pages
-        self._callbacks = callbacks
-        self._options = options
-
-    def __enter__(self):
-        self._pages.enable_hinting(self._callbacks, **self._options)
-        return self._pages
-
-    def __exit__(self, *exc_info):
-        self._pages.disable_hinting()
+def check_hinting(PageAllocator pages not None, callbacks, **options):
+    """Raise if `PageAllocator.enable_hinting` would refuse these arguments, whether hinting is on or off."""
+    unknown = [name for name in options if name not in HINTING_OPTIONS]
+    if unknown:
+        raise TypeError(f"no option of hinting is named {unknown[0]!r}; there are: {', '.join(HINTING_OPTIONS)}")
+    if not isinstance(callbacks, PageHintingCallbacks):
+        raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
+    bool(options.get("mark_free"))
+    as_settings(pages.memory, (<PageHintingCallbacks> callbacks).most, options.get("workqueue", "thread"),
+                options.get("threshold"), options.get("delay"), options.get("max_report_order"),
+                options.get("min_age"), options.get("clock"))
 
 
 # ---- at exit ------------------------------------------------------------------------------------------------

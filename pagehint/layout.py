@@ -146,8 +146,14 @@ def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
                 f"zones {below.name} (node {below.node}) and {above.name} (node {above.node})"
                 f" overlap at PFN {above.start_pfn:#x}"
             )
-    if len({(zone.node, zone.name) for zone in ordered}) < len(ordered):
-        raise ValueError("two zones of one node have the same name")
+    first: dict[tuple[int, str], ZoneSpec] = {}
+    for zone in ordered:
+        same = first.setdefault((zone.node, zone.name), zone)
+        if same is not zone:
+            raise ValueError(
+                f"two zones of node {zone.node} are named {zone.name}:"
+                f" at PFN {same.start_pfn:#x} and at PFN {zone.start_pfn:#x}"
+            )
     return tuple(ordered)
 
 

@@ -414,7 +414,8 @@ cdef class Memory:
             spec = self.specs[z.index]
             for first, last in self.offline[z.index]:
                 if first < end and start < last:
-                    raise errors.BadPageError(f"PFN {max(first, start):#x} (zone {spec.name}): already offline")
+                    at = f"PFN {max(first, start):#x} (zone {spec.name}, node {spec.node})"
+                    raise errors.BadPageError(f"{at}: already offline")
             ranges = self.runs(z, start, end, self.grown[z.index])
             offline = change(&self.absent[z.index].offline, sorted(self.offline[z.index] + [(start, end)]))
             with nogil:
@@ -488,9 +489,10 @@ cdef class Memory:
         if z == NULL:
             raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
         if leaves_for(z, end) > z.limit_leaves:
-            name = self.specs[z.index].name
+            spec = self.specs[z.index]
             raise errors.BadPageError(
-                f"PFN {start:#x}, {end - start} pages: zone {name} cannot grow so far; nothing was changed"
+                f"PFN {start:#x}, {end - start} pages: zone {spec.name} of node {spec.node} cannot grow so far;"
+                f" nothing was changed"
             )
         if hinted_zone_open(z, leaves_for(z, end)):
             raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
@@ -518,9 +520,10 @@ cdef class Memory:
         with self.hotplug():
             if z == NULL or end > z.end_pfn:
                 raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+            spec = self.specs[z.index]
             if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):
                 raise errors.BadPageError(
-                    f"PFN {start:#x}, {end - start} pages (zone {self.specs[z.index].name}):"
+                    f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     f" a migratetype is set for whole pageblocks of {unit} pages; nothing was changed"
                 )
             first = (start - z.base_pfn) >> PAGEBLOCK_ORDER

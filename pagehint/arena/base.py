@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, SupportsIndex
 
 import numpy as np
 
-from pagehint._core import PageAllocator, PageHintingCallbacks
+from pagehint._core import PageAllocator, PageHintingCallbacks, check_hinting
 from pagehint.arena.counts import Counts
 from pagehint.arena.heap import ArenaHeap
 from pagehint.arena.mapping import ADVICE, Block, Mapping
 from pagehint.arena.status import ArenaStatus, free_by_granule
-from pagehint.errors import HintingActiveError, HintingInactiveError, OutOfMemoryError, PageHintError
+from pagehint.errors import (
+    ArenaClosedError,
+    HintingActiveError,
+    HintingInactiveError,
+    OutOfMemoryError,
+    PageHintError,
+)
+from pagehint.hinting.context import HintingContext
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size
 
@@ -46,7 +53,7 @@ class BaseArena(ABC):
     pages : PageAllocator
         The allocator over it: blocks up to the size of the largest zone, granules of 2 MiB, no per-CPU page sets.
     hugepages : bool
-        Whether huge pages are in use.
+        Whether it has huge pages.
     """
 
     _place: ClassVar[str]  # where a page of it is, for messages
@@ -180,6 +187,12 @@ class BaseArena(ABC):
         ------
         OutOfMemoryError
             If no free run of pages is long enough.
+        ValueError
+            If a length is negative, or the order is another one: there is no array to keep that of.
+        TypeError
+            If the dtype holds Python objects, or the shape is none.
+        ArenaClosedError
+            If the arena is closed.
 
         Notes
         -----
@@ -189,6 +202,8 @@ class BaseArena(ABC):
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot live in an arena")
+        if order is not None and (not isinstance(order, str) or order.upper() not in ("C", "F")):
+            raise ValueError(f"order must be 'C' or 'F', not {order!r}")
         lengths = _lengths(shape)
         nr_bytes = math.prod(lengths) * kind.itemsize
         nr_pages = max(-(-nr_bytes // self._mapping.page_size), 1)
@@ -226,7 +241,32 @@ class BaseArena(ABC):
     def hinting(
         self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any
     ) -> AbstractContextManager[PageAllocator]:
-        """Return a context manager in which free blocks are given back to the host.
+        """Return a context manager in which free blocks are given back to the host: `enable_hinting` until its end.
+
+        All arguments are checked here. If it is dropped without having been entered, there is a RuntimeWarning.
+
+        Parameters
+        ----------
+        advice, max_pages, **options
+            As for `enable_hinting`.
+
+        Raises
+        ------
+        ValueError, TypeError, BadPageError
+            As `enable_hinting`.
+        HintingActiveError
+            When it is entered, if hinting is on already.
+        ArenaClosedError
+            If the arena is closed, or is when it is entered.
+        """
+        callbacks = self._checked_callbacks(advice, max_pages)
+        check_hinting(self.pages, callbacks, **options)
+        return HintingContext(
+            self.pages, lambda: self._enable(callbacks, options), self.pages.disable_hinting, "arena.hinting()"
+        )
+
+    def enable_hinting(self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any) -> None:
+        """Begin to give free blocks back to the host, until `disable_hinting`, `close`, or the end of the arena.
 
         Parameters
         ----------
@@ -239,13 +279,49 @@ class BaseArena(ABC):
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
             clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
+
+        Raises
+        ------
+        HintingActiveError
+            If hinting is on already.
+        ValueError, TypeError, BadPageError
+            If an argument is out of range, not of its type, or unknown.
+        ArenaClosedError
+            If the arena is closed.
+
+        Notes
+        -----
+        Hinting runs on a thread of this process (but with ``workqueue="manual"``), and some system calls refuse a
+        process with more than one: ``unshare(CLONE_NEWUSER)`` and ``setns`` into a user namespace fail with EINVAL, as
+        they do beside any other thread, such as those of NumPy's BLAS. Make such calls before, or after
+        `disable_hinting`.
         """
+        self._enable(self._checked_callbacks(advice, max_pages), options)
+
+    def disable_hinting(self) -> None:
+        """Stop giving free blocks back; do nothing if hinting is off.
+
+        Raises
+        ------
+        HintingActiveError
+            From inside a callback, whose end it would wait for.
+        """
+        self.pages.disable_hinting()
+
+    def _checked_callbacks(self, advice: str, max_pages: int | None) -> PageHintingCallbacks:
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
         self._require_usable()
         if max_pages is None:
             max_pages = min(max(self.size // HUGE_PAGE // 16, 1), self._max_batch)
-        return _ArenaHinting(self, self.pages.hinting(self._callbacks(advice, max_pages), **options))
+        return self._callbacks(advice, max_pages)
+
+    def _enable(self, callbacks: PageHintingCallbacks, options: dict[str, Any]) -> None:
+        self.pages.enable_hinting(callbacks, **options)
+        # The check comes last: a close that begins after it finds hinting on, and ends it.
+        if self.closed:
+            self.pages.disable_hinting()
+            self._require_open()
 
     def trim(self) -> int:
         """Give everything that is free back to the host, now, whether hinting is on or off.
@@ -355,7 +431,7 @@ class BaseArena(ABC):
 
     def _require_open(self) -> None:
         if self.closed:
-            raise ValueError("the arena is closed")
+            raise ArenaClosedError("the arena is closed")
 
     def _require_usable(self) -> None:
         """Raise unless the arena is open, and this process may use its pages."""
@@ -375,22 +451,3 @@ def _lengths(shape: Any) -> tuple[int, ...]:
     if any(length < 0 for length in lengths):
         raise ValueError(f"negative dimensions are not allowed: {lengths}")
     return lengths
-
-
-class _ArenaHinting(AbstractContextManager[PageAllocator]):
-    """What `BaseArena.hinting` returns."""
-
-    def __init__(self, arena: BaseArena, context: AbstractContextManager[PageAllocator]) -> None:
-        self._arena = arena
-        self._context = context
-
-    def __enter__(self) -> PageAllocator:
-        pages = self._context.__enter__()
-        # The check comes last: a close that begins after it finds hinting on, and ends it.
-        if self._arena.closed:
-            pages.disable_hinting()
-            self._arena._require_open()
-        return pages
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._context.__exit__(*exc_info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,16 @@ _CELLS = 512  # in a picture, at most
 _COLUMNS = 64
 _COLOURS = {"used": "#2b6cb0", "warm": "#ed8936", "given back": "#e2e8f0"}
 _SIGNS = {"used": "█", "warm": "▒", "given back": "·"}
+_ASCII_SIGNS = {"used": "#", "warm": "+", "given back": "."}
+
+
+def _signs() -> dict[str, str]:
+    """Return the signs of a picture in text: those that standard output can take, where it will be printed."""
+    try:
+        "".join(_SIGNS.values()).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return _ASCII_SIGNS
+    return _SIGNS
 
 
 def free_by_granule(blocks: NDArray[np.void], start_pfn: int, nr_pages: int, granule: int) -> NDArray[np.int32]:
@@ -99,9 +110,10 @@ class ArenaStatus:
     def __repr__(self) -> str:
         width = max(map(len, self._figures()))
         table = "\n".join(f"{name:<{width}}  {figure}" for name, figure in self._figures().items())
-        signs = "".join(_SIGNS[state] for state, _ in self._cells())
+        sign_of = _signs()
+        signs = "".join(sign_of[state] for state, _ in self._cells())
         picture = "\n".join(signs[i : i + _COLUMNS] for i in range(0, len(signs), _COLUMNS))
-        return f"{table}\n{picture}\n" + "   ".join(f"{sign} {state}" for state, sign in _SIGNS.items())
+        return f"{table}\n{picture}\n" + "   ".join(f"{sign} {state}" for state, sign in sign_of.items())
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pagehint import __version__
 from pagehint.cli import commands
@@ -21,6 +21,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"pagehint: error: {message} (see {self.prog} --help)\n")
 
 
+class CommandParser(Parser):
+    """The parser of one command. It refuses what it does not know itself, so that the error names its --help."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse what follows the command's name."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def make_parser() -> Parser:
     """Return the parser of all commands. `chosen` is the command (None without one), and the parser that is its own."""
     parser = Parser(
@@ -31,7 +42,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pagehint {__version__}")
     parser.set_defaults(chosen=(None, parser))
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
     for command in commands.COMMANDS:
         own = subparsers.add_parser(
             command.name, help=command.help, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,12 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After --help and --version, and with status 2 for bad arguments.
     """
-    args, unknown = make_parser().parse_known_args(argv)
+    args = make_parser().parse_args(argv)
     command: Command | None
     command, parser = args.chosen
-    if unknown:
-        # `parse_args` would refuse them with the main parser's error, which names the wrong --help.
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if command is None:
         parser.print_help()
         return 0

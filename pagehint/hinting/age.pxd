@@ -8,6 +8,7 @@ A granule's stamp is the time at which the hook set its bit, by the clock of the
 under the zone lock, before the bit. A search for ripe granules needs no lock: its finds are looked at again under it.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from pagehint.hinting.bitmap cimport hint_find
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, store64
@@ -39,6 +40,23 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
         h.look_at = now + h.min_age
     for i in range(granule, granule + n):
         store64(&h.freed_at[i], <uint64_t>now, RELAXED)
+
+
+cdef inline void age_change(PageZone *z, int64_t min_age) noexcept nogil:
+    """Have a zone go by another `min_age`. Zone lock held. O(hinted granules) if it had none, else O(1)."""
+    cdef Hints *h = hints_of(z)
+    cdef uint64_t granule
+    if not h.on or min_age == h.min_age:
+        return
+    if h.min_age == 0:          # what was hinted meanwhile has no stamps
+        granule = hint_find(h, 0, z.nr_granules)
+        while granule < z.nr_granules:
+            age_begin(z, granule, 1)
+            granule = hint_find(h, granule + 1, z.nr_granules)
+    h.min_age = min_age
+    h.look_at = 0               # the next pass finds what the new age makes ripe, and says when to look again
+    if h.queued:
+        z.notify_at = 0
 
 
 cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:

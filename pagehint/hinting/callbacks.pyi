@@ -9,6 +9,7 @@ _Taken = bool | np.bool_ | Sequence[bool] | NDArray[np.bool_] | None
 # A compiled function is a capsule, or the tuple that scipy.LowLevelCallable is.
 _HintPages = Callable[[NDArray[np.void]], _Taken] | CapsuleType | tuple[Any, ...]
 
+FOREIGN: Final[tuple[str, ...]]
 BLOCK_DTYPE: Final[np.dtype[np.void]]
 
 @disjoint_base

@@ -7,6 +7,7 @@ from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetContext, PyCap
 
 from pagehint.numbers cimport as_positive
 
+FOREIGN = ("_ctypes", "_cffi_backend")      # the modules of C functions that can be called, but not with an array
 BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32), ("zone", np.uint32)])
 
 
@@ -28,7 +29,7 @@ cdef class PageHintingCallbacks:
         means that the host did not take the block, which is hinted again. One boolean stands for all blocks. An
         exception means that no block was taken.
         A capsule holds a compiled function of the signature in ``pagehint.h`` (see `get_include`); it runs
-        without the GIL.
+        without the GIL. A bare function of ctypes or cffi is refused: what it takes cannot be known.
     max_pages : int, default 16
         Most blocks that are out with the host at once, from 1 to 2**20. It counts blocks of any order, not pages.
     prepare : callable, optional
@@ -41,7 +42,7 @@ cdef class PageHintingCallbacks:
     Raises
     ------
     TypeError
-        If a callback is not callable, or a capsule's name is not the signature.
+        If a callback is not callable, a capsule's name is not the signature, or `hint_pages` is a bare C function.
     ValueError
         If `max_pages` is out of range.
 
@@ -58,6 +59,12 @@ cdef class PageHintingCallbacks:
             self.user_data = PyCapsule_GetContext(capsule)
         elif not callable(hint_pages):
             raise TypeError(f"hint_pages must be callable or a capsule, not {type(hint_pages).__name__}")
+        elif any([kind.__module__ in FOREIGN for kind in type(hint_pages).__mro__]):
+            raise TypeError(
+                f"hint_pages is a bare C function ({hint_pages!r}), which would be called with an array; put it into a"
+                f" scipy.LowLevelCallable or a capsule with the signature {PAGEHINT_HINT_SIGNATURE.decode()!r}, or call it"
+                f" from a Python function"
+            )
         for name, function in (("prepare", prepare), ("cleanup", cleanup)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable or None, not {type(function).__name__}")

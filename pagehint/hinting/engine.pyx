@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
-from pagehint.hinting.age cimport Ripe, ripe_at
+from pagehint.hinting.age cimport Ripe, age_change, ripe_at
 from pagehint.hinting.batch cimport Batch, batch_grow, isolate_batch, next_ripe, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.gate cimport gate_is_open
@@ -215,6 +215,7 @@ cdef class HintingEngine:
             hints_of(z).threshold = self.queue.threshold or self.queue.max_pages
             z.notify_at = INT64_MAX
             store_i32(&hints_of(z).at_gate, False, RELAXED)
+            age_change(z, max(self.queue.min_age, <int64_t>0))
             evaluate(z)
             zone_unlock(z)
 

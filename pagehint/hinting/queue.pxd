@@ -23,6 +23,7 @@ cdef enum Setting:              # one that can be changed during a session
     SET_MAX_PAGES
     SET_THRESHOLD
     SET_DELAY
+    SET_MIN_AGE
 
 cdef struct Settings:           # of a session, as `enable_hinting` was called; local to that call
     bint manual                 # passes run on threads that call `run_pending` or `flush`; there is no worker
@@ -126,6 +127,8 @@ cdef inline void queue_change(WorkQueue *q, Setting setting, int64_t value) noex
         q.max_pages = value
     elif setting == SET_THRESHOLD:
         q.threshold = value
+    elif setting == SET_MIN_AGE:
+        q.min_age = value
     else:
         q.delay = value
         queue_disarm(q)

@@ -11,11 +11,15 @@ later is made resident by another thread, ahead of the one that writes to it.
 
 from __future__ import annotations
 
-from typing import Final
+import weakref
+from typing import Any, Final, SupportsIndex
 
 from pagehint.arena.arena import Arena
+from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.counts import Counts
+from pagehint.errors import HintingInactiveError, PageHintError
 from pagehint.numpy import handler
+from pagehint.sizes import format_size, parse_size
 
 __all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
 
@@ -24,17 +28,27 @@ __all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
 MIN_AGE: Final = 0.01
 
 
-def install(arena: Arena | None = None, *, min_age: float | None = None, hugepages: bool | None = None) -> Arena:
+def install(
+    arena: Arena | str | SupportsIndex | None = None,
+    *,
+    size: str | SupportsIndex | None = None,
+    min_age: float | None = None,
+    hugepages: bool | None = None,
+) -> Arena:
     """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
 
     Parameters
     ----------
-    arena : Arena, optional
+    arena : Arena, str or int, optional
         Kept alive until `uninstall`. If it is closed meanwhile, the C heap serves all requests. Whether it gives back
-        what is free is up to you: `Arena.hinting`. Default: the one that is installed, or else a new one, of the size
-        that `Arena` has by default, with hinting on.
+        what is free is up to you: `Arena.enable_hinting`. Default: the one that is installed, or else a new one, of the
+        size that `Arena` has by default, with hinting on. A size is taken as `size`.
+    size : str or int, optional
+        Bytes of a new one, or a size such as "2GiB"; with hinting on. If one of that size was made by this function and
+        is installed, it stays.
     min_age : float, optional
-        Of a new one: seconds for which a granule must have been free before it goes back. Default: 0.01.
+        Of an arena that this function makes or has made: seconds for which a granule must have been free before it goes
+        back. Default: 0.01 for a new one; one that is installed keeps its age.
     hugepages : bool, optional
         Of a new one: whether to ask for huge pages, as for `Arena`. Default: True. Without them an array has no more in
         memory than what was touched of it, as with the C heap, but touching it takes several times as long.
@@ -48,8 +62,13 @@ def install(arena: Arena | None = None, *, min_age: float | None = None, hugepag
     ------
     PageHintError
         If another arena is installed, or this one is a guest's RAM. To install the same one again is no mistake.
+    ArenaClosedError
+        If it is closed.
     ValueError
-        If it is closed, or `min_age` or `hugepages` is given and no arena is made here.
+        If the size is none or too large, or `min_age` is, or it is given for an arena that was not made here; or if
+        `hugepages` is given and no arena is made.
+    TypeError
+        If `arena` is neither an arena nor a size, or there is a `size` as well.
 
     Notes
     -----
@@ -57,24 +76,68 @@ def install(arena: Arena | None = None, *, min_age: float | None = None, hugepag
     `Arena.numpy` takes precedence, as does any other handler that is set there. A forked child has the arena installed,
     too, its memory there is its own, and what it frees goes back: a worker of its own starts when there is something to
     give back.
+
+    `tracemalloc` sees the arrays with their sizes, and the lines that made them, as NumPy reports them to it. memray
+    and others that watch ``malloc`` and ``mmap`` see no array in the arena: one mapping, as large as the arena, made
+    here. What of it is in memory is in `Arena.status`.
+
+    With hinting on this process has another thread, beside which ``unshare(CLONE_NEWUSER)`` fails: see
+    `Arena.enable_hinting`.
     """
-    if arena is None:
+    if not isinstance(arena, BaseArena) and arena is not None:
+        if size is not None:
+            raise TypeError("install takes one size, not two")
+        arena, size = None, arena
+    if size is not None:
+        if arena is not None:
+            raise TypeError("size is for an arena that is made here; the one that is given has its own")
+        arena = _installed_of(size)
+    elif arena is None:
         arena = installed()
-    if arena is not None and min_age is not None:
-        raise ValueError("min_age is for an arena that is made here; for another it is Arena.hinting's")
     if arena is not None and hugepages is not None:
         raise ValueError("hugepages is for an arena that is made here; for another it is an argument of Arena")
     if arena is None:
-        arena = _new(MIN_AGE if min_age is None else min_age, hugepages is None or hugepages)
+        arena = _new(size, MIN_AGE if min_age is None else min_age, hugepages is None or hugepages)
+    elif min_age is not None:
+        _change_age(arena, min_age)
     handler.install(arena._numpy_heap(), arena)
     return arena
 
 
-def _new(min_age: float, hugepages: bool) -> Arena:
-    arena = Arena(hugepages=hugepages)
-    # Hinting is on until the arena is collected. What is free now has never been in memory: it need not be reported.
-    arena.hinting(min_age=min_age, threshold=1, delay=None, mark_free=False).__enter__()
+_made: weakref.WeakSet[Arena] = weakref.WeakSet()  # by `install`, which alone may change their settings
+
+
+def _new(size: str | SupportsIndex | None, min_age: float, hugepages: bool) -> Arena:
+    arena = Arena(size, hugepages)
+    _give_back(arena, min_age)
+    _made.add(arena)
     return arena
+
+
+def _give_back(arena: Arena, min_age: float) -> None:
+    """Enable hinting until the arena is collected."""
+    # What is free now has never been in memory, or has been given back: it need not be reported.
+    arena.enable_hinting(min_age=min_age, threshold=1, delay=None, mark_free=False)
+
+
+def _installed_of(size: Any) -> Arena | None:
+    """Return the arena that is installed if it was made here, of this size; None if none is installed."""
+    if isinstance(size, bool) or not (isinstance(size, str) or hasattr(size, "__index__")):
+        raise TypeError(f"install takes an Arena, or the size of a new one such as '2GiB', not {type(size).__name__}")
+    arena = installed()
+    wanted = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
+    if arena is not None and (arena not in _made or arena.size != wanted):
+        raise PageHintError(f"another arena is installed for NumPy, of {format_size(arena.size)}; uninstall it first")
+    return arena
+
+
+def _change_age(arena: Arena, min_age: float) -> None:
+    if arena not in _made:
+        raise ValueError("min_age is for an arena that is made here; for another it is Arena.enable_hinting's")
+    try:
+        arena.pages.min_age = min_age
+    except HintingInactiveError:
+        _give_back(arena, min_age)
 
 
 def installed() -> Arena | None:

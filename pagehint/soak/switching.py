@@ -26,6 +26,7 @@ def switch_hinting(shared: Shared, rng: random.Random, me: int) -> Iterator[int]
                     pages.max_pages = rng.choice((1, 2, 16, 64))
                     pages.delay = rng.choice((None, 0.0, 0.01))
                     pages.threshold = rng.choice((None, 1, 20))
+                    pages.min_age = rng.choice((None, 0.0, 0.001, 1.0))
                     time.sleep(rng.random() * 0.02)
                     if rng.random() < 0.2:
                         pages.flush_hinting()

@@ -47,9 +47,12 @@ class Explanation(Sequence[Reason]):
         self._shown = [reason for reason in self._reasons if reason.pages or reason.name in pages]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a reason by its name or its place."""
+        """Return a reason by its name or its place; for another name KeyError, with those that there are."""
         if isinstance(key, str):
-            return next(reason for reason in self._reasons if reason.name == key)
+            for reason in self._reasons:
+                if reason.name == key:
+                    return reason
+            raise KeyError(f"no state of free memory is named {key!r}; there are: {', '.join(_REASONS)}")
         return self._reasons[key]
 
     def __len__(self) -> int:

@@ -76,8 +76,8 @@ class OracleMemory:
             raise ph.BadPageError(f"PFN {pfn:#x}: not aligned to order {order}")
 
     def _zonelist(self, zone: Any) -> Iterator[tuple[OracleZone, int]]:
-        named = (z.index for z in self.zones if zone is z or zone == z.name)
-        preferred = self.default if zone is None else next(named)
+        named = [z for z in self.zones if zone is z or zone == z.name]
+        preferred = self.default if zone is None else min(named, key=lambda z: z.node).index
         for i in self.lists[preferred]:
             yield self.zones[i], self.zones[i].watermarks.min + self.reserve[i][preferred]
 

@@ -84,3 +84,29 @@ def test_a_description_of_the_wrong_type_is_refused_in_words():
     with pytest.raises(ValueError, match="hole"):
         ph.ZoneSpec("a", 0, 10, holes=[(1, 2, 3)])
     assert ph.ZoneSpec("a", np.int64(3), np.uint8(100)).end_pfn == 103
+
+
+def test_two_zones_of_one_name_on_one_node_are_refused_and_named():
+    zones = [ph.ZoneSpec("Normal", 0, 4096, node=1), ph.ZoneSpec("Normal", 8192, 4096, node=1)]
+    with pytest.raises(ValueError, match="two zones of node 1 are named Normal: at PFN 0x0 and at PFN 0x2000"):
+        ph.PageAllocator(zones)
+
+
+def test_zones_of_one_name_on_several_nodes_are_told_apart():
+    """By a name, the lowest node's is meant, wherever it lies; a Zone is itself; messages name the node."""
+    pages = ph.PageAllocator(
+        [ph.ZoneSpec("Normal", 0, 1 << 16, node=1), ph.ZoneSpec("Normal", 1 << 16, 1 << 16, node=0)], pcp=False
+    )
+    high, low = pages.zones
+    assert (high.node, low.node) == (1, 0)
+    assert pages.alloc_pages(zone="Normal") >= low.start_pfn
+    assert pages.alloc_pages(zone=high) < low.start_pfn
+    pages.offline(1 << 15, 1 << 15)
+    for call, named in (
+        (lambda: pages.offline(1 << 15, 1 << 15), "node 1"),
+        (lambda: pages.free_pages(5), "node 1"),
+        (lambda: pages.free_pages(low.start_pfn + 5), "node 0"),
+        (lambda: pages.set_migratetype(low.start_pfn + 1, 1, "isolate"), "node 0"),
+    ):
+        with pytest.raises(ph.BadPageError, match=named):
+            call()

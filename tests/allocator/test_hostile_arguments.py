@@ -81,6 +81,7 @@ CALLS = {
     "PageAllocator.max_pages=": (setter("max_pages"), lambda w: {"value": 2}),
     "PageAllocator.threshold=": (setter("threshold"), lambda w: {"value": 2}),
     "PageAllocator.delay=": (setter("delay"), lambda w: {"value": 2}),
+    "PageAllocator.min_age=": (setter("min_age"), lambda w: {"value": 2}),
     "PageAllocator.stats": (lambda w: w.pages.stats, lambda w: {}),
     "PageAllocator.explain": (lambda w: w.pages.explain, lambda w: {}),
     "PageAllocator.buddyinfo": (lambda w: w.pages.buddyinfo, lambda w: {}),
@@ -95,6 +96,8 @@ CALLS = {
     "Arena.address": (lambda w: w.arena.address, lambda w: {"pfn": 1}),
     "Arena.empty": (lambda w: w.arena.empty, lambda w: {"shape": (3, 4)}),
     "Arena.hinting": (lambda w: entered(w.arena.hinting), lambda w: {}),
+    "Arena.enable_hinting": (lambda w: w.arena.enable_hinting, lambda w: {}),
+    "Arena.disable_hinting": (lambda w: w.arena.disable_hinting, lambda w: {}),
     "Arena.numpy": (lambda w: entered(w.arena.numpy), lambda w: {}),
     "Arena.trim": (lambda w: w.arena.trim, lambda w: {}),
     "Arena.limit=": (lambda w: lambda value: setattr(w.arena, "limit", value), lambda w: {"value": "1MiB"}),
@@ -197,11 +200,15 @@ SPECIAL = {
     ("PageAllocator.set_migratetype", "migratetype"): ([None, *NO_NAMES], ["movable", "unmovable"]),
     ("PageAllocator.max_pages=", "value"): ([0, 2**20 + 1, *NO_INTEGERS_AND_RANGE], ONES),
     ("Arena.hinting", "max_pages"): ([0, 2**20 + 1, *BUT_NONE], [None, *ONES]),
-    ("Arena.empty", "order"): ([1, "X", b"X", "CF", object(), Angry(), [], NAN], ["F", None]),
+    ("Arena.enable_hinting", "max_pages"): ([0, 2**20 + 1, *BUT_NONE], [None, *ONES]),
+    ("Arena.empty", "order"): ([1, "X", "K", "A", "", b"X", "CF", object(), Angry(), [], NAN], ["F", None]),
 }  # fmt: skip
 
 
 SPECIAL["PageAllocator.threshold=", "value"] = HOSTILE["threshold"]
+
+
+SPECIAL["PageAllocator.min_age=", "value"] = HOSTILE["delay"]
 
 
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]

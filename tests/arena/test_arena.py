@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import threading
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from processes import survives
+from processes import run_code, survives
 from threads import native_threads
 
 import pagehint as ph
@@ -147,7 +148,7 @@ def test_closing_with_live_arrays_is_refused():
 
 def test_closing_ends_hinting():
     arena = ph.Arena("16MiB")
-    arena.hinting().__enter__()
+    arena.enable_hinting()
     arena.close()
     assert not arena.pages.hinting_enabled
     assert not native_threads("pagehint")
@@ -155,7 +156,7 @@ def test_closing_ends_hinting():
 
 def test_arrays_outlive_the_arena():
     arena = ph.Arena("16MiB")
-    arena.hinting(delay=0.0).__enter__()
+    arena.enable_hinting(delay=0.0)
     a = arena.empty(1000)
     a[:] = 2.0
     del arena
@@ -236,7 +237,8 @@ def test_memory_goes_back_when_the_arena_is_closed_and_not_when_it_is_collected(
     with open("/proc/self/smaps") as maps:  # noqa: PTH123
         kept = [block for block in maps.read().split("VmFlags") if f"{start:x}-" in block]
     assert all("Rss:                   0 kB" in block for block in kept)
-    del late
+    with pytest.warns(RuntimeWarning, match="never entered"):
+        del late
 
 
 def test_an_array_made_while_the_arena_closes_is_refused():
@@ -282,7 +284,7 @@ def test_arrays_made_and_dropped_while_the_arena_closes():
                 assert "closed" in str(error), error
         for _ in range(40):
             arena, go = ph.Arena("16MiB"), threading.Event()
-            arena.hinting(delay=0.0).__enter__()
+            arena.enable_hinting(delay=0.0)
             worker = threading.Thread(target=work, args=(arena, go))
             worker.start()
             go.set()
@@ -421,3 +423,64 @@ def test_an_arena_does_not_grow_beyond_its_mapping():
     with pytest.raises(ph.BadPageError, match="PFN 0x8000 is outside every zone, and those of an arena do not grow"):
         arena.pages.online(section, section)
     assert arena.pages.zones[0].spanned_pages == 16384
+
+
+def test_a_closed_arena_raised_a_plain_value_error():
+    """It is an error of this package, and the ValueError that a closed file raises."""
+    assert issubclass(ph.ArenaClosedError, ph.PageHintError | ValueError)
+    arena = ph.Arena("4MiB")
+    late = arena.hinting()
+    arena.close()
+    for call in (
+        lambda: arena.empty(1),
+        lambda: arena.resident_bytes,
+        lambda: arena.address(0),
+        lambda: setattr(arena, "limit", "2MiB"),
+        arena.hinting,
+        arena.enable_hinting,
+        arena.numpy,
+        arena.status,
+        arena.trim,
+        late.__enter__,
+        lambda: ph.numpy.install(arena),
+    ):
+        with pytest.raises(ph.ArenaClosedError, match="the arena is closed"):
+            call()
+
+
+@pytest.mark.parametrize("order", ["K", "A", "k", "", "CF", "\0", 1, b"C"])
+def test_an_order_that_a_new_array_cannot_have_was_taken(order):
+    arena = ph.Arena("4MiB")
+    with pytest.raises(ValueError, match="order must be 'C' or 'F', not"):
+        arena.empty((2, 3), order=order)
+    assert arena.pages.stats().allocated_pages == 0
+
+
+@pytest.mark.parametrize("order", ["C", "F", "c", "f", None])
+def test_orders_are_those_of_numpy_s_empty(order):
+    arena = ph.Arena("4MiB")
+    assert arena.empty((2, 3), order=order).flags.f_contiguous == np.empty((2, 3), order=order).flags.f_contiguous
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_is_shown_of_an_arena_could_not_be_printed_in_every_encoding(encoding):
+    status, out, err = run_code(
+        """
+        import numpy as np
+        import pagehint as ph
+        with ph.Arena("64MiB") as arena, arena.hinting():
+            array = arena.empty(10 << 20, "u1")
+            array[:] = 1
+            for shown in (arena.status(), arena, arena.pages, arena.pages.stats(), arena.pages.explain()):
+                print(shown)
+            del array
+        """,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (status, err) == (0, "")
+    picture = out.splitlines()[5:7]
+    assert picture == (
+        ["█████···························", "█ used   ▒ warm   · given back"]
+        if encoding == "utf-8"
+        else ["#####...........................", "# used   + warm   . given back"]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -163,3 +164,59 @@ def test_ctrl_c_while_the_package_is_imported_was_a_traceback():
     """
     done = python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "pagehint: interrupted\n")
+
+
+@pytest.mark.usefixtures("hello")
+@pytest.mark.parametrize(
+    ("args", "where", "named"),
+    [
+        (["--potato", "demo"], "pagehint --help", "--potato"),
+        (["--potato", "hello", "world"], "pagehint --help", "--potato"),
+        (["hello", "world", "--potato"], "pagehint hello --help", "--potato"),
+        (["demo", "potato"], "pagehint demo --help", "potato"),
+        (["demo", "--seconds", "potato"], "pagehint demo --help", "potato"),
+        (["soak", "--minutes", "abc"], "pagehint soak --help", "not a number of minutes: 'abc'"),
+    ],
+)
+def test_a_mistake_before_the_command_is_the_main_program_s_and_one_after_it_the_command_s(args, where, named, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert said.endswith(f" (see {where})\n")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["demo", "--size", "64MiB", "--seconds", "1"],
+        ["demo", "--size", "64MiB", "--seconds", "1", "--json"],
+        ["soak", "--minutes", "0.01"],
+        [],
+        ["--help"],
+        ["demo", "--help"],
+        ["soak", "--help"],
+        ["demo", "--size", "\N{GREEK SMALL LETTER PI}"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_an_ascii_terminal_ended_a_command_with_a_traceback(args, terminal):
+    if args[:1] in (["demo"], ["soak"]):
+        pytest.importorskip("rich")
+    command = [sys.executable, "-P", "-m", "pagehint", *args]
+    if terminal:
+        command = [sys.executable, "-P", "-c", f"import pty, sys; sys.exit(pty.spawn({command!r}) >> 8)"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == (2 if "--size" in args and args[-1] == "\N{GREEK SMALL LETTER PI}" else 0), said
+    assert b"Traceback" not in said
+    assert said.isascii()

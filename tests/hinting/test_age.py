@@ -390,3 +390,96 @@ def test_a_forked_child_begins_with_ages_of_its_own(few_host, clock):
     in_child(child)
     assert pages.stats().hints_pending == 32
     pages.disable_hinting()
+
+
+def test_a_shorter_age_takes_effect_at_once(few_host, clock):
+    pages = real("64MiB")
+    block = pages.alloc_pages(10)
+    options = {"workqueue": "manual", "mark_free": False, "threshold": 1, "delay": None, "clock": clock}
+    with pages.hinting(few_host.callbacks, min_age=100.0, **options):
+        pages.free_pages(block, 10)
+        clock.sleep(2.0)
+        pages.run_pending()
+        assert few_host.blocks == []
+        pages.min_age = 3.0
+        assert pages.min_age == 3.0
+        pages.run_pending()
+        assert few_host.blocks == []
+        clock.sleep(1.0)  # it counts from when it was freed
+        pages.run_pending()
+        assert few_host.blocks == [(block, 10)]
+        pages.verify()
+
+
+def test_a_longer_age_keeps_what_would_have_gone(few_host, clock):
+    pages = real("64MiB")
+    block = pages.alloc_pages(10)
+    options = {"workqueue": "manual", "mark_free": False, "threshold": 1, "delay": None, "clock": clock}
+    with pages.hinting(few_host.callbacks, min_age=1.0, **options):
+        pages.free_pages(block, 10)
+        pages.min_age = 10.0
+        clock.sleep(9.0)
+        pages.run_pending()
+        assert few_host.blocks == []
+        assert pages.explain()["warm"].pages == 1024
+        clock.sleep(2.0)
+        pages.run_pending()
+        assert few_host.blocks == [(block, 10)]
+
+
+@pytest.mark.parametrize("before", [None, 0])
+def test_an_age_where_there_was_none_counts_from_now(few_host, clock, before):
+    """The stamps of an earlier session, by another clock, say nothing of what was hinted in this one."""
+    pages = real("64MiB")
+    block = pages.alloc_pages(10)
+    options = {"workqueue": "manual", "mark_free": False, "threshold": 1000, "delay": None}
+    with pages.hinting(few_host.callbacks, min_age=5.0, clock=lambda: 1e6, **options):
+        pages.free_pages(block, 10)
+    pages.alloc_pages_at(block, 10)
+    with pages.hinting(few_host.callbacks, min_age=before, clock=clock, **options):
+        pages.free_pages(block, 10)
+        clock.sleep(50.0)
+        pages.min_age = 5.0
+        pages.threshold = 1
+        pages.run_pending()
+        assert few_host.blocks == []
+        clock.sleep(5.0)
+        pages.run_pending()
+        assert few_host.blocks == [(block, 10)]
+        pages.verify()
+
+
+def test_no_age_any_more_lets_everything_go(few_host, clock):
+    pages = real("64MiB")
+    block = pages.alloc_pages(10)
+    options = {"workqueue": "manual", "mark_free": False, "threshold": 1, "delay": None, "clock": clock}
+    with pages.hinting(few_host.callbacks, min_age=1e9, **options):
+        pages.free_pages(block, 10)
+        pages.run_pending()
+        assert few_host.blocks == []
+        pages.min_age = None
+        assert pages.min_age is None
+        pages.run_pending()
+        assert few_host.blocks == [(block, 10)]
+
+
+def test_a_worker_that_sleeps_until_an_age_hears_of_a_shorter_one(few_host):
+    pages = real("64MiB")
+    block = pages.alloc_pages(10)
+    with pages.hinting(few_host.callbacks, mark_free=False, threshold=1, delay=None, min_age=3600.0):
+        pages.free_pages(block, 10)
+        assert pages.stats().work_queued == 1
+        pages.min_age = 0.001
+        wait_for(lambda: few_host.blocks)
+    assert few_host.blocks == [(block, 10)]
+
+
+def test_an_age_can_be_set_while_hinting_is_on_and_not_else():
+    pages = real("64MiB")
+    with pytest.raises(ph.HintingInactiveError):
+        pages.min_age = 1.0
+    with pages.hinting(RecordingHost().callbacks):
+        for value, error in ((-1, ValueError), (float("nan"), ValueError), ("1", TypeError)):
+            with pytest.raises(error):
+                pages.min_age = value
+        assert pages.min_age is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 
 import numpy as np
@@ -166,3 +167,28 @@ def test_a_subclass_that_says_another_max_pages_lost_its_hints():
         pages.flush_hinting()
         assert pages.stats().hints_pending == 0
     assert max(len(blocks) for blocks in reported) == 4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        ctypes.CDLL(None).puts,
+        ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda blocks: 0),
+        ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda blocks: 0),
+        ctypes.pythonapi.PyObject_Length,
+    ],
+    ids=["of a library", "CFUNCTYPE", "PYFUNCTYPE", "pythonapi"],
+)
+def test_a_bare_c_function_was_taken_and_failed_when_it_was_called(function):
+    with pytest.raises(TypeError, match=r"bare C function.*LowLevelCallable.*Python function"):
+        ph.PageHintingCallbacks(function)
+    ph.PageHintingCallbacks(lambda blocks: function(len(blocks)))
+    ph.PageHintingCallbacks(print, prepare=function, cleanup=function)  # these are called without arguments
+
+
+def test_a_bare_function_of_cffi_is_refused_as_well():
+    cffi = pytest.importorskip("cffi")
+    ffi = cffi.FFI()
+    ffi.cdef("int puts(const char *);")
+    with pytest.raises(TypeError, match="bare C function"):
+        ph.PageHintingCallbacks(ffi.dlopen(None).puts)

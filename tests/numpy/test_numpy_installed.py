@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,13 @@ from numpy_arrays import MIB, empty_at_the_end, inside, installed_arena, mapped,
 from processes import survives
 
 import pagehint as ph
+
+
+@pytest.fixture
+def uninstalled():
+    yield
+    ph.numpy.uninstall()
+
 
 arena = pytest.fixture(empty_at_the_end)
 installed = pytest.fixture(installed_arena)
@@ -144,14 +152,101 @@ def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1.0)
     assert ph.numpy.installed() is None
-    made = ph.numpy.install(min_age=2.5)
+    ph.numpy.install(arena)
+    with pytest.raises(ValueError, match="made here"):
+        ph.numpy.install(min_age=2.5)
+    ph.numpy.uninstall()
+
+
+def test_installing_again_with_an_age_changes_that_of_the_arena_that_was_made(uninstalled):
+    made = ph.numpy.install()
+    assert made.pages.min_age == ph.numpy.MIN_AGE
+    assert ph.numpy.install(min_age=2) is made
+    assert made.pages.min_age == 2
+    assert ph.numpy.install() is made
+    assert made.pages.min_age == 2
+    with pytest.raises(ValueError, match="min_age"):
+        ph.numpy.install(min_age=-1)
+    assert made.pages.min_age == 2
+    made.disable_hinting()
+    ph.numpy.install(made, min_age=3)
+    assert made.pages.min_age == 3
+    ph.numpy.uninstall()
+    assert ph.numpy.install(min_age=4) is not made
+    assert made.pages.min_age == 3
+
+
+@pytest.mark.parametrize("size", ["2GiB", 2 << 30, np.int64(2 << 30), "2048 MiB", (2 << 30) - 5])
+@pytest.mark.parametrize("by_name", [False, True], ids=["first argument", "size"])
+def test_a_size_in_place_of_an_arena_was_an_attribute_error(uninstalled, size, by_name):
+    made = ph.numpy.install(size=size) if by_name else ph.numpy.install(size)
+    assert made.size == 2 << 30
+    assert made.pages.hinting_enabled
+    assert made.pages.min_age == ph.numpy.MIN_AGE
+    array = np.ones(MIB, "u1")
+    assert inside(array, made)
+    assert ph.numpy.install("2GiB", min_age=1) is made
+    assert made.pages.min_age == 1
+    with pytest.raises(ph.PageHintError, match="of 2 GiB; uninstall it first"):
+        ph.numpy.install("1GiB")
+    assert ph.numpy.installed() is made
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("much", ValueError),
+        ("", ValueError),
+        (0, ValueError),
+        (-1, ValueError),
+        ("99999TiB", ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        (b"2GiB", TypeError),
+        (ph.Arena, TypeError),
+        (set(), TypeError),
+        ([], TypeError),
+    ],
+    ids=str,
+)
+def test_what_is_neither_an_arena_nor_a_size_is_refused(what, error):
+    for call in (lambda: ph.numpy.install(what), lambda: ph.numpy.install(size=what)):
+        with pytest.raises(error, match=r"size|arena"):
+            call()
+        assert ph.numpy.installed() is None
+
+
+def test_an_arena_and_a_size_or_two_sizes_are_refused(arena):
+    with pytest.raises(TypeError, match="has its own"):
+        ph.numpy.install(arena, size="2GiB")
+    with pytest.raises(TypeError, match="one size"):
+        ph.numpy.install("1GiB", size="2GiB")
+    ph.numpy.install(arena)
+    with pytest.raises(ph.PageHintError, match="uninstall it first"):
+        ph.numpy.install(arena.size)  # made by somebody else: not to be taken for one's own
+    ph.numpy.uninstall()
+
+
+def test_tracemalloc_sees_the_arrays_as_the_docstrings_say(installed):
+    """With their sizes, and the lines that made them, in the domain of NumPy's data."""
+
+    def traced():
+        numbers = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+        return sorted((trace.size, trace.traceback[0].filename) for trace in numbers.traces if trace.size >= MIB)
+
+    tracemalloc.start()
     try:
-        assert made.pages.min_age == 2.5
-        with pytest.raises(ValueError, match="made here"):
-            ph.numpy.install(min_age=2.5)
-        assert ph.numpy.install() is made
+        array = np.empty(MIB, "u1")
+        other = ph.Arena("16MiB")
+        with other.numpy():
+            second = np.zeros(2 * MIB, "u1")
+        assert inside(array, installed)
+        assert inside(second, other)
+        assert traced() == [(MIB, __file__), (2 * MIB, __file__)]
+        del array, second
+        assert traced() == []
     finally:
-        ph.numpy.uninstall()
+        tracemalloc.stop()
 
 
 def test_without_huge_pages_memory_that_is_not_touched_is_not_resident():

@@ -113,7 +113,7 @@ def test_arrays_made_and_dropped_while_the_arena_closes():
         for _ in range(10):
             arena, go = ph.Arena("16MiB"), threading.Event()
             worker = threading.Thread(target=work, args=(arena, go))
-            arena.hinting(delay=0.0).__enter__()
+            arena.enable_hinting(delay=0.0)
             worker.start()
             go.wait()
             while not arena.closed:
@@ -136,7 +136,7 @@ def test_the_interpreter_ends_cleanly_with_live_arrays(kept):
             arena = ph.Arena("64MiB")
             context = arena.numpy()
             context.__enter__()
-            arena.hinting(delay=0.0).__enter__()
+            arena.enable_hinting(delay=0.0)
             array = np.ones(1 << 20)
             return {kept},
         kept = make()
@@ -157,7 +157,7 @@ def test_the_interpreter_ends_cleanly_with_an_installed_arena(last):
         import pagehint as ph
         arena = ph.Arena("64MiB")
         ph.numpy.install(arena)
-        arena.hinting(delay=0.0).__enter__()
+        arena.enable_hinting(delay=0.0)
         arrays = [np.ones(1 << 18) for _ in range(8)]
         class Late:
             array = np.ones(1 << 20)

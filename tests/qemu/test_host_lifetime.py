@@ -27,7 +27,7 @@ def test_arrays_outlive_the_host_and_a_closed_host_says_so():
         arena = host.arena()
         array = filled(arena, 20 * MIB)
         pid = host.process.pid
-        arena.hinting().__enter__()
+        arena.enable_hinting()
     assert ended(pid)
     assert is_whole(array)
     assert not arena.pages.hinting_enabled
@@ -58,7 +58,7 @@ def test_qemu_ends_with_the_process_that_started_it(how):
         import os, signal, sys
         import pagehint as ph
         host = ph.qemu.Host("64MiB")
-        host.arena().hinting().__enter__()
+        host.arena().enable_hinting()
         print(host.process.pid, flush=True)
         {how}
     """
@@ -175,7 +175,7 @@ def test_a_host_is_collected_with_hinting_on_and_leaves_nothing():
     host = ph.qemu.Host("64MiB")
     arena, pid = host.arena(), host.process.pid
     pages = arena.pages
-    arena.hinting(workqueue="manual", delay=None).__enter__()
+    arena.enable_hinting(workqueue="manual", delay=None)
     del host
     gc.collect()
     wait_for(lambda: ended(pid), "its end")
@@ -204,7 +204,7 @@ def test_hosts_at_exit_do_not_keep_each_other_from_it():
         for host in hosts:
             print(host.process.pid)
         hosts[0].process.kill()
-        hosts[1].arena().hinting(threshold=1, delay=0.0).__enter__()
+        hosts[1].arena().enable_hinting(threshold=1, delay=0.0)
     """
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from allocators import real
 
 import pagehint as ph
@@ -75,3 +76,9 @@ def test_explain_says_what_is_too_young(few_host, clock):
         pages.flush_hinting()
         assert pages.explain()["warm"].pages == 0
         assert "warm" not in repr(pages.explain())
+
+
+def test_a_state_that_there_is_not_was_a_stop_iteration():
+    """That would have ended a generator, in silence."""
+    with pytest.raises(KeyError, match=r"'nope'.*reported, .*pending, .*fragmented, .*offline"):
+        ph.PageAllocator("16MiB").explain()["nope"]

@@ -26,6 +26,7 @@ MODULE = {
     "OP_DTYPE",
     "OP_FREE",
     "Arena",
+    "ArenaClosedError",
     "BadPageError",
     "Explanation",
     "HintingActiveError",
@@ -42,7 +43,6 @@ MODULE = {
     "Zone",
     "ZoneSpec",
     "get_include",
-    "numpy",
     "qemu",
     "virtio",
 }
@@ -82,6 +82,8 @@ METHODS = {
         "address": "(self, pfn)",
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
         "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
+        "enable_hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
+        "disable_hinting": "(self)",
         "numpy": "(self)",
         "status": "(self)",
         "trim": "(self)",
@@ -159,6 +161,7 @@ STATS = [
 ERRORS = {
     ph.PageHintError: (Exception,),
     ph.OutOfMemoryError: (ph.PageHintError, MemoryError),
+    ph.ArenaClosedError: (ph.PageHintError, ValueError),
     ph.BadPageError: (ph.PageHintError, ValueError),
     ph.HintingActiveError: (ph.PageHintError, RuntimeError),
     ph.HintingInactiveError: (ph.PageHintError, RuntimeError),
@@ -199,7 +202,7 @@ def test_the_module_has_these_names():
     assert set(ph.__all__) == MODULE
     assert all(hasattr(ph, name) for name in MODULE)
     public = {name for name, value in vars(ph).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - {"numpy", "qemu", "virtio"}
+    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - {"qemu", "virtio"}
     assert (INSTALLED / "pagehint.h").is_file()
     assert ph.get_include() == str(INSTALLED)
     assert (INSTALLED / "py.typed").is_file()
@@ -311,3 +314,33 @@ def test_the_typed_program_passes_mypy(tmp_path):
 
 def test_the_stubs_are_those_of_the_compiled_modules(tmp_path):
     run("-m", "mypy.stubtest", "pagehint", "--concise", "--allowlist", HERE / "stubtest-allowlist.txt")
+
+
+def test_a_star_import_rebound_numpy():
+    names = {}
+    exec("import numpy\nfrom pagehint import *", names)
+    assert names["numpy"] is np
+    assert names["Arena"] is ph.Arena
+    assert not {"numpy", "np", "typing", "version", "Path"} & set(ph.__all__)
+
+
+@pytest.mark.parametrize("missing", ["*.so", "_core*.so", "handler*.so", "split_queue*.so"])
+def test_importing_sources_that_are_not_compiled_said_circular_import(tmp_path, missing):
+    """In the folder of the sources, which hides the installed package; and where a module has come since the build."""
+    package = tmp_path / "pagehint"
+    for file in INSTALLED.rglob("*"):
+        if file.suffix in (".py", ".so") and not file.match(missing):
+            copy = package / file.relative_to(INSTALLED)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    for source in HERE.parents[1].glob("pagehint/**/*.pyx"):  # an installed package has none
+        (package / source.relative_to(HERE.parents[1] / "pagehint")).touch()
+    done = subprocess.run(
+        [sys.executable, "-c", "import pagehint"], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("ImportError: ")]
+    assert said.startswith(f"ImportError: {package} holds the sources of pagehint, of which ")
+    assert "leave this folder" in said
+    assert "build it in place: pip install -e ." in said
+    assert "circular" not in done.stderr

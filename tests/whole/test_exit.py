@@ -19,7 +19,7 @@ def test_exit_with_work_in_flight():
         pages = ph.PageAllocator("1GiB")
         pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: time.sleep(0.01), 1), delay=0.0)
         arena = ph.Arena("64MiB")
-        arena.hinting(delay=0.0).__enter__()
+        arena.enable_hinting(delay=0.0)
         array = arena.empty(1000)
         time.sleep(0.05)
         print("end")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,15 @@ def test_a_trace_of_the_wrong_type_is_refused(ops, pfns):
     with pytest.raises(TypeError):
         pages.run_ops(ops, pfns)
     assert pages.stats().allocated_pages == 0
+
+
+def test_the_fields_of_an_operation_are_documented_in_their_order():
+    text = ph.PageAllocator.run_ops.__doc__
+    documented = re.findall(r"``(\w+)`` \(uint\d+\)", text)
+    assert tuple(documented) == ph.OP_DTYPE.names
+    [example] = re.findall(r"``\((\d+), (\d+), OP_ALLOC\)`` allocates order (\d+) into slot (\d+)", text)
+    slot, order, said_order, said_slot = map(int, example)
+    assert (slot, order) == (said_slot, said_order)
+    pages, pfns = ph.PageAllocator("16MiB"), np.full(3, 99, np.uint64)
+    pages.run_ops(trace((slot, order, ph.OP_ALLOC)), pfns)
+    pages.free_pages(pfns[slot], order)
