@@ -34,7 +34,7 @@ def test_on_status_trim_off(shell, capsys):
         shell.run_line_magic("pagehint", "status")
     arena = shell.run_line_magic("pagehint", "on")
     assert arena is shell.run_line_magic("pagehint", "on")
-    assert arena.size >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    assert arena.size == ph.Arena().size  # as much as this process can come to have
     assert arena.pages.hinting_enabled
     assert arena.pages.min_age == ph.numpy.MIN_AGE
     with pytest.raises(UsageError, match="min_age"):
