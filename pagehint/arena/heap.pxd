@@ -9,6 +9,7 @@ from libc.stdint cimport UINT32_MAX, int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MADV_DONTNEED, madvise
 from pagehint.allocator.memory cimport Memory
+from pagehint.arena.huge_pages cimport HugePages, choose_pages, probe_freed
 from pagehint.arena.mapping cimport Mapping
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end
 from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load_i32,
@@ -58,7 +59,8 @@ cdef struct Heap:
     void *lazy                  # the last allocation that was dropped, until it is freed
     void *lazy_page             # the last page of it that was
     int32_t filled              # so many of the next ones are expected to be filled
-    Populator *populator        # the mapping's, or NULL
+    HugePages *huge_pages       # the mapping's, as the next two are
+    Populator *populator        # or NULL
     uint64_t *populated
     # The list of the heaps that the process's handler has given memory from: `numpy/handler.pyx`.
     Heap *next
@@ -109,6 +111,7 @@ cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) n
         return NULL
     fetch_add64(&h.from_arena, 1, RELAXED)
     h.lengths[pfn] = <uint32_t>n
+    choose_pages(h.huge_pages, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, n)
     return h.base + (pfn << h.page_shift)
 
 
@@ -199,5 +202,6 @@ cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
     cdef uint64_t pfn = page_of(h, p)
     if p == load_pointer(&h.lazy, ACQUIRE):
         end_lazy(h)
+    probe_freed(h.huge_pages, h.base, h.page_shift, pfn)
     heap_leave(h, p, h.lengths[pfn])
     machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)

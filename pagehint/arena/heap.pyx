@@ -37,6 +37,7 @@ cdef class ArenaHeap:
         h.m = &self.memory.m
         h.max_order = self.memory.max_page_order
         h.lengths = mapping.opening.lengths
+        h.huge_pages = &mapping.huge_pages
         h.populator = mapping.populator
         h.populated = &mapping.populated
         h.open = True

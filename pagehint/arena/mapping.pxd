@@ -1,6 +1,7 @@
 """A mapping: `arena/mapping.pyx`."""
 from libc.stdint cimport uint64_t
 from pagehint.allocator.memory cimport Memory
+from pagehint.arena.huge_pages cimport HugePages
 from pagehint.arena.opening cimport Opening
 from pagehint.arena.populate cimport Populator
 
@@ -14,6 +15,7 @@ cdef class Mapping:
     cdef bint discarded
     cdef bint of_file
     cdef Opening opening            # what of it is open
+    cdef HugePages huge_pages       # which granules get them
     cdef bint placed                # it is in none of the kernel's places
     cdef Memory memory              # its zone knows which granules are zero; or None
     cdef Populator *populator       # the process's, or NULL if this is not populated ahead

@@ -12,6 +12,7 @@ from posix.mman cimport (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MA
 
 from pagehint._core cimport PageAllocator
 from pagehint.allocator.memory cimport Memory
+from pagehint.arena.huge_pages cimport choose_pages, huge_pages_init, probe_freed
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
@@ -132,7 +133,9 @@ cdef class Mapping:
                     offset) == MAP_FAILED:
                 raise errors.no_mapping(errno, f"no mapping of {length} bytes of a file for an arena")
         self.base = self.opening.base
-        self.hugepages = self.opening.hugepages and not self.of_file
+        if not huge_pages_init(&self.huge_pages, self.opening.hugepages and not self.of_file, nr_bytes // GRANULE):
+            raise MemoryError("no memory for which granules of an arena have huge pages")
+        self.hugepages = self.huge_pages.wanted
         self.open = True
 
     cdef int open_first(self) except -1:
@@ -178,6 +181,7 @@ cdef class Mapping:
             munmap(o.base, o.most if o.reserved else o.open)
         if o.lengths != NULL:
             munmap(o.lengths, self.lengths_bytes())
+        free(self.huge_pages.huge)
         nr_placed -= self.placed
 
     def know_zeroes(self, PageAllocator pages not None):
@@ -300,12 +304,14 @@ cdef class Block:
         if not mapping.open:
             raise errors.ArenaClosedError("the arena is closed")
         with nogil:
+            choose_pages(&mapping.huge_pages, mapping.base, ctz64(mapping.page_size), pages.memory.m.zones[0], pfn, nr_pages)
             populate_ahead(mapping.populator, mapping.base, ctz64(mapping.page_size), pages.memory.m.zones[0], pfn, nr_pages,
                            &mapping.populated)
 
     def __dealloc__(self):
         if self.mapping is not None:
             with nogil:
+                probe_freed(&self.mapping.huge_pages, self.mapping.base, ctz64(self.mapping.page_size), self.pfn)
                 populate_end(self.mapping.populator, self.mapping.base + self.pfn * self.mapping.page_size,
                              self.nr_pages * self.mapping.page_size)
                 machine_free_run(&self.memory.m, self.pfn, self.nr_pages, self.memory.max_page_order)

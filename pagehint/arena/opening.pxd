@@ -10,8 +10,8 @@ need not be reserved: a step that finds another mapping in its place is refused.
 such addresses, they are reserved by an inaccessible mapping, which counts for RLIMIT_AS only.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from posix.mman cimport (MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE,
-                         PROT_READ, PROT_WRITE, madvise, mmap, munmap)
+from posix.mman cimport (MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE,
+                         MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, munmap)
 from pagehint.hinting.hinted_zone cimport hinted_zone_open
 from pagehint.hinting.limit cimport zone_excess
 from pagehint.sync.atomic cimport RELAXED, store64
@@ -33,7 +33,7 @@ cdef struct Opening:
     size_t granule              # bytes; a step is whole granules
     int page_shift
     bint reserved               # an inaccessible mapping reserves the addresses
-    bint hugepages              # ask for them
+    bint hugepages              # they are wanted, and the kernel has them
     uint32_t *lengths           # what the arena's heap notes of each page, opened as far as the pages are
     Machine *m                  # its zone is to grow; NULL: there is none yet
 
@@ -91,8 +91,9 @@ cdef inline bint open_to(Opening *o, size_t to) noexcept nogil:
             or o.m != NULL and hinted_zone_open(o.m.zones[0], leaves_for(o.m.zones[0], to >> o.page_shift))):
         unmap(o, at, nr_bytes)
         return False
-    if o.hugepages:
+    if o.hugepages:             # tried, since the kernel may have none; which granules get them is chosen later
         o.hugepages = madvise(at, nr_bytes, MADV_HUGEPAGE) == 0
+    madvise(at, nr_bytes, MADV_NOHUGEPAGE)
     o.open = to
     if o.m != NULL:
         grow_zone(o, o.m.zones[0], to >> o.page_shift)

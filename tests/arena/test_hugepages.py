@@ -1,4 +1,4 @@
-"""`Arena.hugepages`: True only where the kernel gives huge pages to this process."""
+"""Huge pages: said to be there only where the kernel gives them to this process, and used where they pay."""
 
 from __future__ import annotations
 
@@ -104,3 +104,58 @@ def test_a_user_namespace_is_refused_beside_the_worker_as_the_docstring_says():
         arena.disable_hinting()
         assert unshared() == before, before     # as it was without hinting: 0, if this sandbox has user namespaces
     """)
+
+
+# ---- which granules get them
+
+SPARSE = """
+    import time
+    import numpy as np
+    import pagehint as ph
+    arena = ph.numpy.install()
+    def huge():
+        '''MiB in huge pages, of all mappings.'''
+        with open("/proc/self/smaps_rollup") as file:
+            return next(int(line.split()[1]) >> 10 for line in file if line.startswith("AnonHugePages"))
+    def sparse(make, times=1024):
+        '''What 1,024 arrays of 1 MiB keep with 100 bytes written in each, in MiB.'''
+        before = arena.resident_bytes
+        arrays = [make(1 << 20, "u1") for _ in range(times)]
+        for array in arrays:
+            array[:100] = 1
+        return arena.resident_bytes - before >> 20
+    def filled(nr_bytes, times):
+        arrays = [np.ones(nr_bytes, "u1") for _ in range(times)]
+        del arrays
+        arena.trim()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "most"),
+    [
+        ("pass", 8),
+        ("filled(64 << 20, 20)", 8),  # what had huge pages before
+        ("filled(3 << 20, 200)", 40),  # what has led to expect that they are filled: a few granules tell otherwise
+        ("filled(1 << 20, 500)", 40),
+    ],
+)
+@pytest.mark.parametrize("make", ["np.empty"])
+def test_arrays_that_are_touched_in_part_being_resident_as_a_whole(before, most, make):
+    code = SPARSE + f"    {before}\n    kept = sparse({make})\n    assert kept <= {most}, kept\n"
+    assert run_code(code) == (0, "", "")
+
+
+def test_huge_pages_for_large_arrays_and_for_small_ones_where_they_are_filled():
+    code = (
+        SPARSE
+        + """
+    if arena.hugepages:
+        array = np.ones(64 << 20, "u1")
+        assert huge() >= 60, huge()
+        del array
+        small = [np.ones(1 << 20, "u1") for _ in range(200)]
+        assert huge() >= 100, huge()
+    """
+    )
+    assert run_code(code) == (0, "", "")
