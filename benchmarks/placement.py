@@ -29,7 +29,7 @@ PHASES = (
 
 
 class Pagehint:
-    """An arena's: first fit by leaves of 256 KiB, and in a leaf the smallest block that is large enough."""
+    """An arena's: the shortest free run that is long enough, at any page."""
 
     def __init__(self) -> None:
         self.arena = ph.Arena(PAGES * PAGE)

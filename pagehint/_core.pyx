@@ -38,7 +38,7 @@ from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint.zone.free_blocks cimport FreeBlock, list_free_blocks
+from pagehint.zone.extents cimport FreeBlock, list_free_blocks
 from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
                                        machine_drain, machine_free, machine_free_run, machine_grow)
 from pagehint.zone.page_set cimport Pcp, pcp_pages
@@ -729,7 +729,8 @@ cdef class PageAllocator:
         Notes
         -----
         Takes the front of a block, O(max_page_order). If no block is large enough it takes the first free run that
-        begins at a multiple of 64 pages, O(spanned pages / 64).
+        begins at a multiple of 64 pages, O(spanned pages / 64). In an arena a run of 64 KiB or more begins at any page:
+        the front of the shortest free run that is long enough, O(max_page_order) as well.
         """
         cdef uint64_t n = as_count(nr_pages, "nr_pages", 1), pfn = 0
         cdef int mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc

@@ -37,10 +37,11 @@ from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
 from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain, machine_hold, machine_let_go
 from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
+from pagehint.zone.extents cimport extents_rebuild
 from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
 from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.verify cimport Finding, verify_zone
-from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone
+from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, WORDS_ATOMIC
 
 from pagehint import errors, layout
 
@@ -126,6 +127,8 @@ cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcep
         while block < chunk:
             retype(z, block, mt)
             block += 1
+        if z.extents != NULL:
+            extents_rebuild(z)
         # What was in isolate pageblocks may be reported now.
         hints_of(z).look_at = 0
         evaluate(z)
@@ -235,7 +238,7 @@ cdef class Memory:
         for cpu in range(self.m.nr_cpus):
             pcp_init(&sets[cpu], cpu, z.managed_pages)
         z.pcp = sets
-        z.atomic_words = True
+        z.words = WORDS_ATOMIC
 
     def __dealloc__(self):
         cdef int i

@@ -19,9 +19,11 @@ from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populat
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, pagehint_hint_fn
 from pagehint.hinting.watch cimport watch_broken
 from pagehint.sync.atomic cimport RELAXED, ctz64, load64
+from pagehint.zone.extents cimport extents_begin
+from pagehint.zone.metadata cimport extents_create
 from pagehint.zone.page_alloc cimport machine_free_run
 from pagehint.zone.zeroed cimport zeroed_create
-from pagehint.zone.zone cimport PageZone
+from pagehint.zone.zone cimport Extents, PageZone
 
 import os
 
@@ -202,11 +204,20 @@ cdef class Mapping:
 
     @staticmethod
     def adopt(PageAllocator pages not None):
-        """Have an allocator place by first fit, so that what is in use is in as few granules as possible, and not grow."""
+        """Have an allocator place runs at any page, so that what is in use is in as few granules as possible, and not grow.
+
+        For runs of a thirty-second of a granule and more, which is 64 KiB.
+        """
+        cdef PageZone *z
+        cdef Extents *extents
         cdef int i
         pages.memory.of_arena = True
         for i in range(pages.memory.m.nr_zones):
-            pages.memory.m.zones[i].first_fit = True
+            z = pages.memory.m.zones[i]
+            extents = extents_create(z, max(z.min_order - 5, 0))
+            if extents == NULL:
+                raise MemoryError("no memory for the extents of an arena")
+            extents_begin(z, extents)
 
     def retire(self):
         """Have no arrays from now on, unless there are some; returns how many there are."""

@@ -16,7 +16,7 @@ from pagehint.hinting.hinted_zone cimport hinted_zone_open
 from pagehint.hinting.limit cimport zone_excess
 from pagehint.sync.atomic cimport RELAXED, store64
 from pagehint.sync.lock cimport lock_acquire, lock_release
-from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.hook cimport watched_from, zone_unlock
 from pagehint.zone.metadata cimport leaves_for, open_array, zone_extend
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.run cimport run_appear
@@ -65,13 +65,14 @@ cdef inline void unmap(Opening *o, char *at, size_t nr_bytes) noexcept nogil:
 cdef inline void grow_zone(Opening *o, PageZone *z, uint64_t end_pfn) noexcept nogil:
     """Have the zone reach to `end_pfn`. The new pages are free and get no hints, since the host has no memory for them."""
     cdef uint64_t page = z.end_pfn - z.base_pfn
+    cdef int *from_order = watched_from(z)
     cdef int freed_from
     lock_acquire(&z.lock, True)
-    freed_from = z.freed_from
-    z.freed_from = NO_ORDER
+    freed_from = from_order[0]
+    from_order[0] = NO_ORDER
     zone_extend(z, end_pfn)
     run_appear(z, page, end_pfn - z.base_pfn)
-    z.freed_from = freed_from
+    from_order[0] = freed_from
     store64(&z.growable_pages, (o.most >> o.page_shift) - (end_pfn - z.base_pfn), RELAXED)
     zone_excess(z)
     zone_unlock(z)

@@ -14,6 +14,7 @@ from pagehint.sync.atomic cimport PH_ASSERT, add64, sub64, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
+from pagehint.zone.extents cimport extents_give, extents_take
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
 
@@ -103,9 +104,11 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, WITHHELD)
-        if unlikely(z.zeroed != NULL):      # until the report says so, it is not known what the block will hold
-            zeroed_note(z.zeroed, granule, granules_of(z, order))
-            zeroed_clear(z.zeroed, granule, granules_of(z, order))
+        if unlikely(z.extents != NULL):
+            extents_take(z, page, <uint64_t>1 << order)
+            if z.zeroed != NULL:            # until the report says so, it is not known what the block will hold
+                zeroed_note(z.zeroed, granule, granules_of(z, order))
+                zeroed_clear(z.zeroed, granule, granules_of(z, order))
         test_point(AT_BIT_TAKEN)
         blocks[n].pfn = z.base_pfn + page
         blocks[n].order = order
@@ -132,6 +135,8 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
         page = blocks[i].pfn - z.base_pfn
         order = blocks[i].order
         buddy_free(z, page, order)
+        if unlikely(z.extents != NULL):
+            extents_give(z, page, <uint64_t>1 << order)
         sub64(&h.reporting_pages, <uint64_t>1 << order)
         h.counters.blocks_returned += 1
         test_point(AT_BETWEEN_PUT_BACK_AND_RE_HINT)

@@ -12,7 +12,8 @@ from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
 from pagehint.sync.atomic cimport RELAXED, load_i32, store_i32, unlikely
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
-from pagehint.zone.free_blocks cimport next_free_block
+from pagehint.zone.extents cimport next_free_block
+from pagehint.zone.hook cimport watch_broken_by, watch_freed_by
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
 
@@ -46,13 +47,13 @@ cdef inline void hint_freed_block(PageZone *z, uint64_t page, int order) noexcep
     hint_block(z, page, order)
 
 
-cdef inline void on_freed(PageZone *z, uint64_t page, int order) noexcept nogil:
+cdef inline void on_freed(PageZone *z, uint64_t page, int order, int merged) noexcept nogil:
     """`PageZone.freed`: a block was freed, and is part of a free block of a granule or more."""
     hint_freed_block(z, page, order)
     evaluate(z)
 
 
-cdef inline void on_broken(PageZone *z, uint64_t page, int order) noexcept nogil:
+cdef inline void on_broken(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
     """`PageZone.broken`: a block is being taken for use out of a free block of a granule or more."""
     hints_of(z).counters.hints_cleared_by_alloc += hint_assign_block(z, page, order, False)
     if unlikely(z.zeroed != NULL):
@@ -62,15 +63,13 @@ cdef inline void on_broken(PageZone *z, uint64_t page, int order) noexcept nogil
 
 cdef inline void watch_broken(PageZone *z) noexcept nogil:
     """Have `on_broken` called. Zone lock held, or no other thread knows of the zone."""
-    z.broken = on_broken
-    z.broken_from = z.min_order
+    watch_broken_by(z, on_broken, z.min_order)
 
 
 cdef inline void hint_on(PageZone *z) noexcept nogil:
     """Switch the hook on. Zone lock held."""
     hints_of(z).on = True
-    z.freed = on_freed
-    z.freed_from = z.min_order
+    watch_freed_by(z, on_freed, z.min_order)
     watch_broken(z)
 
 
@@ -82,9 +81,9 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     cdef Hints *h = hints_of(z)
     h.on = h.queued = False
     store_i32(&h.at_gate, False, RELAXED)
-    z.freed_from = NO_ORDER
+    watch_freed_by(z, on_freed, NO_ORDER)
     if z.zeroed == NULL:
-        z.broken_from = NO_ORDER
+        watch_broken_by(z, on_broken, NO_ORDER)
     z.notify_at = INT64_MAX
     h.min_age = h.look_at = 0
     hint_assign(z, 0, z.nr_granules, False)

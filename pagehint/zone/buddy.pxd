@@ -18,8 +18,8 @@ from pagehint.zone.leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block
                                  leaf_avail, lowest_ones, maximal_blocks, maximal_order, merge_count, next_starts,
                                  order_ones, spread)
 from pagehint.zone.zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, WITHHELD, is_split, list_add, list_del,
-                                 list_first, type_of)
+                                 PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, WITHHELD, WORDS_ATOMIC, is_split,
+                                 list_add, list_del, list_first, type_of)
 
 cdef enum:
     NOT_FREE = -1
@@ -45,7 +45,7 @@ cdef inline void set_head(PageZone *z, uint64_t i, uint64_t word) noexcept nogil
 
 cdef inline void change_free(PageZone *z, uint64_t i, uint64_t clear, uint64_t set) noexcept nogil:
     """Change bits of a leaf's `free` word; atomically where per-CPU page sets flip others at the same time."""
-    if z.atomic_words:
+    if z.words == WORDS_ATOMIC:
         if clear:
             fetch_and64(&z.leaves[i].free, ~clear, ACQ_REL)
         if set:

@@ -21,7 +21,7 @@ from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_NOMEM, E_OWNED, OK
 from pagehint.zone.watermark cimport spare_pages
 from pagehint.zone.withhold cimport unwithhold, withhold, withhold_page
-from pagehint.zone.zone cimport FULL, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WITHHELD, list_first
+from pagehint.zone.zone cimport FULL, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WITHHELD, WORDS_ATOMIC, list_first
 
 cdef enum:
     BULK_STEPS = 48             # leaves or single blocks for which the lock is held at a time: some microseconds
@@ -397,7 +397,7 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
         if rc != OK:
             break
         # Small blocks are withheld without the zone lock where page sets do so as well.
-        locked = locked or step != WITHHOLD or not z.atomic_words or orders != NULL or order >= LEAF_SHIFT
+        locked = locked or step != WITHHOLD or z.words != WORDS_ATOMIC or orders != NULL or order >= LEAF_SHIFT
         if locked:
             lock_acquire(&z.lock, True)
         rc = bulk_round(z, pfns + done[0], orders + done[0] if orders != NULL else NULL, order, n - done[0], step, locked,

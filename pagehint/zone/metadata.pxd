@@ -5,15 +5,15 @@ The kernel provides an opened page when it is first touched, so a hole in the zo
 needed: a zone that is being built, and the part that one grows by, are not known to other threads until `zone_extend`.
 """
 from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
                          mprotect, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from pagehint.sync.atomic cimport RELAXED, RELEASE, store64
 from pagehint.sync.lock cimport lock_init
 from pagehint.zone.leaf cimport Leaf
-from pagehint.zone.zone cimport (LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE, NO_ORDER,
-                                 NR_LISTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
+from pagehint.zone.zone cimport (Extent, Extents, LEAF_PAGES, LEAF_SHIFT, LIMIT_LEAVES, LINE_LEAVES, Links, MT_MOVABLE,
+                                 NO_ORDER, NO_SLOT, NR_BINS, NR_LISTS, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -46,11 +46,37 @@ cdef inline uint64_t granules_for(const PageZone *z, uint64_t nr_leaves) noexcep
     return ((nr_leaves << LEAF_SHIFT) + (<uint64_t>1 << z.min_order) - 1) >> z.min_order
 
 
+cdef inline uint64_t slots_bytes(const Extents *x, uint64_t nr_leaves) noexcept nogil:
+    """Bytes of the slots of so many leaves' pages, and one for the end."""
+    return ((nr_leaves << LEAF_SHIFT >> x.slot_shift) + 1) * sizeof(Extent)
+
+
+cdef inline Extents *extents_create(const PageZone *z, int slot_shift) noexcept nogil:
+    """No extents yet, with room for what the zone can get, open as far as it reaches; NULL where memory lacks."""
+    cdef Extents *x = <Extents *> calloc(1, sizeof(Extents))
+    cdef int b
+    if x == NULL:
+        return NULL
+    x.slot_shift = slot_shift
+    x.freed_from = x.broken_from = NO_ORDER
+    for b in range(NR_BINS):
+        x.bins[b] = NO_SLOT
+    x.slots = <Extent *> mmap(NULL, whole_pages(slots_bytes(x, z.limit_leaves)), PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if x.slots != MAP_FAILED:
+        if open_array(x.slots, slots_bytes(x, z.nr_leaves)) == 0:
+            return x
+        munmap(x.slots, whole_pages(slots_bytes(x, z.limit_leaves)))
+    free(x)
+    return NULL
+
+
 cdef inline int zone_open(PageZone *z, uint64_t nr_leaves) noexcept nogil:
     """Make the metadata of the first `nr_leaves` leaves usable; -1 and errno where the kernel refuses."""
     if (open_array(z.leaves, nr_leaves * sizeof(Leaf)) or open_array(z.links, nr_leaves * sizeof(Links))
             or open_array(z.kinds, nr_leaves) or open_array(z.types, nr_leaves // PAGEBLOCK_LEAVES + 1)
-            or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)):
+            or open_array(z.lines, nr_leaves // LINE_LEAVES + 1)
+            or (z.extents != NULL and open_array(z.extents.slots, slots_bytes(z.extents, nr_leaves)))):
         return -1
     return 0
 
@@ -142,4 +168,7 @@ cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
     free(z.pcp)
     free(z.zeroed)
+    if z.extents != NULL:
+        munmap(z.extents.slots, whole_pages(slots_bytes(z.extents, z.limit_leaves)))
+        free(z.extents)
     free(z)

@@ -14,22 +14,23 @@ from pagehint.sync.seeded_fault cimport canary
 from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
 from pagehint.zone.check cimport check_run, check_used
+from pagehint.zone.extents cimport NOWHERE, extents_find, extents_take, slot_pages
 from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
 from pagehint.zone.migratetype cimport zone_take
 from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
                                      pcp_here, sets_drain, sets_hold, sets_let_go)
-from pagehint.zone.run cimport (NOWHERE, can_grow, find_run, first_not_free, run_free_allocated, run_mark, run_resize,
-                                run_take, run_trim)
+from pagehint.zone.run cimport (can_grow, find_run, first_not_free, run_free_allocated, run_mark, run_resize, run_take,
+                                run_trim)
 from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
 from pagehint.zone.zeroed cimport zeroed_note
-from pagehint.zone.zone cimport LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, type_of
+from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WORDS_PLAIN, type_of
 
 cdef enum:
-    PATIENCE = 4096             # blocks, runs and split leaves that first fit looks at, at most: some 10 us
     GROWTHS = 8                 # times that a zone grows for one request, at most
+
 
 cdef enum How:
     TRY = 0                     # do not wait for a lock
@@ -142,27 +143,23 @@ cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t
     return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
 
 
-cdef inline uint64_t find_first_fit(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
-    """First page of the lowest run of `n` pages; NOWHERE if none is found, or first fit does not place it."""
-    return find_run(z, n, patience) if z.first_fit and n >= LEAF_PAGES else <uint64_t>NOWHERE
-
-
 cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """Take a run of `n` pages, and note which of its granules read as zero (`zeroed.pxd`).
 
-    It is placed by first fit, or else is the front of a block, or else a run across several blocks. First fit leaves
-    fewer granules in partial use than the front of the smallest block does (`benchmarks.placement`), and it comes back
-    to memory that was in use a moment ago. But it passes all that is in use before the run, so its search is bounded.
+    Where there are extents, it is the front of one (`extents.pxd`), unless it is shorter than any. Else it is the front
+    of a block, or a run across several blocks.
     """
     cdef int order = 64 - clz64(n - 1) if n > 1 else 0, source = NOT_FREE, rc = E_NOMEM
     lock_acquire(&z.lock, True)
     page[0] = <uint64_t>NOWHERE
     if may_take(z, n, reserve):
-        page[0] = find_first_fit(z, n, PATIENCE)
-        if page[0] == <uint64_t>NOWHERE and order <= z.max_order:
-            source = zone_take(z, mt, order, USED, page)
-        if page[0] == <uint64_t>NOWHERE:
-            page[0] = find_run(z, n, <uint64_t>-1)
+        if z.extents != NULL and n >= slot_pages(z.extents):
+            page[0] = extents_find(z.extents, n)
+        else:
+            if order <= z.max_order:
+                source = zone_take(z, mt, order, USED, page)
+            if source == NOT_FREE:
+                page[0] = find_run(z, n) if z.extents == NULL else extents_find(z.extents, slot_pages(z.extents))
     if page[0] != <uint64_t>NOWHERE:
         rc = OK
         if z.zeroed != NULL:
@@ -172,6 +169,8 @@ cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve,
         else:
             run_take(z, page[0], page[0] + n)
             run_mark(z, page[0], n)
+        if z.extents != NULL:
+            extents_take(z, page[0], n)
     zone_unlock(z)
     return rc
 
@@ -208,7 +207,7 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
         return E_ALIGN
     if order >= LEAF_SHIFT:
         ours = z.kinds[page >> LEAF_SHIFT] == (USED | order)
-    elif z.atomic_words:
+    elif z.words != WORDS_PLAIN:
         ours = withhold_page(z, page, order)
     else:
         ours = page_used(z, page, order)
@@ -269,21 +268,27 @@ cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept 
 
 cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
                                   uint64_t *pfn) noexcept nogil:
-    """Take `n` contiguous pages: a block if `n` is a power of two and first fit does not place them, else a run.
+    """Take `n` contiguous pages: a block if `n` is a power of two, unless they are placed by extents; else a run.
 
     A run as well if there is no such block.
     """
     cdef int rc = E_NOMEM
-    if n & (n - 1) == 0 and ctz64(n) <= max_order and (n < LEAF_PAGES or not m.zones[preferred].first_fit):
+    if n & (n - 1) == 0 and ctz64(n) <= max_order and m.zones[preferred].extents == NULL:
         rc = machine_alloc(m, preferred, ctz64(n), mt, how, pfn)
     return rc if rc == OK else machine_take_run(m, preferred, n, mt, pfn)
 
 
 cdef inline int machine_free_run(Machine *m, uint64_t pfn, uint64_t n, int max_order) noexcept nogil:
-    """Free what `machine_alloc_run` took."""
-    if n & (n - 1) == 0 and ctz64(n) <= max_order and machine_free(m, pfn, ctz64(n), WAIT) == OK:
+    """Free what `machine_alloc_run` took, or a block of so many pages. First as what it most likely is."""
+    cdef const PageZone *z = find_zone(m, pfn)
+    cdef bint block = n & (n - 1) == 0 and ctz64(n) <= max_order, placed = z != NULL and z.extents != NULL
+    cdef int rc
+    if block and not placed and machine_free(m, pfn, ctz64(n), WAIT) == OK:
         return OK
-    return machine_give_run(m, pfn, n)
+    rc = machine_give_run(m, pfn, n)
+    if rc != OK and block and placed and machine_free(m, pfn, ctz64(n), WAIT) == OK:
+        return OK
+    return rc
 
 
 cdef inline bint is_free_to_end(PageZone *z, uint64_t page) noexcept nogil:

@@ -2,21 +2,22 @@
 
 Zone lock held throughout. A run is taken and freed as the blocks that it consists of; in between it is marked as one
 allocation. A run inside one split leaf has a `head` bit at its first page only. Any other run begins at the first page
-of a leaf. The kind of that leaf is RUN, that of the run's other whole leaves TAIL. If the run ends inside a leaf, that
-leaf is split, and the run's pages in it are later pages, (0, 0).
+of a leaf, but for zones with extents, where it may begin at any page.
+
+The kind of the run's first whole leaf is RUN, or MIDDLE if the run begins inside the leaf before it; that of its other
+whole leaves TAIL. A leaf in which the run begins or ends inside is split: there its first page has a `head` bit, and
+all others are later pages, (0, 0). So a run that reaches the end of a split leaf goes on in the next one if this is
+MIDDLE, or split with (0, 0) for its first page; else it ends there (`goes_on`).
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load8, store64
+from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load64, load8, store64
 from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split,
                                   set_head, set_kind)
-from pagehint.zone.hook cimport notice_broken, notice_freed
+from pagehint.zone.extents cimport NOWHERE, extents_give, extents_rebuild, extents_take, leaves_in_use
+from pagehint.zone.hook cimport tell_broken, tell_freed
 from pagehint.zone.leaf cimport leaf_avail, low_ones
-from pagehint.zone.zone cimport (ABSENT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
-                                 PAGEBLOCK_ORDER, PageZone, RUN, TAIL, USED, is_split, type_of)
-
-
-cdef enum:
-    NOWHERE = -1                # as a page: there is none
+from pagehint.zone.zone cimport (ABSENT, FREE, FULL, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MIDDLE,
+                                 MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, RUN, TAIL, USED, is_split, type_of)
 
 
 cdef inline int block_order_at(uint64_t page, uint64_t end, int max_order) noexcept nogil:
@@ -49,7 +50,7 @@ cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t e
 
 
 cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
-    """Take a run, all of it free, as allocated blocks, and tell the hook. O(blocks)."""
+    """Take a run, all of it free, as allocated blocks, and tell the watcher. O(blocks)."""
     cdef int order, source
     while page < end:
         order = block_order_at(page, end, z.max_order)
@@ -59,17 +60,17 @@ cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nog
             order = free_block_around(z, page, 0, &page)
             PH_ASSERT(order != NOT_FREE)
             source = buddy_take(z, page, order, USED)
-        notice_broken(z, page, order, source)
+        tell_broken(z, page, order, source)
         page += <uint64_t>1 << order
 
 
 cdef inline void run_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
-    """Free a run, and tell the hook. From its end, so that the lists hand out low addresses first."""
+    """Free a run, and tell the watcher. From its end, so that the lists hand out low addresses first."""
     cdef int order
     while page > start:
         order = block_order_before(start, page, z.max_order)
         page -= <uint64_t>1 << order
-        notice_freed(z, page, order, buddy_free(z, page, order))
+        tell_freed(z, page, order, buddy_free(z, page, order))
 
 
 cdef inline void mark_tails(PageZone *z, uint64_t i, uint64_t end) noexcept nogil:
@@ -98,6 +99,8 @@ cdef inline void run_appear(PageZone *z, uint64_t start, uint64_t end) noexcept 
         leaf_expose(z, last)
     z.managed_pages += end - start
     run_free(z, start, end)
+    if z.extents != NULL:
+        extents_give(z, start, end - start)
 
 
 cdef inline void leaf_expose(PageZone *z, uint64_t i) noexcept nogil:
@@ -120,18 +123,23 @@ cdef inline void run_vanish(PageZone *z, uint64_t start, uint64_t end) noexcept 
         else:
             set_kind(z, i, ABSENT)
         start = (i + 1) << LEAF_SHIFT
+    if z.extents != NULL:
+        extents_rebuild(z)
 
 
 cdef inline void run_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
     """Mark a run that was taken as blocks as one allocation."""
-    cdef uint64_t i = page >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT, mask
-    if (page & 63) + n <= LEAF_PAGES and is_split(z.kinds[i]):
-        mask = low_ones(<int>n) << (page & 63)
+    cdef uint64_t i = page >> LEAF_SHIFT, whole = (page + LEAF_PAGES - 1) >> LEAF_SHIFT, last = (page + n) >> LEAF_SHIFT
+    cdef uint64_t mask
+    if page & 63 or (n <= LEAF_PAGES and is_split(z.kinds[i])):
+        mask = low_ones(<int>min(n, <uint64_t>(LEAF_PAGES - (page & 63)))) << (page & 63)
         set_head(z, i, (z.leaves[i].head & ~mask) | (<uint64_t>1 << (page & 63)))
-        return
-    mark_tails(z, i, last)
-    z.links[i].prev = <uint32_t>(last - i)      # the whole leaves, which `find_run` passes in one step
-    set_kind(z, i, RUN)
+        if (page & 63) + n <= LEAF_PAGES:
+            return
+    if whole < last:
+        mark_tails(z, whole, last)
+        z.links[whole].prev = <uint32_t>(last - whole)      # which walks pass in one step
+        set_kind(z, whole, MIDDLE if page & 63 else RUN)
     if (page + n) & 63:
         set_head(z, last, z.leaves[last].head & ~low_ones((page + n) & 63))
 
@@ -139,7 +147,7 @@ cdef inline void run_mark(PageZone *z, uint64_t page, uint64_t n) noexcept nogil
 cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int source) noexcept nogil:
     """Make a run of the first `n` pages of a block that was just taken, and free the rest. O(max_page_order).
 
-    The block came from a free block of order `source`, and the hook has not been told of it. It is told of the run's
+    The block came from a free block of order `source`, and the watcher has not been told of it. It is told of the run's
     pages only: the others are free again before another thread can see that they were not.
     """
     cdef uint64_t at = page + (<uint64_t>1 << order), end = page + n
@@ -153,7 +161,7 @@ cdef inline void run_trim(PageZone *z, uint64_t page, int order, uint64_t n, int
         buddy_free(z, at, o)
     while page < end:
         o = block_order_at(page, end, z.max_order)
-        notice_broken(z, page, o, source)
+        tell_broken(z, page, o, source)
         page += <uint64_t>1 << o
 
 
@@ -163,23 +171,26 @@ cdef inline void run_unmark(PageZone *z, uint64_t page, uint64_t n) noexcept nog
     If the largest block is smaller than a leaf, the run's whole leaves become split ones again. Else nothing is to do.
     """
     cdef uint64_t i
-    if z.kinds[page >> LEAF_SHIFT] == RUN and z.max_leaf_order < LEAF_SHIFT:
-        for i in range(page >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
-            change_free(z, i, <uint64_t>-1, 0)
-            set_head(z, i, 0)
-            set_kind(z, i, FULL)
+    if z.max_leaf_order < LEAF_SHIFT:
+        for i in range((page + LEAF_PAGES - 1) >> LEAF_SHIFT, (page + n) >> LEAF_SHIFT):
+            if not is_split(z.kinds[i]):
+                change_free(z, i, <uint64_t>-1, 0)
+                set_head(z, i, 0)
+                set_kind(z, i, FULL)
 
 
 cdef inline void run_free_allocated(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
     """Free a run that `run_mark` has marked as one allocation."""
     run_unmark(z, page, n)
     run_free(z, page, page + n)
+    if z.extents != NULL:
+        extents_give(z, page, n)
 
 
 cdef inline bint can_grow(const PageZone *z, uint64_t page, uint64_t n, uint64_t wanted) noexcept nogil:
     """Whether an allocation of `n` pages can get the pages after it, up to `wanted` in all. O(blocks)."""
     cdef uint64_t end = page + wanted, block
-    if page & 63 and (page & 63) + wanted > LEAF_PAGES:
+    if z.extents == NULL and page & 63 and (page & 63) + wanted > LEAF_PAGES:
         return False                # an allocation in more than one leaf begins with a leaf
     if z.isolate_pageblocks:
         for block in range((page + n) >> PAGEBLOCK_ORDER, ((end - 1) >> PAGEBLOCK_ORDER) + 1):
@@ -206,17 +217,30 @@ cdef inline void run_resize(PageZone *z, uint64_t page, uint64_t n, uint64_t wan
         run_take(z, page + wanted, page + n)
         run_free(z, page + wanted, page + n)
     run_mark(z, page, wanted)
+    if z.extents != NULL and wanted < n:
+        extents_give(z, page + wanted, n - wanted)
+    elif z.extents != NULL:
+        extents_take(z, page + n, wanted - n)
 
 
-cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) noexcept nogil:
+cdef inline bint goes_on(const PageZone *z, uint64_t i) noexcept nogil:
+    """Whether what is allocated at the end of split leaf `i` goes on in the next leaf. Only with extents it can."""
+    cdef int kind
+    if z.extents == NULL or i + 1 >= z.nr_leaves:
+        return False
+    kind = load8(&z.kinds[i + 1], ACQUIRE)
+    return kind == MIDDLE or (is_split(kind) and not (load64(&z.leaves[i + 1].free, ACQUIRE)
+                                                      | load64(&z.leaves[i + 1].head, ACQUIRE)) & 1)
+
+
+cdef inline uint64_t find_run(const PageZone *z, uint64_t n) noexcept nogil:
     """First page of the lowest free run of `n` pages that begins with a leaf; it may be in several free blocks.
 
-    O(blocks, runs and split leaves before it). NOWHERE if there is none, or if there is more than `patience` before it.
+    O(blocks, runs and split leaves before it). NOWHERE if there is none.
     """
     cdef uint64_t i = 0, start = 0, run = 0, avail, pages
     cdef int kind
-    while i < z.nr_leaves and patience:
-        patience -= 1
+    while i < z.nr_leaves:
         kind = load8(&z.kinds[i], ACQUIRE)
         pages = 0
         if run == 0:
@@ -235,10 +259,7 @@ cdef inline uint64_t find_run(const PageZone *z, uint64_t n, uint64_t patience) 
             i += 1
         else:
             run = 0
-            if kind == RUN:
-                i += z.links[i].prev
-            else:
-                i += <uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT) if kind & KIND_STATE else 1
+            i += leaves_in_use(z, i, kind)
         if run >= n:
             return start << LEAF_SHIFT
     return <uint64_t>NOWHERE

@@ -6,12 +6,16 @@ index, since the number may be wrong.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load64, load8, popcount64
+from pagehint.zone.buddy cimport NOT_FREE
+from pagehint.zone.extents cimport bin_of, next_free_block, slot_pages
 from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
 from pagehint.zone.owned_leaf cimport OWNER, owned_by
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
-from pagehint.zone.zone cimport (ABSENT, FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT,
-                                 MT_ISOLATE, NR_ORDERS, NR_TYPES, OWNED, PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone,
-                                 RUN, SPLIT, TAIL, WITHHELD, is_split, list_first, list_head, type_of)
+from pagehint.zone.zone cimport (ABSENT, Extent, Extents, FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES,
+                                 LEAF_SHIFT, MIDDLE, MT_ISOLATE, NO_SLOT, NR_BINS, NR_ORDERS, NR_TYPES, OWNED,
+                                 PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, RUN, SPLIT, TAIL, WITHHELD, is_split,
+                                 list_first, list_head, type_of)
+
 
 cdef struct Finding:
     const char *what            # which invariant is broken; NULL: none
@@ -37,6 +41,14 @@ cdef inline bint found_in_all(const PageZone *z, Finding *f, const char *what) n
     return found(f, what, z.start_pfn - z.base_pfn)
 
 
+cdef inline bint ends_in_use(const PageZone *z, uint64_t i) noexcept nogil:
+    """Whether the last page of leaf `i` is allocated, in a block or run that does not end there by its kind."""
+    cdef int kind = z.kinds[i]
+    if is_split(kind):
+        return not load64(&z.leaves[i].free, RELAXED) >> (LEAF_PAGES - 1)
+    return kind == RUN or kind == MIDDLE or kind == TAIL
+
+
 cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f) noexcept nogil:
     """Check and count a split leaf."""
     cdef uint64_t avail = leaf_avail(&z.leaves[i])
@@ -56,6 +68,8 @@ cdef inline bint verify_leaf(const PageZone *z, uint64_t i, Count *c, Finding *f
         at += 1 << order
     c.free_pages += popcount64(avail)
     c.withheld += popcount64(load64(&z.leaves[i].free, RELAXED) & z.leaves[i].head)
+    if not (load64(&z.leaves[i].free, RELAXED) | z.leaves[i].head) & 1 and (i == 0 or not ends_in_use(z, i - 1)):
+        return found(f, "the end of a run that does not begin", i << LEAF_SHIFT)
     if z.kinds[i] == OWNED:
         if largest >= 0 or not z.links[i].next & <uint32_t>OWNER:
             return found(f, "a page set's own leaf has free pages, or no owner", i << LEAF_SHIFT)
@@ -84,9 +98,13 @@ cdef inline bint verify_leaves(const PageZone *z, const uint64_t *bulk_blocks, C
                 return True
         elif kind == TAIL:
             return found(f, "inside a block that does not begin", i << LEAF_SHIFT)
-        elif kind == RUN:
+        elif kind == RUN or kind == MIDDLE:
             while i + n < z.nr_leaves and load8(&z.kinds[i + n], RELAXED) == TAIL:
                 n += 1
+            if kind == MIDDLE and (i == 0 or not is_split(z.kinds[i - 1]) or not ends_in_use(z, i - 1)):
+                return found(f, "the middle of a run that does not begin", i << LEAF_SHIFT)
+            if z.extents != NULL and z.links[i].prev != n:
+                return found(f, "a run has not as many whole leaves as it says", i << LEAF_SHIFT)
         elif kind & KIND_STATE:
             order = kind & KIND_ORDER
             if order < LEAF_SHIFT or order > z.max_order:
@@ -149,6 +167,48 @@ cdef inline bint verify_lists(const PageZone *z, const Count *c, Finding *f) noe
                     i = z.links[i].next
             if n < c.listed[mt][order]:
                 return found_in_all(z, f, "a free block is on no list")
+    return False
+
+
+cdef inline bint verify_extents(const PageZone *z, Finding *f) noexcept nogil:
+    """Compare the extents with the free blocks."""
+    cdef const Extents *x = z.extents
+    cdef const Extent *e
+    cdef uint64_t page = 0, first = 0, end = 0, n = 0
+    cdef uint32_t slot, prev
+    cdef int order = 0, b
+    if x == NULL:
+        return False
+    while order != NOT_FREE:
+        order = next_free_block(z, &page)
+        if order == NOT_FREE or page != end or type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+            if end - first >= slot_pages(x):
+                e = &x.slots[first >> x.slot_shift]
+                n += 1
+                if e.pages != end - first or e.first != first:
+                    return found(f, "free pages are no extent", first)
+            first = page
+        if order != NOT_FREE:
+            page += <uint64_t>1 << order
+            end = page
+            if type_of(z, (page - 1) >> LEAF_SHIFT) == MT_ISOLATE:
+                first = end
+    for b in range(NR_BINS):
+        prev = NO_SLOT
+        slot = x.bins[b]
+        if (slot != NO_SLOT) != (x.filled[b >> 6] >> (b & 63)) & 1:
+            return found_in_all(z, f, "the bit of a bin of extents is not in step")
+        while slot != NO_SLOT:
+            e = &x.slots[slot]
+            if slot > z.nr_leaves << LEAF_SHIFT >> x.slot_shift or n == 0:
+                return found_in_all(z, f, "a list of extents leads out of them")
+            if e.pages == 0 or bin_of(e.pages) != b or e.first >> x.slot_shift != slot or e.prev != prev:
+                return found(f, "an extent is on the wrong list", <uint64_t>slot << x.slot_shift)
+            prev = slot
+            slot = e.next
+            n -= 1
+    if n:
+        return found_in_all(z, f, "an extent is on no list")
     return False
 
 
@@ -226,7 +286,7 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
     memset(&c, 0, sizeof(c))
     f.what = NULL
     if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f)
-            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f)):
+            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f) or verify_extents(z, f)):
         return True
     if c.free_pages != z.free_pages:
         return found_in_all(z, f, "free_pages is not the number of free pages")

@@ -12,7 +12,8 @@ from libc.stdint cimport uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, fetch_and64, load64, load8, swap64_if, unlikely
 from pagehint.sync.testpoint cimport AT_BEFORE_THE_WITHHOLDING, AT_WITHHELD_NOT_LOOKED_AGAIN, test_point
 from pagehint.zone.leaf cimport Leaf, order_ones
-from pagehint.zone.zone cimport LEAF_SHIFT, PageZone, is_shared
+from pagehint.zone.run cimport goes_on
+from pagehint.zone.zone cimport LEAF_PAGES, LEAF_SHIFT, PageZone, WORDS_ATOMIC, is_shared
 
 
 cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint64_t pages, int order) noexcept nogil:
@@ -25,7 +26,10 @@ cdef inline bint words_used(uint64_t free, uint64_t head, uint64_t starts, uint6
 
 
 cdef inline bint page_used(const PageZone *z, uint64_t page, int order) noexcept nogil:
-    """Whether the block of order < 6 at this page is allocated. Exact if no other thread changes the leaf meanwhile."""
+    """Whether the block of order < 6 at this page is allocated, where the words are plain.
+
+    Exact if no other thread changes the leaf meanwhile.
+    """
     cdef const Leaf *leaf = &z.leaves[page >> LEAF_SHIFT]
     return (words_used(load64(&leaf.free, ACQUIRE), load64(&leaf.head, ACQUIRE), <uint64_t>1 << (page & 63),
                        order_ones[order] << (page & 63), order)
@@ -43,7 +47,9 @@ cdef inline bint withhold(PageZone *z, uint64_t i, uint64_t starts, uint64_t pag
     if (unlikely(not words_used(free, head, starts, pages, order))
             or unlikely(not is_shared(load8(&z.kinds[i], ACQUIRE)))):
         return False
-    if not z.atomic_words:
+    if z.words != WORDS_ATOMIC:
+        if pages >> (LEAF_PAGES - 1) and goes_on(z, i):
+            return False
         leaf.free = free | starts
         return True
     test_point(AT_BEFORE_THE_WITHHOLDING)
@@ -68,7 +74,7 @@ cdef inline bint withhold_page(PageZone *z, uint64_t page, int order) noexcept n
 
 cdef inline void unwithhold(PageZone *z, uint64_t i, uint64_t starts) noexcept nogil:
     """Make the withheld blocks that begin at `starts` in leaf `i` allocated again."""
-    if z.atomic_words:
+    if z.words == WORDS_ATOMIC:
         fetch_and64(&z.leaves[i].free, ~starts, ACQ_REL)
     else:
         z.leaves[i].free &= ~starts

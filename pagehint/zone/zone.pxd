@@ -34,6 +34,11 @@ cdef enum:                      # migratetypes; the first three are those that a
     NR_TYPES = 4
     NR_LISTS = 132              # NR_TYPES * NR_ORDERS
 
+cdef enum:                      # `PageZone.words`
+    WORDS_PLAIN = 0             # nobody
+    WORDS_ATOMIC = 1            # per-CPU page sets: they flip bits of `Leaf.free` without the lock
+    WORDS_CROSSED = 2           # the next leaf: what is allocated at the end of a leaf may go on there (`run.pxd`)
+
 # The kind of a leaf, one byte each. ABSENT is zero, so that a hole costs no memory.
 cdef enum:
     ABSENT = 0
@@ -42,6 +47,7 @@ cdef enum:
     OWNED = 8                   # as FULL, and its words are written by one page set only; see `owned_leaf.pxd`
     TAIL = 9                    # inside a block or a run that begins in an earlier leaf
     RUN = 10                    # first leaf of a run that is one allocation and no block; see `run.pxd`
+    MIDDLE = 11                 # first whole leaf of a run that begins inside the leaf before it
     WITHHELD = 0x40             # WITHHELD | order: first leaf of a withheld block: neither free nor allocated
     FREE = 0x80                 # FREE | order: first leaf of a free block of 64 pages or more
     USED = 0xC0                 # USED | order: first leaf of an allocated block of 64 pages or more
@@ -49,8 +55,8 @@ cdef enum:
     KIND_ORDER = 0x3F           # the bits that are the order beside them
 
 # The neighbours of a leaf in its free list, by index; the heads of the lists have the indices from `limit_leaves` on.
-# A leaf on no list uses them for other things: `next` for its owner (`owned_leaf.pxd`), `prev` for a run's length
-# (`run.pxd`).
+# A leaf on no list uses them for other things: `next` for its owner (`owned_leaf.pxd`), `prev` for the number of a
+# run's whole leaves (`run.pxd`).
 cdef struct Links:              # 8 bytes
     uint32_t next
     uint32_t prev
@@ -59,8 +65,30 @@ cdef struct FreeArea:               # of one migratetype
     uint64_t nr_free[NR_ORDERS]     # maximal free blocks of each order
 
 cdef struct PageZone
-ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order) noexcept nogil
+ctypedef void (*hook_fn)(PageZone *z, uint64_t page, int order, int around) noexcept nogil
 ctypedef void (*notify_fn)(PageZone *z) noexcept nogil
+
+cdef struct Extent:                 # that begins in a slot: `extents.pxd`
+    uint64_t pages                  # 0: none begins here
+    uint32_t first                  # page
+    uint32_t next                   # slots of its neighbours in the list of its bin, or NO_SLOT
+    uint32_t prev
+
+cdef enum:
+    NR_BINS = 928                   # for up to 2**33 pages: `bin_of` of `extents.pxd`
+    BIN_WORDS = 15
+    NO_SLOT = 0xFFFFFFFF
+
+cdef struct Extents:                # the free memory of a zone by size: `extents.pxd`
+    int slot_shift                  # a slot is 2**slot_shift pages, the least that is an extent
+    uint64_t filled[BIN_WORDS]      # a bit for each bin: it is not empty
+    uint32_t bins[NR_BINS]          # the first slot in each list, or NO_SLOT
+    # The zone's own hook keeps this up to date, and passes on to the watcher's what that one wants to know.
+    hook_fn freed
+    hook_fn broken
+    int freed_from
+    int broken_from
+    Extent *slots                   # open as far as the zone reaches: `metadata.pxd`
 
 cdef struct PageZone:
     # First lines: read on every operation. The pointers are set when the zone is built; what else is here is written
@@ -79,7 +107,7 @@ cdef struct PageZone:
     int max_order
     int max_leaf_order              # of a block in a leaf's words, a whole leaf included: min(6, max_order)
     int min_order                   # a granule is 2**min_order pages
-    bint atomic_words               # per-CPU page sets flip bits of `Leaf.free` without the lock
+    int words                       # WORDS_: who else than the thread with the lock matters to a leaf's words
     # The hook (`hook.pxd`): what the watcher has called, for blocks of these orders and above; NO_ORDER: for none.
     hook_fn freed
     hook_fn broken
@@ -90,7 +118,7 @@ cdef struct PageZone:
     uint64_t free_pages
     int64_t notify_at               # usable free pages from which on `notify` is called; INT64_MAX: never, 0: at once
     notify_fn notify                # called with the lock held, which it releases
-    bint first_fit                  # runs of a leaf or more are placed at the lowest address; set before there are any
+    Extents *extents                # of an arena's zone, where runs may begin at any page; else NULL. Set when built
     uint64_t nonempty[NR_TYPES]     # bit o: list o is not empty; a split leaf is on the list of its largest free block
     FreeArea areas[NR_TYPES]
     uint64_t bulk_pages             # in blocks of whole leaves that bulk frees have withheld and not yet freed

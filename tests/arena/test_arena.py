@@ -7,10 +7,8 @@ import mmap
 import os
 import threading
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
 from processes import run_code, survives
 from threads import native_threads
 
@@ -379,42 +377,6 @@ def test_an_array_collected_in_a_cycle_keeping_its_pages():
 
 
 # ---- placement
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(64, 2000), st.integers(0, 1 << 30)), max_size=60))
-def test_runs_of_a_leaf_and_more_go_to_the_lowest_place_that_begins_with_a_leaf(steps):
-    pages = ph.Arena("64MiB").pages
-    used = np.zeros(16384, bool)
-    living = []
-    for take, n, which in steps:
-        if take or not living:
-            places = (at for at in range(0, 16384 - n + 1, 64) if not used[at : at + n].any())
-            at = next(places, None)
-            if at is None:
-                continue
-            assert pages.alloc_pages_exact(n) == at
-            used[at : at + n] = True
-            living.append((at, n))
-        else:
-            at, n = living.pop(which % len(living))
-            pages.free_pages_exact(at, n)
-            used[at : at + n] = False
-    pages.verify()
-
-
-@pytest.mark.parametrize(("before", "found"), [(1000, True), (4100, False)])
-def test_first_fit_does_not_look_for_ever(before, found):
-    arena = ph.Arena("4GiB")
-    pages = arena.pages
-    runs = [pages.alloc_pages_exact(65) for _ in range(before)]
-    hole = pages.alloc_pages_exact(640)
-    pages.alloc_pages_exact(65)
-    for at in runs[::2]:
-        pages.free_pages_exact(at, 65)
-    pages.free_pages_exact(hole, 640)
-    assert (pages.alloc_pages_exact(600) == hole) == found
-    assert pages.alloc_pages_exact(65) == runs[0]
-    pages.verify()
 
 
 def test_an_arena_does_not_grow_beyond_its_mapping():

@@ -108,7 +108,7 @@ PRELUDE = """
             before = figure("VmSize"), figure("VmData")
             arena = ph.Arena("1TiB")
             small = ph.Arena("64MiB")
-            assert figure("VmSize") < before[0] + 1300 and figure("VmData") < before[1] + 150, before
+            assert figure("VmSize") < before[0] + 1700 and figure("VmData") < before[1] + 150, before
             array = arena.empty(100 * MIB, "u1")
             assert figure("VmData") < before[1] + 300
             """,

@@ -1,16 +1,16 @@
 # cython: language_level=3
 """For test_verify.py: breaks the metadata of a machine's last zone on purpose, one number at a time."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from pagehint._core cimport PageAllocator
 from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.zone.owned_leaf cimport OWNER
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
-from pagehint.zone.zone cimport (FREE, FULL, LIMIT_LEAVES, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS, NR_TYPES,
-                                 OWNED, PageZone, RUN, SPLIT, TAIL, USED, WITHHELD)
+from pagehint.zone.zone cimport (FREE, FULL, LIMIT_LEAVES, MIDDLE, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS,
+                                 NR_TYPES, OWNED, PageZone, RUN, SPLIT, TAIL, USED, WITHHELD)
 
 KINDS = {"RUN": RUN, "FREE": FREE, "FULL": FULL, "WITHHELD": WITHHELD, "OWNED": OWNED, "SPLIT": SPLIT, "TAIL": TAIL,
-         "USED": USED}
+         "USED": USED, "MIDDLE": MIDDLE}
 ISOLATE, MOVABLE, RECLAIMABLE, TYPES, OWNER_MARK = MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_TYPES, <uint64_t>OWNER
 
 
@@ -76,6 +76,14 @@ def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
         old, z.bulk_pages = z.bulk_pages, value
     elif field == "bulk_blocks":
         old, pages.memory.m.bulk_blocks = pages.memory.m.bulk_blocks, value
+    elif field == "extent_pages":
+        old, z.extents.slots[i].pages = z.extents.slots[i].pages, value
+    elif field == "extent_prev":
+        old, z.extents.slots[i].prev = z.extents.slots[i].prev, <uint32_t>value
+    elif field == "bins":
+        old, z.extents.bins[i] = z.extents.bins[i], <uint32_t>value
+    elif field == "filled":
+        old, z.extents.filled[i] = z.extents.filled[i], value
     elif field == "stacked":        # the bottom of the first stack that has one
         cpu, mt, order, _ = stacked(pages)[0]
         pcp = <Pcp *> z.pcp + <int>cpu

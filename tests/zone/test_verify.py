@@ -13,6 +13,7 @@ import pytest
 
 import pagehint as ph
 from benchmarks.build import build_module
+from pagehint.arena.mapping import Mapping
 
 ONES = (1 << 64) - 1
 START = 0x4400  # of the zone that is broken: where a block of the largest order may begin, and not at 0
@@ -118,6 +119,28 @@ def run():
     return pages
 
 
+def extents():
+    """As `plain`, where runs begin at any page. One extent, from page 1 to the end, in bin 319."""
+    pages = plain()
+    Mapping.adopt(pages)
+    return pages
+
+
+def crossing():
+    """As `extents`, with a run in part of leaf 0, all of leaves 1 and 2, and part of leaf 3."""
+    pages = extents()
+    pages.alloc_pages_exact(200)
+    return pages
+
+
+def leaf_before():
+    """As `extents`, with leaf 2 in use as a block, and the page after it."""
+    pages = extents()
+    pages.alloc_pages_at(START + 128, 6)
+    pages.alloc_pages_at(START + 192)
+    return pages
+
+
 def put(field, i, value):
     return lambda c: [(field, i, value)]
 
@@ -197,6 +220,19 @@ BROKEN = [
     ),
     ("a free block is on no list", 0, plain, lambda c: [("nonempty", c.MOVABLE, 0)]),
     ("a free block is on no list", 48, ragged, lambda c: [("nonempty", c.MOVABLE, 0)]),
+    ("the end of a run that does not begin", 0, plain, put("head", 0, off(0))),
+    ("the end of a run that does not begin", 192, leaf_before, put("head", 3, off(0))),
+    ("the middle of a run that does not begin", 64, extents, kind(1, "MIDDLE")),  # behind a page that is free
+    ("the middle of a run that does not begin", 1024, extents, kind(16, "MIDDLE")),  # behind a free block
+    ("a run has not as many whole leaves as it says", 64, crossing, put("prev", 1, 3)),
+    ("free pages are no extent", 1, extents, put("extent_pages", 0, 17)),
+    ("free pages are no extent", 201, crossing, put("extent_pages", 12, 0)),
+    ("the bit of a bin of extents is not in step", 0, extents, put("filled", 4, 0)),
+    ("the bit of a bin of extents is not in step", 0, extents, put("filled", 0, 1)),
+    ("a list of extents leads out of them", 0, extents, put("bins", 319, 1 << 20)),
+    ("an extent is on the wrong list", 80, extents, put("bins", 319, 5)),
+    ("an extent is on the wrong list", 0, extents, put("extent_prev", 0, 0)),
+    ("an extent is on no list", 0, extents, all_of(put("bins", 319, 0xFFFFFFFF), put("filled", 4, 0))),
     ("a hint for a granule that is not free", 0, hinted, put("hints", 0, ONES >> 32)),  # in use in part
     ("a hint for a granule that is not free", 1024, hinted, put("hints", 0, on(2))),  # in use as a whole
     (
