@@ -122,6 +122,8 @@ class BaseArena(ABC):
         Where the kernel does not say it, as in some sandboxes, what may be in memory, and a warning is logged once:
         everything but the granules (2 MiB) that were given back and not used since.
 
+        What others make resident of free memory that was given back (mlockall, say) is not counted.
+
         O(pages) of the granules that were used and not given back since.
         """
         self._require_open()

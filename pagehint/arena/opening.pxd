@@ -11,8 +11,8 @@ such addresses, they are reserved by an inaccessible mapping, which counts for R
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
-from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE,
-                         PROT_READ, PROT_WRITE, madvise, mmap, munmap)
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
+                         PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, munmap)
 from pagehint.hinting.hinted_zone cimport hinted_zone_open
 from pagehint.hinting.limit cimport zone_excess
 from pagehint.sync.atomic cimport RELAXED, store64

@@ -90,7 +90,7 @@ cdef extern from *:
         return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
     }
 
-    static void ph_heavy_barrier(int32_t *fences)
+    __attribute__((noinline, cold)) static void ph_heavy_barrier(int32_t *fences)
     {
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (__atomic_load_n(fences, __ATOMIC_ACQUIRE) == PH_FENCES_SETTLED)

@@ -55,7 +55,7 @@ cdef extern from *:
         ph_no_key = pthread_key_create(&ph_thread_key, ph_thread_ends) != 0;
     }
 
-    static ph_thread *ph_thread_new(void)
+    __attribute__((noinline, cold)) static ph_thread *ph_thread_new(void)
     {
         ph_thread *me = NULL;
         if (ph_no_key)
