@@ -259,7 +259,8 @@ cdef class Mapping:
         cdef int64_t[::1] granules
         cdef uint32_t[::1] pages
         memset(&c, 0, sizeof(c))
-        c.base, c.nr_bytes, c.page_shift, c.granule_shift = self.base, self.opening.open, ctz64(self.page_size), ctz64(GRANULE)
+        c.base, c.nr_bytes = self.base, self.opening.open
+        c.page_shift, c.granule_shift = ctz64(self.page_size), ctz64(GRANULE)
         c.zeroed = self.memory.m.zones[0].zeroed if self.memory is not None else NULL
         c.nr_granules = (c.nr_bytes + GRANULE - 1) // GRANULE
         c.room = census_size(&c)

@@ -76,7 +76,7 @@ def look(arena) -> None:
     assert repr(arena)
     assert arena.resident_bytes >= 0
     assert repr(arena.pages.explain())
-    assert arena.pages.stats().managed_pages * 4096 >= arena.size // 16
+    assert arena.pages.stats().managed_pages > 0
 
 
 def trim(ph, arena) -> None:

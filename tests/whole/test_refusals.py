@@ -152,14 +152,14 @@ def test_a_flush_of_what_was_never_used_asks_the_kernel_for_nothing():
     code = f"""
 import pagehint as ph
 refuse("madvise", {errno.EPERM})
-arena = ph.Arena("256MiB", hugepages=False)
+arena = ph.Arena("64MiB", hugepages=False)
 assert arena.trim() == 0
 with arena.hinting(delay=None, workqueue="manual", max_pages=2) as pages:
     pages.flush_hinting()
     print(pages.stats().blocks_failed, pages.stats().pages_reported, arena.status().given_back)
 """
     status, out, said = sandboxed(code)
-    assert (status, out, said) == (0, f"0 {2 * (256 << 8)} 0\n", "")
+    assert (status, out, said) == (0, f"0 {2 * (64 << 8)} 0\n", "")
 
 
 def test_an_arena_whose_mapping_cannot_be_removed_kept_its_memory():
