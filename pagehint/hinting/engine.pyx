@@ -271,7 +271,7 @@ cdef class HintingEngine:
             now = monotonic_ns()
             flush = q.flush_wanted > q.flush_done
             everything = flush or queue_overdue(q, now)
-            if q.running:           # on a thread that flushes, in a forked child, from before this worker could be had
+            if q.running:       # in a forked child a thread flushes, since before it could have this worker
                 sleep_until(&q.settled, &q.mutex, NEVER)
             elif q.enabled and (everything or queue_due(q, now)):
                 queue_claim(q)
@@ -369,8 +369,7 @@ cdef class HintingEngine:
             queue_unlock(q)
             test_point(AT_FLUSH_ASKED_FOR)
         if on and manual:
-            done = self.pass_manually(True)
-            on = False
+            done, on = self.pass_manually(True), False
         while on and not done:
             with nogil:
                 queue_lock(q)

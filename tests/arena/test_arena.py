@@ -479,7 +479,7 @@ def test_what_is_shown_of_an_arena_could_not_be_printed_in_every_encoding(encodi
         env={**os.environ, "PYTHONIOENCODING": encoding},
     )
     assert (status, err) == (0, "")
-    picture = out.splitlines()[5:7]
+    picture = out.splitlines()[6:8]
     assert picture == (
         ["█████···························", "█ used   ▒ warm   · given back"]
         if encoding == "utf-8"
