@@ -34,7 +34,7 @@ from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
 from pagehint.hinting.queue cimport SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_THRESHOLD, Settings, WorkQueue
 from pagehint.numbers cimport as_count, as_pfn, as_positive
-from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8
+from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8, load_i32
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
@@ -49,6 +49,7 @@ from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, Page
 from pagehint import errors, layout
 from pagehint.hinting import callbacks as _callbacks
 from pagehint.hinting.context import HintingContext
+from pagehint.refusals import say_no_barrier
 from pagehint.stats import procfs
 from pagehint.stats.explain import explain_zones
 from pagehint.sizes import format_size, parse_size, shown
@@ -239,11 +240,11 @@ cdef class Zone:
                 return blocks[:n]
 
     def figures(self):
-        """Return all counts of the zone by name, as of one moment: for `stats`, `explain` and the /proc texts."""
+        """Return the counts of the zone by name, as of one moment: for `stats`, `explain` and the /proc texts."""
         cdef HintedZone copy
         cdef Machine *m = &self.memory.m
         cdef uint64_t in_isolation = 0, young = 0
-        cdef int mt, o, cpu
+        cdef int mt, o, cpu, fences
         with nogil:
             snapshot(self.z, &copy)
             if copy.zone.isolate_pageblocks:
@@ -252,10 +253,14 @@ cdef class Zone:
                 young = min(hints_too_young(self.z, copy.hints.min_age), copy.hints.count - in_isolation)
         counters = copy.hints.counters
         sets = []
+        fences = load_i32(&self.z.lock.fences, RELAXED)
         if copy.zone.pcp != NULL:
             for cpu in range(m.nr_cpus):
+                fences |= load_i32(&(<Pcp *> copy.zone.pcp + cpu).lock.lock.fences, RELAXED)
                 held = pcp_pages(<Pcp *> copy.zone.pcp + cpu)
                 sets.append((held, 2 * (<Pcp *> copy.zone.pcp + cpu).batch, (<Pcp *> copy.zone.pcp + cpu).batch))
+        if fences:
+            say_no_barrier()
         orders = range(self.memory.max_page_order + 1)
         # As in Linux: one number for each name of a zone, whatever the node of the request.
         first_of_name = {}
@@ -271,7 +276,6 @@ cdef class Zone:
             "reporting_pages": copy.hints.reporting_pages,
             "offline_pages": sum(end - start for start, end in self.memory.offline[copy.zone.index]),
             "nr_free": [[copy.zone.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
-            "pageblocks": self.pageblock_types(),
             "watermarks": self.memory.watermarks[copy.zone.index],
             "protection": [self.reserve(other) for other in first_of_name.values()],
             "page_sets": sets,
@@ -299,7 +303,7 @@ cdef class Zone:
         return 0
 
     cdef object pageblock_types(self):
-        """How many pageblocks there are of each migratetype. Those without any memory do not count."""
+        """How many pageblocks there are of each migratetype. Those without any memory do not count. O(spanned pages)."""
         cdef uint64_t[NR_TYPES] count
         cdef uint64_t block, i, leaves = load64(&self.z.nr_leaves, RELAXED)
         cdef int mt
@@ -1080,10 +1084,11 @@ cdef class PageAllocator:
 
     def explain(self):
         """Return where the free memory is, and why not with the host: an `Explanation`, which prints as a table."""
+        count_warm = self.memory.warm_pages and self.memory.warm_pages()
         return explain_zones(
             [zone.figures() for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
-            marked=self.marked,
+            marked=self.marked, warm=count_warm and count_warm(),
         )
 
     def buddyinfo(self):
@@ -1092,7 +1097,8 @@ cdef class PageAllocator:
 
     def pagetypeinfo(self):
         """Return the free blocks by migratetype and order, and the pageblocks: the text of ``/proc/pagetypeinfo``."""
-        return procfs.pagetypeinfo([zone.figures() for zone in self.zone_objects], PAGEBLOCK_ORDER, MIGRATETYPES)
+        zones = [{**zone.figures(), "pageblocks": (<Zone> zone).pageblock_types()} for zone in self.zone_objects]
+        return procfs.pagetypeinfo(zones, PAGEBLOCK_ORDER, MIGRATETYPES)
 
     def zoneinfo(self):
         """Return the zones' sizes and watermarks: the text of ``/proc/zoneinfo``."""

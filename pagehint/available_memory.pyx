@@ -4,6 +4,8 @@ import os
 import resource
 from typing import NamedTuple
 
+from pagehint.process_memory import machine_bytes
+
 
 class CgroupMemory(NamedTuple):
     """What a cgroup and those above it allow.
@@ -54,12 +56,15 @@ def most_memory(root=""):
     The least of the machine's memory, the limits of the cgroup and those above it, and half of what RLIMIT_AS and
     RLIMIT_DATA leave at this moment.
     """
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    most = machine_bytes()
     limit = Look(root).cgroup_memory().limit
     if limit is not None:
         most = min(most, limit)
     for kind, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
-        limit = resource.getrlimit(kind)[0]
+        try:
+            limit = resource.getrlimit(kind)[0]
+        except OSError:     # a sandbox refuses
+            limit = resource.RLIM_INFINITY
         if limit != resource.RLIM_INFINITY:
             most = min(most, max(limit - _mapped(root, name), 0) // 2)
     return most

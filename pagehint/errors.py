@@ -63,7 +63,10 @@ def no_mapping(code: int, what: str) -> MemoryError:
     Names the limit on the process's address space, if there is one, which may be why.
     """
     why = os.strerror(code)
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except OSError:  # refused as well
+        limit = resource.RLIM_INFINITY
     if limit != resource.RLIM_INFINITY:
         why += f"; the address space of this process is limited to {format_size(limit)} (ulimit -v)"
     return MemoryError(f"{what}: {why}")

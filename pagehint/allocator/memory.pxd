@@ -30,6 +30,7 @@ cdef class Memory:
     cdef uint64_t hotplug_forks         # `forks_so_far` when that was made
     cdef Batch batch                    # the blocks of these zones that are out with the host
     cdef ForkRecord fork_record         # in the list of all memories
+    cdef public object warm_pages       # a weak method: the pages in memory of free granules; None where nothing knows
     cdef object __weakref__
 
     cdef int set_watermarks(self) except -1

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, Self, SupportsIndex
 
 from typing_extensions import disjoint_base
@@ -10,6 +10,7 @@ _PageblockType = Literal["movable", "unmovable", "reclaimable", "isolate"]
 
 @disjoint_base
 class Memory:
+    warm_pages: Callable[[], Callable[[], int] | None] | None
     def __new__(
         cls,
         specs: Iterable[ZoneSpec],

@@ -44,6 +44,7 @@ from pagehint.zone.verify cimport Finding, verify_zone
 from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, WORDS_ATOMIC
 
 from pagehint import errors, layout
+from pagehint.refusals import say_no_barrier
 
 cnp.import_array()
 
@@ -160,6 +161,8 @@ cdef class Memory:
         queue_init(&self.queue)
         lock_init(&m.last_resort)
         lock_init(&m.growing)
+        if m.last_resort.fences:
+            say_no_barrier()
         self.queue.delay_armed = True
         self.specs = tuple(specs)
         self.page_size = page_size

@@ -126,7 +126,7 @@ class Arena(BaseArena):
         return self._heap
 
     def _callbacks(self, advice: str, max_pages: int) -> PageHintingCallbacks:
-        return PageHintingCallbacks(self._mapping.advise_capsule(advice), max_pages)
+        return self._mapping.callbacks(advice, max_pages)
 
     def _retire(self) -> int:
         live = self._heap.retire()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from pagehint._core import PageAllocator, PageHintingCallbacks, check_hinting
 from pagehint.arena.counts import Counts
 from pagehint.arena.heap import ArenaHeap
 from pagehint.arena.mapping import ADVICE, Block, Mapping
-from pagehint.arena.status import ArenaStatus, free_by_granule
+from pagehint.arena.status import ArenaStatus, merged, used_by_granule
 from pagehint.errors import (
     ArenaClosedError,
     HintingActiveError,
@@ -74,6 +75,7 @@ class BaseArena(ABC):
             min_order=granule,
             pcp=False,
         )
+        self.pages.memory.warm_pages = weakref.WeakMethod(self._warm_pages)
         mapping.adopt(self.pages)
         self._size = sum(zone.span_limit for zone in zones) * mapping.page_size
 
@@ -115,9 +117,18 @@ class BaseArena(ABC):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore). O(size)."""
+        """Bytes of the arena that are in memory at this moment, as the kernel counts them (mincore).
+
+        Where the kernel does not say it, as in some sandboxes, what may be in memory, and a warning is logged once:
+        everything but the granules (2 MiB) that were given back and not used since.
+
+        What others make resident of free memory that was given back (mlockall, say) is not counted.
+
+        O(pages) of the granules that were used and not given back since.
+        """
         self._require_open()
-        return int(self._mapping.resident_pages().sum()) * self._mapping.page_size
+        _, pages, _ = self._mapping.resident()
+        return int(pages.sum()) * self._mapping.page_size
 
     @property
     def populated_bytes(self) -> int:
@@ -137,27 +148,49 @@ class BaseArena(ABC):
         return self._mapping.populated_bytes
 
     def status(self) -> ArenaStatus:
-        """Return what the arena holds, as figures and as a picture: used, free and warm, given back. O(size)."""
+        """Return what the arena holds, as figures and as a picture: used, free and warm, given back.
+
+        O(pages) of the granules (2 MiB) in use, or used and not given back since.
+        """
         self._require_open()
         arrays = self.live_arrays  # before this makes arrays itself
-        granule = HUGE_PAGE // self._mapping.page_size
-        resident = self._mapping.resident_pages()
-        stats = self.pages.stats()
-        parts = []
-        for zone in self.pages.zones:
-            first = zone.start_pfn // granule
-            free = free_by_granule(zone.free_blocks(), zone.start_pfn, zone.spanned_pages, granule)
-            parts.append((free, resident[first : first + len(free)]))
-        free, resident = map(np.concatenate, zip(*parts, strict=True))
+        granules, used, resident, estimated = self._occupancy()
         return ArenaStatus(
             size=self.size,
             arrays=arrays,
             hinting=self.pages.hinting_enabled,
-            given_back=stats.pages_reported * stats.page_size,
-            page_size=stats.page_size,
-            used=granule - free,
+            given_back=self._given_back_bytes(),
+            page_size=self._mapping.page_size,
+            granules=granules,
+            used=used,
             resident=resident,
+            estimated=estimated,
         )
+
+    def _occupancy(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool]:
+        """Return what holds anything: granules, their pages in use and in memory; and whether that is estimated."""
+        granule = HUGE_PAGE // self._mapping.page_size
+        places, pages, estimated = self._mapping.resident()
+        columns = []
+        before = 0  # granules in the zones so far: there may be a hole between them
+        for zone in self.pages.zones:
+            first, n = zone.start_pfn // granule, -(-zone.spanned_pages // granule)
+            here = (places >= first) & (places < first + n)
+            used_places, used = used_by_granule(zone.free_blocks(), zone.start_pfn, zone.spanned_pages, granule)
+            numbers, *counts = merged(used_places, used, places[here] - first, pages[here].astype(np.int64))
+            columns.append((numbers + before, *counts))
+            before += n
+        granules, used, resident = map(np.concatenate, zip(*columns, strict=True))
+        return granules, used, np.maximum(used, resident) if estimated else resident, estimated
+
+    def _given_back_bytes(self) -> int:
+        """Return the bytes given back so far, that were in memory until then."""
+        return self._mapping.given_back_bytes
+
+    def _warm_pages(self) -> int:
+        """Return the pages in memory of granules that are entirely free."""
+        _, used, resident, _ = self._occupancy()
+        return int(resident[used == 0].sum())
 
     # -- pages
 
@@ -329,7 +362,8 @@ class BaseArena(ABC):
         Returns
         -------
         int
-            Bytes by which `resident_bytes` has fallen.
+            Bytes that were in memory, and are not any more: none with advice "free", as these go when the system wants
+            them.
 
         Raises
         ------
@@ -343,17 +377,17 @@ class BaseArena(ABC):
         -----
         What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this is
         `PageAllocator.flush_hinting`, with its advice, and nothing goes while fewer than `max_pages` granules are free.
-        With hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. O(size), most of it
-        for counting resident pages.
+        With hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. What the worker gives
+        back during the call counts, too. O(granules that are free).
         """
         self._require_usable()
-        before, stats = self.resident_bytes, self.pages.stats()
+        before, stats = self._mapping.dropped_bytes, self.pages.stats()
         while not (self._flush() or self._flush_once()):
             pass  # another thread has just switched hinting on, or off
         after = self.pages.stats()
         if (after.report_errors, after.prepare_errors) != (stats.report_errors, stats.prepare_errors):
             raise PageHintError(f"not everything was given back: {self.pages.last_error}") from self.pages.last_error
-        return max(before - self.resident_bytes, 0)
+        return self._mapping.dropped_bytes - before
 
     def _flush(self) -> bool:
         """Flush, if hinting is on; returns whether it was."""

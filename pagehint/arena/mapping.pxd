@@ -2,6 +2,7 @@
 from libc.stdint cimport uint64_t
 from pagehint.allocator.memory cimport Memory
 from pagehint.arena.huge_pages cimport HugePages
+from pagehint.arena.madvise cimport Returned
 from pagehint.arena.opening cimport Opening
 from pagehint.arena.populate cimport Populator
 
@@ -20,6 +21,7 @@ cdef class Mapping:
     cdef Memory memory              # its zone knows which granules are zero; or None
     cdef Populator *populator       # the process's, or NULL if this is not populated ahead
     cdef uint64_t populated         # bytes
+    cdef Returned returned          # what the reporting function has given back
 
     cdef int open_first(self) except -1
     cdef char *place(self)

@@ -4,9 +4,10 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 from posix.mman cimport (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                          PROT_NONE, PROT_READ, PROT_WRITE, mmap, munlock, munmap)
 
@@ -15,8 +16,9 @@ from pagehint.allocator.memory cimport Memory
 from pagehint.arena.huge_pages cimport choose_pages, huge_pages_init, probe_freed
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve
-from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end, populator_init
-from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, pagehint_hint_fn
+from pagehint.arena.populate cimport Populator, populate_ahead, populate_end, populator_init
+from pagehint.arena.resident cimport Census, census_size, take_census
+from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
 from pagehint.hinting.watch cimport watch_broken
 from pagehint.sync.atomic cimport RELAXED, ctz64, load64
 from pagehint.zone.extents cimport extents_begin
@@ -30,6 +32,7 @@ import os
 import numpy as np
 
 from pagehint import errors
+from pagehint.refusals import say_once
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
@@ -138,6 +141,7 @@ cdef class Mapping:
         if not huge_pages_init(&self.huge_pages, self.opening.hugepages and not self.of_file, nr_bytes // GRANULE):
             raise MemoryError("no memory for which granules of an arena have huge pages")
         self.hugepages = self.huge_pages.wanted
+        self.say_refusals()
         self.open = True
 
     cdef int open_first(self) except -1:
@@ -249,24 +253,54 @@ cdef class Mapping:
         """Address of the first byte."""
         return <size_t>self.base
 
-    def resident_pages(self):
-        """For each granule of 2 MiB the pages that are in memory, as the kernel counts them (mincore). O(pages)."""
-        cdef size_t pages = self.opening.open // self.page_size, granule = GRANULE // self.page_size, at = 0, n, i
-        counts = np.zeros((pages + granule - 1) // granule, np.uint32)
-        present = bytearray(granule)
-        cdef uint32_t[::1] count = counts
-        cdef unsigned char[::1] is_in = present
-        cdef int failed = 0
+    @property
+    def given_back_bytes(self):
+        """Bytes that were in memory when the reporting function gave them back, in all."""
+        return load64(&self.returned.given_back, RELAXED)
+
+    @property
+    def dropped_bytes(self):
+        """Of these, those that were out of memory at once (MADV_DONTNEED)."""
+        return load64(&self.returned.dropped, RELAXED)
+
+    def resident(self):
+        """Return where memory is: the granules (2 MiB) that have pages in memory, how many, and whether that is estimated.
+
+        Granules that are known to be zero are passed over, 64 at a time; the kernel is asked about the others (mincore).
+        Where it does not say, a granule counts in full that may hold anything. Of a mapping that knows no zeroes nothing
+        is said then. O(granules / 64), and O(pages) of granules that may hold anything.
+        """
+        cdef Census c
+        cdef int64_t[::1] granules
+        cdef uint32_t[::1] pages
+        memset(&c, 0, sizeof(c))
+        c.base, c.nr_bytes = self.base, self.opening.open
+        c.page_shift, c.granule_shift = ctz64(self.page_size), ctz64(GRANULE)
+        c.zeroed = self.memory.m.zones[0].zeroed if self.memory is not None else NULL
+        c.nr_granules = (c.nr_bytes + GRANULE - 1) // GRANULE
+        c.room = census_size(&c)
+        where, counts = np.empty(c.room, np.int64), np.empty(c.room, np.uint32)
+        granules, pages = where, counts
+        c.granules, c.pages = &granules[0], &pages[0]
         with nogil:
-            while at < pages and not failed:
-                n = min(pages - at, granule)
-                failed = mincore(self.base + at * self.page_size, n * self.page_size, &is_in[0])
-                for i in range(n):
-                    count[at // granule] += is_in[i] & 1
-                at += n
-        if failed:
-            raise OSError(errno, os.strerror(errno))
-        return counts
+            take_census(&c)
+        if c.refused:
+            say_once("mincore", c.refused, "what is in memory is estimated")
+        self.say_refusals()
+        return where[:c.n], counts[:c.n], c.refused != 0
+
+    def say_refusals(self):
+        """Say what was refused to code that runs without the GIL."""
+        if self.opening.denied not in (0, EINVAL):      # EINVAL: this kernel has none
+            say_once("madvise(MADV_HUGEPAGE)", self.opening.denied, "an arena has no huge pages")
+        if populator.denied:
+            say_once("populating", populator.denied, "no memory is made resident ahead of its first use")
+
+    def callbacks(self, str advice, max_pages):
+        """Callbacks that report by `advise_capsule`."""
+        cdef PageHintingCallbacks made = PageHintingCallbacks(self.advise_capsule(advice), max_pages)
+        made.of_system = True
+        return made
 
     def advise_capsule(self, str advice):
         """The compiled reporting function, bound to this mapping and one advice, in a capsule that keeps the mapping."""
@@ -277,6 +311,7 @@ cdef class Mapping:
         data.page_shift = ctz64(self.page_size)
         data.advice = ADVICE[advice]
         data.owner = <void *> self
+        data.returned = &self.returned
         data.zeroed = NULL
         if self.memory is not None:
             data.zeroed = self.memory.m.zones[0].zeroed

@@ -9,9 +9,10 @@ The addresses of an arena are contiguous. They are far from those at which the k
 need not be reserved: a step that finds another mapping in its place is refused. (Go's heap grows so.) Where there are no
 such addresses, they are reserved by an inaccessible mapping, which counts for RLIMIT_AS only.
 """
+from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
-from posix.mman cimport (MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE,
-                         MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, munmap)
+from posix.mman cimport (MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
+                         MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, munmap)
 from pagehint.hinting.hinted_zone cimport hinted_zone_open
 from pagehint.hinting.limit cimport zone_excess
 from pagehint.sync.atomic cimport RELAXED, store64
@@ -34,6 +35,7 @@ cdef struct Opening:
     int page_shift
     bint reserved               # an inaccessible mapping reserves the addresses
     bint hugepages              # they are wanted, and the kernel has them
+    int denied                  # an errno, if they were refused
     uint32_t *lengths           # what the arena's heap notes of each page, opened as far as the pages are
     Machine *m                  # its zone is to grow; NULL: there is none yet
 
@@ -92,8 +94,10 @@ cdef inline bint open_to(Opening *o, size_t to) noexcept nogil:
             or o.m != NULL and hinted_zone_open(o.m.zones[0], leaves_for(o.m.zones[0], to >> o.page_shift))):
         unmap(o, at, nr_bytes)
         return False
-    if o.hugepages:             # tried, since the kernel may have none; which granules get them is chosen later
-        o.hugepages = madvise(at, nr_bytes, MADV_HUGEPAGE) == 0
+    # Tried, since the kernel may have none, or refuse; which granules get them is chosen later.
+    if o.hugepages and madvise(at, nr_bytes, MADV_HUGEPAGE):
+        o.hugepages = False
+        o.denied = errno
     madvise(at, nr_bytes, MADV_NOHUGEPAGE)
     o.open = to
     if o.m != NULL:
@@ -122,4 +126,5 @@ cdef inline void close_all(Opening *o) noexcept nogil:
         o.m.grow = NULL
         o.m.zones[0].growable_pages = 0
         lock_release(&o.m.growing)
-    mmap(o.base, o.open, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+    if mmap(o.base, o.open, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED:
+        madvise(o.base, o.open, MADV_DONTNEED)      # a sandbox that has no mapping made any more

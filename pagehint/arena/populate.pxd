@@ -28,10 +28,11 @@ There is one such thread in a process. It follows one allocation at a time, the 
 others fault their pages in themselves. On machines with several NUMA nodes the memory may come from the node of the
 populating thread.
 """
-from libc.errno cimport EINVAL, errno
+from libc.errno cimport EAGAIN, EINVAL, ENOSYS, EPERM, errno
 from libc.limits cimport UINT_MAX
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
+from pagehint.arena.resident cimport mincore
 from pagehint.available_memory cimport Cgroup, cgroup_init, memory_left
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64
 from pagehint.sync.clock cimport NEVER, monotonic_ns
@@ -62,9 +63,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_setdetachstate(pthread_attr_t *, int)
     int pthread_attr_setaffinity_np(pthread_attr_t *, size_t, const cpu_set_t *)
 
-cdef extern from "<sys/mman.h>" nogil:
-    int mincore(void *address, size_t length, unsigned char *present)
-
 cdef enum:
     # Not all headers have these.
     POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14
@@ -86,6 +84,7 @@ cdef struct Populator:
     pthread_cond_t settled      # a thread that frees waits here until its granule is populated
     bint started                # there is a thread
     bint refused                # there will be none: there is one CPU, or the kernel cannot populate
+    int denied                  # an errno, if a sandbox refuses it: to be said once
     atomic_i32 active           # there may be an allocation, or a granule being populated
     atomic_i32 trusting         # the last allocation that was followed was written to
     # The allocation that is followed; if `end` is 0, there is none. Granules are numbered from the mapping's beginning. The
@@ -117,6 +116,7 @@ cdef inline void populator_init(Populator *p) noexcept nogil:
     cond_init(&p.wake)
     cond_init(&p.settled)
     p.started = p.refused = p.active = p.trusting = False
+    p.denied = 0
     p.probe = p.end = 0
     p.busy = p.busy_end = NULL
     cgroup_init(&p.cgroup, "")
@@ -211,7 +211,9 @@ cdef inline void populate_granule(Populator *p) noexcept nogil:
     pthread_mutex_lock(&p.mutex)
     p.busy = p.busy_end = NULL
     pthread_cond_broadcast(&p.settled)
-    p.refused |= failed == EINVAL
+    if failed == EPERM or failed == ENOSYS:
+        p.denied = failed
+    p.refused |= failed == EINVAL or p.denied != 0
     # The count is still there, even if the allocation is being freed: a thread that frees waits for the mutex.
     if not probe and not failed and not present[0] & 1:
         fetch_add64(populated, size, RELAXED)
@@ -258,6 +260,7 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     cdef pthread_t thread
     cdef pthread_attr_t attr
     cdef cpu_set_t cpus
+    cdef int failed = 0
     if p.started or p.refused:
         return p.started and not p.refused
     pthread_attr_init(&attr)
@@ -267,7 +270,16 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
         p.refused = CPU_COUNT(&cpus) == 1       # the thread would take the owner's time
         pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
-    p.started = not p.refused and thread_start(&thread, &attr, populate_for_ever, p) == 0
+    if not p.refused:
+        failed = thread_start(&thread, &attr, populate_for_ever, p)
+        if failed == EPERM or failed == ENOSYS:     # the CPUs and the policy, perhaps: then as this thread has them
+            pthread_attr_destroy(&attr)
+            pthread_attr_init(&attr)
+            pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
+            failed = thread_start(&thread, &attr, populate_for_ever, p)
+        p.started = failed == 0
+        p.denied = failed if failed != EAGAIN else 0
+        p.refused = p.denied != 0
     pthread_attr_destroy(&attr)
     return p.started
 

@@ -14,5 +14,6 @@ cdef class PageHintingCallbacks:
     cdef uint64_t most                  # blocks in a batch, at most: `max_pages`
     cdef pagehint_hint_fn compiled      # what the capsule holds; NULL for a Python callable
     cdef void *user_data                # the capsule's context, passed on to `compiled`
+    cdef bint of_system                 # `compiled` asks the kernel, which may refuse for good: that is said once
 
     cdef const char *capsule_name(self, object capsule) except NULL

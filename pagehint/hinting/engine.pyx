@@ -271,7 +271,9 @@ cdef class HintingEngine:
             now = monotonic_ns()
             flush = q.flush_wanted > q.flush_done
             everything = flush or queue_overdue(q, now)
-            if q.enabled and (everything or queue_due(q, now)):
+            if q.running:       # in a forked child a thread flushes, since before it could have this worker
+                sleep_until(&q.settled, &q.mutex, NEVER)
+            elif q.enabled and (everything or queue_due(q, now)):
                 queue_claim(q)
                 queue_unlock(q)
                 self.run_pass(everything, flush)
@@ -302,7 +304,7 @@ cdef class HintingEngine:
         cdef WorkQueue *q = self.queue
         cdef int found = CLAIM_NOTHING
         queue_lock(q)
-        if q.enabled and q.manual and not q.stopping:
+        if q.enabled and (q.manual or q.orphaned) and not q.stopping:
             if q.running:
                 found = CLAIM_BUSY
                 sleep_until(&q.settled, &q.mutex, monotonic_ns() + SIGNAL_CHECK)
@@ -360,15 +362,14 @@ cdef class HintingEngine:
             queue_lock(q)
             session = q.session
             on = q.enabled and not q.stopping
-            manual = q.manual
-            q.flush_wanted += on and not manual
+            q.flush_wanted += on and not q.manual
             ticket = q.flush_wanted
             queue_wake(q)
+            manual = q.manual or q.orphaned         # a forked child that can have no thread: this one does the work
             queue_unlock(q)
             test_point(AT_FLUSH_ASKED_FOR)
         if on and manual:
-            done = self.pass_manually(True)
-            on = False
+            done, on = self.pass_manually(True), False
         while on and not done:
             with nogil:
                 queue_lock(q)

@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 cimport numpy as cnp
+from libc.errno cimport ENOSYS, EPERM
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from pagehint.hinting.batch cimport pagehint_block
@@ -16,6 +17,7 @@ from pagehint.sync.lock cimport pthread_self
 
 from pagehint import errors
 from pagehint.hinting import callbacks as _callbacks
+from pagehint.refusals import say_once
 
 cnp.import_array()
 
@@ -106,6 +108,9 @@ cdef class Reporter:
         while not self.batch.failed[i]:
             i += 1
         why = f": {os.strerror(-rc)}" if rc < 0 else ""
+        if self.callbacks.of_system and rc in (-EPERM, -ENOSYS):
+            say_once("madvise", -rc, "what is free is not given back")
+            self.burst_logged = True
         self.failure(errors.PageHintError(
             f"{lost} of {n} blocks were not taken, the first at PFN {self.batch.blocks[i].pfn:#x}"
             f" (order {self.batch.blocks[i].order}, zone {self.specs[self.batch.blocks[i].zone].name}){why}"

@@ -19,6 +19,7 @@ from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.counts import Counts
 from pagehint.errors import HintingInactiveError, PageHintError
 from pagehint.numpy import handler
+from pagehint.refusals import say_once
 from pagehint.sizes import format_size, parse_size
 
 __all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
@@ -62,6 +63,8 @@ def install(
     ------
     PageHintError
         If another arena is installed, or this one is a guest's RAM. To install the same one again is no mistake.
+    MemoryError
+        If the kernel gives no mapping for an arena.
     ArenaClosedError
         If it is closed.
     ValueError
@@ -83,6 +86,8 @@ def install(
 
     With hinting on this process has another thread, beside which ``unshare(CLONE_NEWUSER)`` fails: see
     `Arena.enable_hinting`.
+
+    Where no thread can be made, as in some sandboxes, a new arena has hinting off, and a warning is logged once.
     """
     if not isinstance(arena, BaseArena) and arena is not None:
         if size is not None:
@@ -109,7 +114,10 @@ _made: weakref.WeakSet[Arena] = weakref.WeakSet()  # by `install`, which alone m
 
 def _new(size: str | SupportsIndex | None, min_age: float, hugepages: bool) -> Arena:
     arena = Arena(size, hugepages)
-    _give_back(arena, min_age)
+    try:
+        _give_back(arena, min_age)
+    except (PageHintError, RuntimeError, MemoryError) as error:
+        say_once("hinting", str(error), "of the installed arena nothing goes back by itself, only with trim()")
     _made.add(arena)
     return arena
 

@@ -47,6 +47,16 @@ class GuestArena(BaseArena):
         self._require_open()
         return super().resident_bytes if self._ram.fd < 0 else self._ram.resident_bytes
 
+    def trim(self) -> int:
+        """Give everything that is free back to the host, now, whether hinting is on or off: see `BaseArena.trim`."""
+        before = self.resident_bytes
+        super().trim()
+        return max(before - self.resident_bytes, 0)
+
+    def _given_back_bytes(self) -> int:
+        stats = self.pages.stats()
+        return stats.pages_reported * stats.page_size
+
     def numpy(self) -> NoReturn:
         """Raise PageHintError: a forked child would share NumPy's arrays with its parent."""
         self._numpy_heap()

@@ -18,13 +18,14 @@ _REASONS = {
     "reporting": "out for reporting at this moment",
     "pending": "hinted, its zone has reached the threshold; goes out with the next pass",
     "below threshold": "hinted, too few for the threshold; goes out after the delay, or on flush_hinting()",
-    "warm": "hinted, and free for less than min_age; goes out when it is old enough, or on flush_hinting()",
+    "too young": "hinted, and free for less than min_age; goes out when it is old enough, or on flush_hinting()",
     "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",
     "fragmented": "free pages in granules that are partly used",
     "in pcp": "free, in per-CPU page sets; drain_pcp() or flush_hinting() gives it back",
     "isolate": "free, in pageblocks of migratetype isolate",
     "offline": "offline sections, not managed",
 }
+_WARM = "of these, granules entirely free and not with the host; in an arena, what is in memory"
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,30 @@ class Reason:
 
 
 class Explanation(Sequence[Reason]):
-    """The states that free memory is in, with pages and bytes; a table in a terminal and in a notebook."""
+    """The states that free memory is in, with pages and bytes; a table in a terminal and in a notebook.
 
-    def __init__(self, pages: Mapping[str, int], page_size: int) -> None:
+    Attributes
+    ----------
+    warm : Reason
+        Memory of granules that are entirely free, and not with the host. It is no state, but a part of several, and the
+        table has it last. In an arena it is what is in memory, as the kernel says, and the same as
+        `ArenaStatus.warm_bytes`; in a model what is hinted, or, with hinting off, every free granule. Free pages beside
+        others in use are "fragmented" instead: the host cannot have these.
+    """
+
+    warm: Reason
+
+    def __init__(self, pages: Mapping[str, int], page_size: int, warm: int) -> None:
         self._reasons = [
             Reason(name, pages.get(name, 0), pages.get(name, 0) * page_size, _REASONS[name]) for name in _REASONS
         ]
+        self.warm = Reason("warm", warm, warm * page_size, _WARM)
         self._shown = [reason for reason in self._reasons if reason.pages or reason.name in pages]
 
     def __getitem__(self, key: Any) -> Any:
         """Return a reason by its name or its place; for another name KeyError, with those that there are."""
+        if key == self.warm.name:
+            return self.warm
         if isinstance(key, str):
             for reason in self._reasons:
                 if reason.name == key:
@@ -62,27 +77,37 @@ class Explanation(Sequence[Reason]):
         """Return the pages in each state."""
         return {reason.name: reason.pages for reason in self._reasons}
 
+    def _lines(self) -> list[Reason]:
+        return [*self._shown, self.warm] if self.warm.pages else self._shown
+
     def __repr__(self) -> str:
         lines = [f"{'free memory':<26}{'pages':>14}{'':>12}  why it is there"]
-        lines += [f"{r.name:<26}{r.pages:>14,}{format_size(r.bytes):>12}  {r.why}" for r in self._shown]
+        lines += [f"{r.name:<26}{r.pages:>14,}{format_size(r.bytes):>12}  {r.why}" for r in self._lines()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th>{escape(r.name)}</th><td>{r.pages:,}</td><td>{format_size(r.bytes)}</td>"
             f"<td style='text-align:left'>{escape(r.why)}</td></tr>"
-            for r in self._shown
+            for r in self._lines()
         )
         return f"<table><tr><th>free memory</th><th>pages</th><th>size</th><th>why it is there</th></tr>{rows}</table>"
 
 
 def explain_zones(
-    zones: Sequence[Mapping[str, Any]], *, page_size: int, min_order: int, hinting: bool, marked: bool
+    zones: Sequence[Mapping[str, Any]],
+    *,
+    page_size: int,
+    min_order: int,
+    hinting: bool,
+    marked: bool,
+    warm: int | None,
 ) -> Explanation:
     """Sort every free page of the zones into one state. O(zones * max_page_order).
 
-    `zones` are what `Zone.figures` returns. `marked`: what was free when hinting was enabled has been hinted then. If
-    not, a free granule without a hint need not have been reported.
+    `zones` are what `Zone.figures` returns. `marked`: what was free when hinting was enabled has been hinted. If
+    not, a free granule without a hint need not have been reported. `warm`: pages in memory of free granules, or None
+    where nothing says it.
     """
     reported = "reported" if marked else "reported or unmarked"
     pages = dict.fromkeys(
@@ -93,6 +118,7 @@ def explain_zones(
         if count:
             pages[state] = pages.get(state, 0) + count
 
+    unreported = 0
     for zone in zones:
         usable = [sum(counts) for counts in zip(*zone["nr_free"][:_ISOLATE], strict=True)]
         whole = sum(count << order for order, count in enumerate(usable) if order >= min_order)
@@ -103,6 +129,7 @@ def explain_zones(
         add("in pcp", sum(count for count, _, _ in zone["page_sets"]))
         add("offline", zone["offline_pages"])
         add("reporting", zone["reporting_pages"])
+        unreported += hinted if hinting else whole
         if not hinting:
             add("not tracked", free)
             continue
@@ -112,6 +139,6 @@ def explain_zones(
             add("under the watermark gate", hinted)
         else:
             young = zone["hints_too_young"] << min_order
-            add("warm", young)
+            add("too young", young)
             add("pending" if hints >= zone["threshold"] else "below threshold", hinted - young)
-    return Explanation(pages, page_size)
+    return Explanation(pages, page_size, unreported if warm is None else warm)

@@ -35,6 +35,7 @@ cdef extern from *:
     typedef struct ph_thread { uint64_t inside; struct ph_thread *next; char line[48]; } ph_thread;
     static __thread ph_thread *ph_me __attribute__((tls_model("initial-exec")));
     static pthread_key_t ph_thread_key;
+    static int ph_no_key;           /* the process has as many keys as it can have: no thread has a record */
     static pthread_mutex_t ph_spare_lock = PTHREAD_MUTEX_INITIALIZER;
     static ph_thread *ph_spare;
 
@@ -51,13 +52,14 @@ cdef extern from *:
 
     __attribute__((constructor)) static void ph_thread_key_create(void)
     {
-        if (pthread_key_create(&ph_thread_key, ph_thread_ends))
-            abort();
+        ph_no_key = pthread_key_create(&ph_thread_key, ph_thread_ends) != 0;
     }
 
-    static ph_thread *ph_thread_new(void)
+    __attribute__((noinline, cold)) static ph_thread *ph_thread_new(void)
     {
         ph_thread *me = NULL;
+        if (ph_no_key)
+            return NULL;
         if (pthread_mutex_trylock(&ph_spare_lock) == 0) {
             me = ph_spare;
             if (me)
@@ -68,7 +70,7 @@ cdef extern from *:
             me->inside = 0;
         if (me && pthread_setspecific(ph_thread_key, me) == 0)
             ph_me = me;
-        return ph_me;       /* NULL where memory lacks: the thread then takes every lock without a bias */
+        return ph_me;       /* NULL where memory lacks, too: the thread then takes every lock without a bias */
     }
     #define PH_THIS_THREAD() (__builtin_expect(ph_me != NULL, 1) ? ph_me : ph_thread_new())
     """
@@ -102,7 +104,7 @@ cdef inline bint bias_revoke(BiasedLock *b, bint may_block) noexcept nogil:
     if b.owner:
         b.former = b.owner
         store64(&b.owner, 0, RELAXED)
-        heavy_barrier()
+        heavy_barrier(&b.lock.fences)
     while b.former and load64(&(<ThreadRecord *> b.former).inside, ACQUIRE) == <uint64_t> b:
         looks += 1
         if looks < BIAS_LOOKS:
@@ -123,7 +125,7 @@ cdef inline ThreadRecord *bias_enter(BiasedLock *b) noexcept nogil:
     if likely(me != NULL):
         test_point(AT_BETWEEN_TWO_LOOKS_OF_THE_OWNER)
         store64(&me.inside, <uint64_t> b, RELAXED)
-        light_barrier()
+        light_barrier(&b.lock.fences)
         if likely(load64(&b.owner, ACQUIRE) == <uint64_t> me):
             return me
         store64(&me.inside, 0, RELEASE)

@@ -19,7 +19,7 @@ lock is free (`lock_acquire_last`).
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from pagehint.sync.atomic cimport (PH_ASSERT, PH_DEBUG, RELAXED, RELEASE, add64, cpu_relax, fetch_add_i32, likely,
                                    load_i32, store_i32, swap_i32_if, unlikely)
-from pagehint.sync.barrier cimport heavy_barrier, light_barrier
+from pagehint.sync.barrier cimport fences_at_first, heavy_barrier, light_barrier
 from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.testpoint cimport AT_ABOUT_TO_SLEEP, AT_SLEEP_ANNOUNCED, test_point
 
@@ -60,7 +60,7 @@ cdef struct Lock:           # 56 bytes
     int32_t starving        # of those, threads that have waited for longer than LOCK_PATIENCE
     int32_t woken           # futex of the sleepers; 1: one has been woken, and has not looked in vain since
     int32_t waiting         # threads that spin or sleep
-    int32_t spare
+    int32_t fences          # whether a release passes a fence (`barrier.pxd`); so does entering a lock that is biased
     uint64_t acquired       # times taken; this and the next two are written by the holder only
     uint64_t contended      # of those, times when another thread held it first
     int64_t longest_wait    # nanoseconds
@@ -69,6 +69,7 @@ cdef struct Lock:           # 56 bytes
 
 cdef inline void lock_init(Lock *lk) noexcept nogil:
     lk.word = LOCK_FREE
+    lk.fences = fences_at_first
     lk.sleepers = lk.starving = lk.woken = lk.waiting = 0
     lk.acquired = lk.contended = 0
     lk.longest_wait = 0
@@ -107,7 +108,7 @@ cdef inline void lock_sleep(Lock *lk, int64_t began) noexcept nogil:
         store_i32(&lk.woken, False, RELAXED)
         # The holder stores `word`, passes a light barrier, and reads `sleepers` and `woken`. So it sees that this
         # thread sleeps, or this thread sees that the lock has been released.
-        heavy_barrier()
+        heavy_barrier(&lk.fences)
         test_point(AT_SLEEP_ANNOUNCED)
         if lock_try(lk, LOCK_FREE) or lock_try(lk, LOCK_HANDED):
             break
@@ -162,7 +163,7 @@ cdef inline void lock_release(Lock *lk) noexcept nogil:
         PH_ASSERT(lk.owner == pthread_self())
         lk.owner = 0
     store_i32(&lk.word, LOCK_HANDED if load_i32(&lk.starving, RELAXED) else LOCK_FREE, RELEASE)
-    light_barrier()
+    light_barrier(&lk.fences)
     if unlikely(load_i32(&lk.sleepers, RELAXED)) and not load_i32(&lk.woken, RELAXED):
         store_i32(&lk.woken, True, RELAXED)
         futex_wake(&lk.woken)

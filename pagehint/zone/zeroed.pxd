@@ -31,6 +31,12 @@ cdef inline Zeroed *zeroed_create(uint64_t nr_granules) noexcept nogil:
     return k
 
 
+cdef inline uint64_t not_zeroed(const Zeroed *k, uint64_t i) noexcept nogil:
+    """Of 64 granules, from ``64 * i`` on, those that may hold something: a bit for each."""
+    cdef uint64_t left = k.nr_granules - (i << 6)
+    return ~load64(&k.bits[i], ACQUIRE) & (<uint64_t>-1 >> (64 - left) if left < 64 else <uint64_t>-1)
+
+
 cdef inline uint64_t granule_mask(uint64_t granule, uint64_t end) noexcept nogil:
     """Mask of the granules from `granule` to `end` in the word that the first one is in."""
     cdef uint64_t mask = <uint64_t>-1 << (granule & 63)

@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import pagehint as ph
-from pagehint.arena.status import free_by_granule
+from pagehint.arena.status import used_by_granule
 
 MIB = 1 << 20
 
@@ -77,7 +77,7 @@ def test_a_picture_of_what_is_used_warm_and_given_back():
 def test_a_picture_of_much_is_small():
     arena = ph.Arena("64GiB")
     low = arena.empty(MIB, np.uint8)
-    assert len(repr(arena.status()).splitlines()) == 5 + 1 + 1
+    assert len(repr(arena.status()).splitlines()) == 6 + 1 + 1
     pfn = arena.pages.alloc_pages_at(arena.size // 4096 - 512, 9)
     status = arena.status()
     assert status._repr_html_().count("<rect") <= 512
@@ -99,14 +99,15 @@ def test_a_guests_arena_has_a_picture():
         assert (status.used_bytes, status.resident_bytes) == (4 * MIB, 4 * MIB)
 
 
-def test_free_pages_by_granule():
+def test_used_pages_by_granule():
     pages = ph.PageAllocator([ph.ZoneSpec("Normal", 1024, 4096 + 300)], pcp=False)
     taken = [pages.alloc_pages_exact(n) for n in (1, 700, 33)]
-    free = free_by_granule(pages.zones[0].free_blocks(), 1024, 4396, 512)
+    granules, counts = used_by_granule(pages.zones[0].free_blocks(), 1024, 4396, 512)
     used = np.zeros(4396, bool)
     for at, n in zip(taken, (1, 700, 33), strict=True):
         used[at - 1024 : at - 1024 + n] = True
-    assert free.tolist() == [int((~used[i : i + 512]).sum()) for i in range(0, 4396, 512)]
+    by_granule = [int(used[i : i + 512].sum()) for i in range(0, 4396, 512)]
+    assert list(zip(granules, counts, strict=True)) == [(i, n) for i, n in enumerate(by_granule) if n]
 
 
 def test_a_chart_of_a_cell(shell):

@@ -69,12 +69,34 @@ def test_explain_says_what_is_too_young(few_host, clock):
         pages.set_migratetype(0, 512, "isolate")
         pages.free_pages(pages.alloc_pages_at(1024, 10), 10)
         explanation = pages.explain()
-        assert explanation["warm"].pages == 1024
+        assert explanation["too young"].pages == 1024
         assert explanation["isolate"].pages == 512
         assert explanation["pending"].pages == 16384 - 1024 - 512
-        assert "min_age" in explanation["warm"].why
+        assert "min_age" in explanation["too young"].why
         pages.flush_hinting()
-        assert pages.explain()["warm"].pages == 0
+        assert pages.explain()["too young"].pages == 0
+        assert "too young" not in repr(pages.explain())
+
+
+def test_warm_is_what_is_entirely_free_and_not_with_the_host(few_host, clock):
+    """Of any age, and whether it is due or not; free pages beside others in use are fragmented, and not warm."""
+    pages = real("64MiB")
+    assert pages.explain().warm.pages == 16384  # nobody tells the host
+    pages.alloc_pages_at(0, 0)
+    assert pages.explain().warm.pages == 16384 - 512
+    with pages.hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=100, min_age=1.0, clock=clock):
+        clock.sleep(1)
+        pages.free_pages(pages.alloc_pages_at(1024, 10), 10)
+        explanation = pages.explain()
+        assert explanation["too young"].pages == 1024
+        assert explanation["below threshold"].pages == 16384 - 512 - 1024
+        assert explanation.warm.pages == 16384 - 512
+        assert explanation["warm"] == explanation.warm
+        assert explanation.warm not in list(explanation)
+        assert "warm" in repr(explanation)
+        pages.flush_hinting()
+        assert pages.explain()["fragmented"].pages == 511
+        assert pages.explain().warm.pages == 0
         assert "warm" not in repr(pages.explain())
 
 
