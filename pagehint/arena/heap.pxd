@@ -17,7 +17,7 @@ from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i3
 from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_run, machine_free_run, machine_resize_run,
                                        machine_take_run)
 from pagehint.zone.status cimport OK
-from pagehint.zone.zeroed cimport Zeroed, was_zeroed
+from pagehint.zone.zeroed cimport was_zero_from, was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone
 
 cdef extern from *:
@@ -115,10 +115,12 @@ cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) n
     return h.base + (pfn << h.page_shift)
 
 
-cdef inline int how_to_clear(const Zeroed *zeroed, uint64_t start, uint64_t end, uint64_t granule, int shift,
+cdef inline int how_to_clear(const PageZone *z, int page_shift, uint64_t start, uint64_t end, uint64_t granule,
                              bint lazily) noexcept nogil:
     """What makes a granule read as zero which is, but for others' pages in the first and the last, from `start` to `end`."""
-    if was_zeroed(zeroed, granule):
+    cdef int shift = page_shift + z.min_order
+    if (was_zeroed(z.zeroed, granule)
+            or granule << shift < start and was_zero_from(z.zeroed, start >> page_shift, z.min_order)):
         return SPARE
     if lazily and start <= granule << shift and (granule + 1) << shift <= end:
         return DROP
@@ -149,9 +151,9 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
     cdef bint lazily = is_lazy(h, size >> shift)
     while at < end:
         granule = at >> shift
-        how = how_to_clear(z.zeroed, start, pages_end, granule, shift, lazily)
+        how = how_to_clear(z, h.page_shift, start, pages_end, granule, lazily)
         granule += 1
-        while granule << shift < end and how_to_clear(z.zeroed, start, pages_end, granule, shift, lazily) == how:
+        while granule << shift < end and how_to_clear(z, h.page_shift, start, pages_end, granule, lazily) == how:
             granule += 1
         next = min(granule << shift, end)
         if how == SPARE:

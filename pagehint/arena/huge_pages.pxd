@@ -13,12 +13,10 @@ A probe is looked at when it is freed, or when the next choice is made, whicheve
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc
 from posix.mman cimport MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise
+from pagehint.arena.resident cimport mincore
 from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_u64, fetch_and64, fetch_or64, load64
 from pagehint.zone.zeroed cimport was_zeroed
 from pagehint.zone.zone cimport PageZone
-
-cdef extern from "<sys/mman.h>" nogil:
-    int mincore(void *address, size_t length, unsigned char *present)
 
 cdef enum:
     LARGE = 4 << 20             # bytes

@@ -20,6 +20,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, clz64, ctz64, likely, load8
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around, max_split_order
 from pagehint.zone.leaf cimport leaf_avail, low_ones, maximal_order
+from pagehint.zone.zeroed cimport zeroed_use
 from pagehint.zone.zone cimport (BIN_WORDS, Extent, Extents, FREE, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MIDDLE,
                                  MT_ISOLATE, NO_SLOT, NR_BINS, PAGEBLOCK_ORDER, PageZone, RUN, WORDS_CROSSED,
                                  is_split, type_of)
@@ -172,6 +173,8 @@ cdef inline void extents_take(PageZone *z, uint64_t page, uint64_t n) noexcept n
     """Pages of an extent are free no more. Called before or after their own state is changed."""
     cdef uint64_t first = start_before(z, page), end
     cdef Extent *e = extent_at(z.extents, first)
+    if z.zeroed != NULL:
+        zeroed_use(z.zeroed, page, n, z.min_order)
     if e == NULL:
         return
     end = first + e.pages

@@ -25,7 +25,7 @@ from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
-from pagehint.zone.zeroed cimport zeroed_note
+from pagehint.zone.zeroed cimport zeroed_take
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WORDS_PLAIN, type_of
 
 cdef enum:
@@ -138,11 +138,6 @@ cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How 
     return zonelist_alloc(m, preferred, order, mt, how, pfn)
 
 
-cdef inline uint64_t granules_between(const PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Number of granules that a run overlaps."""
-    return ((page + n - 1) >> z.min_order) - (page >> z.min_order) + 1
-
-
 cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """Take a run of `n` pages, and note which of its granules read as zero (`zeroed.pxd`).
 
@@ -163,7 +158,7 @@ cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve,
     if page[0] != <uint64_t>NOWHERE:
         rc = OK
         if z.zeroed != NULL:
-            zeroed_note(z.zeroed, page[0] >> z.min_order, granules_between(z, page[0], n))
+            zeroed_take(z.zeroed, page[0], n, z.min_order)
         if source != NOT_FREE:
             run_trim(z, page[0], order, n, source)
         else:

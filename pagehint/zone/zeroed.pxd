@@ -6,8 +6,11 @@ circulation, because the zone does not know what the watcher does with the page.
 
 The watcher sets the bit again while it has the granule: always after an madvise(2) that drops the contents
 (MADV_DONTNEED), and after one that may keep them (MADV_FREE) only if the bit was set before.
+
+Runs are placed from low addresses on, so most of a granule whose bit is clear was often never used: it is known, too, from
+which page on.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memset
 from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, RELAXED, fetch_and64, fetch_or64, load64, store64
@@ -16,16 +19,23 @@ cdef struct Zeroed:
     uint64_t nr_granules
     uint64_t *bits              # atomic: cleared with the zone lock held, set without it
     uint64_t *noted             # each granule's bit as `zeroed_note` last found it; written with the zone lock held
+    # Of a granule whose bit is clear, the page from which on none was used since the bit was set, so that these read as zero;
+    # and what `zeroed_take` last found there. Written with the zone lock held.
+    uint16_t *used_to
+    uint16_t *noted_to
 
 
 cdef inline Zeroed *zeroed_create(uint64_t nr_granules) noexcept nogil:
     """The bits of a fresh mapping, all set; NULL where memory lacks. One allocation, to be freed by `free`."""
     cdef uint64_t words = (nr_granules + 63) // 64
-    cdef Zeroed *k = <Zeroed *> malloc(sizeof(Zeroed) + 2 * words * 8)
+    cdef Zeroed *k = <Zeroed *> malloc(sizeof(Zeroed) + 2 * words * 8 + 2 * 64 * words * sizeof(uint16_t))
     if k != NULL:
         k.nr_granules = nr_granules
         k.bits = <uint64_t *> (k + 1)
         k.noted = k.bits + words
+        k.used_to = <uint16_t *> (k.noted + words)
+        k.noted_to = k.used_to + 64 * words
+        memset(k.used_to, 0xFF, 2 * 64 * words * sizeof(uint16_t))
         memset(k.bits, 0xFF, words * 8)
         memset(k.noted, 0, words * 8)
     return k
@@ -51,6 +61,32 @@ cdef inline void zeroed_note(Zeroed *k, uint64_t granule, uint64_t n) noexcept n
         mask = granule_mask(granule, end)
         store64(&k.noted[i], (k.noted[i] & ~mask) | (load64(&k.bits[i], ACQUIRE) & mask), RELAXED)
         granule = (i + 1) << 6
+
+
+cdef inline void zeroed_use(Zeroed *k, uint64_t page, uint64_t n, int min_order) noexcept nogil:
+    """Pages are being taken, and their granules' bits may be clear already. Zone lock held. O(granules)."""
+    cdef uint64_t granule = page >> min_order, end
+    while granule <= (page + n - 1) >> min_order and granule < k.nr_granules:
+        end = min(page + n - (granule << min_order), <uint64_t>1 << min_order)
+        if load64(&k.bits[granule >> 6], RELAXED) >> (granule & 63) & 1:
+            k.used_to[granule] = 0
+        k.used_to[granule] = max(k.used_to[granule], <uint16_t>end)
+        granule += 1
+
+
+cdef inline void zeroed_take(Zeroed *k, uint64_t page, uint64_t n, int min_order) noexcept nogil:
+    """Note what of a run reads as zero, just before it is taken, and note that it is used. Zone lock held. O(granules)."""
+    cdef uint64_t granule = page >> min_order
+    zeroed_note(k, granule, ((page + n - 1) >> min_order) - granule + 1)
+    if granule < k.nr_granules:
+        k.noted_to[granule] = k.used_to[granule]
+    zeroed_use(k, page, n, min_order)
+
+
+cdef inline bint was_zero_from(const Zeroed *k, uint64_t page, int min_order) noexcept nogil:
+    """Whether a run that begins at `page` read as zero in the granule that it begins in. The caller still has it."""
+    cdef uint64_t granule = page >> min_order
+    return granule < k.nr_granules and k.noted_to[granule] <= page - (granule << min_order)
 
 
 cdef inline bint was_zeroed(const Zeroed *k, uint64_t granule) noexcept nogil:

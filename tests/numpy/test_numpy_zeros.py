@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import random
 
 import numpy as np
@@ -314,3 +316,38 @@ def test_zeros_in_a_forked_child(arena):
     array = zeros(arena, 8 * MIB)
     assert arena.numpy_counts.cleared == 0
     del array
+
+
+@pytest.mark.parametrize("advice", ["dontneed", "free"])
+@pytest.mark.parametrize("seed", range(3))
+def test_zeros_are_zero_whatever_was_in_their_granules(advice, seed):
+    """Arrays and blocks that are filled, resized, freed and reported; zeros among them in parts of granules."""
+    rng = random.Random(seed)
+    arena = ph.Arena("64MiB")
+    live = []
+    with arena.hinting(advice, delay=0.0), arena.numpy():
+        for _ in range(3000):
+            what = rng.random()
+            if live and (what < 0.45 or len(live) > 60):
+                live.pop(rng.randrange(len(live)))
+            elif what < 0.75:
+                array = np.zeros(rng.choice([65536, 65537, MIB, 3 * MIB, rng.randrange(65536, 4 * MIB)]), "u1")
+                assert not array.any()
+                if rng.random() < 0.7:
+                    array[:] = rng.randrange(1, 256)
+                live.append(array)
+            elif what < 0.9:
+                live.append(np.full(rng.randrange(65536, 3 * MIB), 7, "u1"))
+            elif what < 0.93:
+                order = rng.randrange(8)
+                with contextlib.suppress(ph.OutOfMemoryError):
+                    pfn = arena.pages.alloc_pages(order)
+                    ctypes.memset(arena.address(pfn), 9, mmap.PAGESIZE << order)
+                    arena.pages.free_pages(pfn, order)
+            elif what < 0.96 and live:
+                live[rng.randrange(len(live))].resize(rng.randrange(65536, 4 * MIB), refcheck=False)
+            elif what < 0.97:
+                arena.pages.flush_hinting()
+    assert arena.numpy_counts.spared
+    arena.pages.verify()
+    del live, array
