@@ -53,7 +53,7 @@ def test_a_signal_that_is_blocked_later_going_to_the_worker():
         import os, signal, time
         import pagehint as ph
         import numpy as np
-        arena = ph.numpy.install(min_age=0.0)
+        arena = ph.numpy.install(min_age=0.0, reserve_age=0.0)
         for each in (signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMIN):
             signal.pthread_sigmask(signal.SIG_BLOCK, [each])
             for _ in range(200):
@@ -86,7 +86,7 @@ def test_python_knows_of_the_worker_in_callbacks_only():
         called = []
         threading.setprofile(lambda *args: called.append(args))
         threading.settrace(lambda *args: called.append(args))
-        arena = ph.numpy.install(min_age=0.0)
+        arena = ph.numpy.install(min_age=0.0, reserve_age=0.0)
         for _ in range(20):
             np.ones(1 << 20)
             time.sleep(0.005)
