@@ -329,7 +329,7 @@ cdef inline int preferred(PageAllocator pages, object zone) except -1:
     return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
 
 
-@cython.no_gc_clear     # in a cycle that is collected, too, `__dealloc__` needs the engine
+@cython.no_gc_clear     # destructors of others in a cycle that is collected may still use it
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
 --
@@ -395,8 +395,9 @@ cdef class PageAllocator:
         self.zone_objects = tuple([Zone(self.memory, i) for i in range(len(specs))])
         _engines.add(self.engine)
 
-    def __dealloc__(self):
-        # The worker is not joined: this may be its own thread, which has dropped the last reference.
+    def __del__(self):
+        # The worker is not joined: this may be its own thread, which has dropped the last reference. It takes a reference
+        # to the engine before a cycle that both are in is cleared, while the worker may still call back: no `__dealloc__`.
         if self.memory is not None and self.memory.queue.enabled:
             self.engine.abandon()
 

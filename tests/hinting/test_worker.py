@@ -9,7 +9,7 @@ import signal
 import pytest
 from allocators import real
 from hosts import RecordingHost
-from processes import run_code
+from processes import run_code, survives
 from threads import native_threads
 from waiting import wait_for
 
@@ -151,3 +151,18 @@ def test_the_end_of_the_interpreter_during_a_python_callback():
         begun.wait()
     """
     assert run_code(code) == (0, "", "")
+
+
+def test_a_worker_in_a_report_while_its_allocator_is_collected_in_a_cycle():
+    """What the worker still used, callbacks and all, was in the cycle as well, and was cleared under it."""
+    survives("""
+        import gc
+        import pagehint as ph
+        for _ in range(300):
+            pages = ph.PageAllocator("64MiB")
+            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), threshold=1)
+            cycle = [pages]
+            cycle.append(cycle)
+            del cycle, pages
+            gc.collect()
+    """)
