@@ -36,6 +36,8 @@ class _HintingOptions(TypedDict, total=False):
     max_report_order: _Order | None
     mark_free: bool
     min_age: float | None
+    reserve: str | SupportsIndex | None
+    reserve_age: float
     clock: Callable[[], float] | None
 
 @type_check_only
@@ -137,6 +139,8 @@ class PageAllocator:
         max_report_order: _Order | None = None,
         mark_free: bool = True,
         min_age: float | None = None,
+        reserve: str | SupportsIndex | None = None,
+        reserve_age: float = 1.5,
         clock: Callable[[], float] | None = None,
     ) -> None: ...
     def disable_hinting(self) -> None: ...
@@ -165,6 +169,14 @@ class PageAllocator:
     def min_age(self) -> float | None: ...
     @min_age.setter
     def min_age(self, value: float | None) -> None: ...
+    @property
+    def reserve(self) -> int | None: ...
+    @reserve.setter
+    def reserve(self, value: str | SupportsIndex | None) -> None: ...
+    @property
+    def reserve_age(self) -> float: ...
+    @reserve_age.setter
+    def reserve_age(self, value: float) -> None: ...
     @property
     def memory(self) -> Memory: ...
     @property

@@ -23,16 +23,18 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_settings
+from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_reserve, as_reserve_age, as_settings
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
+from pagehint.hinting.age cimport has_ages
 from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
 from pagehint.hinting.engine cimport hinting_engine
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
-from pagehint.hinting.queue cimport SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_THRESHOLD, Settings, WorkQueue
+from pagehint.hinting.queue cimport (SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_RESERVE, SET_RESERVE_AGE, SET_THRESHOLD,
+                                     Settings, WorkQueue)
 from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8, load_i32
 from pagehint.sync.clock cimport NEVER, SECOND
@@ -64,7 +66,8 @@ OP_ALLOC = _OP_ALLOC
 OP_FREE = _OP_FREE
 FREE_BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32)])
 MIGRATETYPES = migratetypes()
-HINTING_OPTIONS = ("workqueue", "threshold", "delay", "max_report_order", "mark_free", "min_age", "clock")
+HINTING_OPTIONS = ("workqueue", "threshold", "delay", "max_report_order", "mark_free", "min_age", "reserve",
+                   "reserve_age", "clock")
 # Python finds no type here that is only cimported, so they are added by name.
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
 
@@ -249,8 +252,8 @@ cdef class Zone:
             snapshot(self.z, &copy)
             if copy.zone.isolate_pageblocks:
                 in_isolation = min(hints_in_isolation(self.z), copy.hints.count)
-            if copy.hints.min_age:
-                young = min(hints_too_young(self.z, copy.hints.min_age), copy.hints.count - in_isolation)
+            if has_ages(&copy.hints):
+                young = min(hints_too_young(self.z), copy.hints.count - in_isolation)
         counters = copy.hints.counters
         sets = []
         fences = load_i32(&self.z.lock.fences, RELAXED)
@@ -330,7 +333,7 @@ cdef inline int preferred(PageAllocator pages, object zone) except -1:
     return pages.memory.m.default_zone if zone is None else pages.zone_index(zone)
 
 
-@cython.no_gc_clear     # in a cycle that is collected, too, `__dealloc__` needs the engine
+@cython.no_gc_clear     # destructors of others in a cycle that is collected may still use it
 cdef class PageAllocator:
     """PageAllocator(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)
 --
@@ -396,8 +399,9 @@ cdef class PageAllocator:
         self.zone_objects = tuple([Zone(self.memory, i) for i in range(len(specs))])
         _engines.add(self.engine)
 
-    def __dealloc__(self):
-        # The worker is not joined: this may be its own thread, which has dropped the last reference.
+    def __del__(self):
+        # The worker is not joined: this may be its own thread, which has dropped the last reference. It takes a reference
+        # to the engine before a cycle that both are in is cleared, while the worker may still call back: no `__dealloc__`.
         if self.memory is not None and self.memory.queue.enabled:
             self.engine.abandon()
 
@@ -853,7 +857,7 @@ cdef class PageAllocator:
     # -- hinting
 
     def enable_hinting(self, callbacks, *, workqueue="thread", threshold=None, delay=2.0, max_report_order=None,
-                       mark_free=True, min_age=None, clock=None):
+                       mark_free=True, min_age=None, reserve=None, reserve_age=1.5, clock=None):
         """Begin to report free blocks.
 
         Parameters
@@ -875,6 +879,11 @@ cdef class PageAllocator:
         min_age : float or None, default None
             Seconds that a granule must have been free before it is reported, so that memory which is used again soon is
             not. What is free already counts from now. A block is as old as its youngest granule.
+        reserve : str or int, optional
+            Bytes, or a size such as "64MiB", rounded up to granules: in each zone so much of the hinted memory, that at
+            the lowest addresses, is reported only when it has been free for `reserve_age`. Default: none.
+        reserve_age : float, default 1.5
+            Seconds for which the reserve must have been free before it is reported. `min_age` if that is longer.
         clock : callable, optional
             Returns seconds, for the delay, the age and the back-off. Only with ``workqueue="manual"``. It is read by
             the methods that free, so what compiled code frees counts from the last reading. Default: the monotonic
@@ -887,7 +896,7 @@ cdef class PageAllocator:
         ValueError, TypeError, BadPageError
             If an argument is out of range or not of its type. Nothing has changed.
         MemoryError
-            If there is no memory for a batch, or for the stamps that `min_age` needs. Nothing has changed.
+            If there is no memory for a batch, or for the stamps that `min_age` and `reserve` need. Nothing has changed.
 
         Notes
         -----
@@ -900,6 +909,10 @@ cdef class PageAllocator:
         zone is looked at again when the oldest of that comes of age, at most eight times in each `min_age`, O(hinted
         granules) without its lock. This takes 8 bytes a granule, and a reading of the clock for each block freed.
 
+        A `reserve` is for loops that want a little memory again and again, more slowly than `min_age`. They find it
+        still warm, as an arena hands out low memory first. What is in the reserve is decided at each look: granules
+        keep their ages as they move in and out of it. When nothing is used any more, all of it is reported.
+
         The worker keeps the callbacks alive, and what they refer to. If that is the allocator, it is not collected, and
         the worker goes on, until `disable_hinting`.
         """
@@ -907,7 +920,7 @@ cdef class PageAllocator:
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
         settings = as_settings(self.memory, (<PageHintingCallbacks> callbacks).most, workqueue, threshold, delay,
-                               max_report_order, min_age, clock)
+                               max_report_order, min_age, reserve, reserve_age, clock)
         self.engine.enable(callbacks, &settings, mark_free, clock)
         self.marked = bool(mark_free)
 
@@ -1029,6 +1042,34 @@ cdef class PageAllocator:
             self.memory.keep_ages()     # first, since it may fail
         self.engine.change(SET_MIN_AGE, nanoseconds)
 
+    @property
+    def reserve(self):
+        """Bytes in each zone that are reported only after `reserve_age`, or None. May be set while hinting is on.
+
+        What is free counts as when `min_age` is set. MemoryError if there is no memory for the stamps.
+        """
+        self.engine.require_hinting("reserve")
+        granule = <uint64_t>self.memory.page_size << self.memory.min_order
+        return <object>self.memory.queue.reserve * granule or None
+
+    @reserve.setter
+    def reserve(self, value):
+        granules = as_reserve(self.memory, value)
+        self.engine.require_hinting("reserve")
+        if granules:
+            self.memory.keep_ages()
+        self.engine.change(SET_RESERVE, granules)
+
+    @property
+    def reserve_age(self):
+        """Seconds for which the reserve must have been free before it is reported. May be set while hinting is on."""
+        self.engine.require_hinting("reserve_age")
+        return self.memory.queue.reserve_age / <double>SECOND
+
+    @reserve_age.setter
+    def reserve_age(self, value):
+        self.engine.change(SET_RESERVE_AGE, as_reserve_age(value))
+
     # -- figures
 
     @property
@@ -1138,7 +1179,7 @@ def check_hinting(PageAllocator pages not None, callbacks, **options):
     bool(options.get("mark_free"))
     as_settings(pages.memory, (<PageHintingCallbacks> callbacks).most, options.get("workqueue", "thread"),
                 options.get("threshold"), options.get("delay"), options.get("max_report_order"),
-                options.get("min_age"), options.get("clock"))
+                options.get("min_age"), options.get("reserve"), options.get("reserve_age", 0.0), options.get("clock"))
 
 
 # ---- at exit ------------------------------------------------------------------------------------------------

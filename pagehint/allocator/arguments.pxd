@@ -38,13 +38,32 @@ cdef inline int64_t as_duration(object duration, str what) except -2:
     return <int64_t>(seconds * SECOND)
 
 
+cdef inline uint64_t as_reserve(Memory memory, object reserve) except? -1:
+    """A size as granules, rounded up; 0 for None."""
+    cdef object granule = <uint64_t>memory.page_size << memory.min_order
+    if reserve is None:
+        return 0
+    from pagehint.sizes import parse_size
+    return min(-(-parse_size(reserve) // granule), 1 << 52)
+
+
+cdef inline int64_t as_reserve_age(object reserve_age) except -2:
+    """Seconds as nanoseconds."""
+    if reserve_age is None:
+        raise TypeError("reserve_age must be from 0 to 1e9 seconds, not None")
+    return as_duration(reserve_age, "reserve_age")
+
+
 cdef inline Settings as_settings(Memory memory, uint64_t max_pages, object workqueue, object threshold, object delay,
-                                 object max_report_order, object min_age, object clock) except *:
+                                 object max_report_order, object min_age, object reserve, object reserve_age,
+                                 object clock) except *:
     """The settings of a session, from the arguments of `PageAllocator.enable_hinting`."""
     cdef Settings settings
     settings.max_pages = max_pages
     settings.delay = as_duration(delay, "delay")
     settings.min_age = as_duration(min_age, "min_age")
+    settings.reserve = as_reserve(memory, reserve)
+    settings.reserve_age = as_reserve_age(reserve_age)
     settings.threshold = 0 if threshold is None else as_positive(threshold, "threshold")
     settings.max_report_order = max(memory.min_order, min(10, memory.max_page_order))
     if max_report_order is not None:

@@ -310,8 +310,9 @@ class BaseArena(ABC):
             Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
             times 2 MiB is free. Default: 16, in a guest's RAM 32; but at most a sixteenth of the arena's granules.
         **options
-            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, max_report_order, mark_free, workqueue,
-            clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory.
+            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, reserve, reserve_age, max_report_order,
+            mark_free, workqueue, clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory;
+            with ``reserve="64MiB"`` so much of it, at the lowest addresses, for 1.5 seconds.
 
         Raises
         ------

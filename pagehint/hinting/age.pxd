@@ -4,11 +4,17 @@ Each time that a granule is free is a ski rental: keep its memory, which costs b
 once (the report, and the page faults when it is used again). If `min_age` is the time after which both have cost the
 same, the total is at most twice that of a policy which knows the future (Karlin and others, 1988).
 
+The *reserve* of a zone is its lowest hinted granules, up to a number of them. These are ripe when they have been free
+for `reserve_age`, which is longer. So a loop that wants a little memory at a slow pace finds it warm: an arena hands out
+the front of a short extent, and the longest one is behind everything else. glibc's heap keeps the memory at its top for
+that. Which granules are in the reserve changes as lower ones are freed and taken. Each look decides it anew, for all of
+the look, by the hints that it finds (`find_reserve`).
+
 A granule's stamp is the time at which the hook set its bit, by the clock of the session, in nanoseconds. It is written
 under the zone lock, before the bit. A search for ripe granules needs no lock: its finds are looked at again under it.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint.hinting.bitmap cimport hint_find
+from pagehint.hinting.bitmap cimport hint_find, hint_select
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, store64
@@ -16,45 +22,86 @@ from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
 
 cdef struct Ripe:               # what one look at a zone takes for ripe, and has found; on the stack of its thread
-    int64_t until               # nanoseconds: a granule freed at this time or before is ripe; INT64_MAX: each is
+    bint any_age                # each granule is ripe
+    int64_t until               # nanoseconds: a granule freed at this time or before is ripe
     int64_t oldest              # nanoseconds: the oldest stamp that was not ripe; INT64_MAX: there was none
+    uint64_t reserve_end        # granules below this one are in the reserve; the next two are as the last two, for them
+    int64_t reserve_until
+    int64_t reserve_oldest
     uint64_t excess             # pages over the zone's limit (`limit.pxd`): while there are any, each granule is ripe
 
 
-cdef inline Ripe ripe_at(int64_t now, int64_t min_age, bint everything) noexcept nogil:
-    """What is ripe at this time, in a zone within its limit: each granule for a flush, or without a `min_age`."""
+cdef inline void set_ages(Hints *h, const WorkQueue *q) noexcept nogil:
+    """Take over the ages of the session. Zone lock held."""
+    h.min_age = max(q.min_age, <int64_t>0)
+    h.reserve = q.reserve
+    h.reserve_age = max(q.reserve_age, h.min_age) if h.reserve else h.min_age
+
+
+cdef inline bint has_ages(const Hints *h) noexcept nogil:
+    """Whether a granule may be too young to be reported."""
+    return h.reserve_age != 0
+
+
+cdef inline Ripe ripe_at(const Hints *h, int64_t now, bint everything) noexcept nogil:
+    """What is ripe at this time, in a zone within its limit: each granule for a flush, or without ages.
+
+    As if nothing were in the reserve: `find_reserve` says what is.
+    """
     cdef Ripe ripe
-    ripe.until = INT64_MAX if everything or min_age == 0 else now - min_age
-    ripe.oldest = INT64_MAX
-    ripe.excess = 0
+    ripe.any_age = everything or not has_ages(h)
+    ripe.until = now - h.min_age
+    ripe.reserve_until = now - h.reserve_age
+    ripe.oldest = ripe.reserve_oldest = INT64_MAX
+    ripe.reserve_end = ripe.excess = 0
     return ripe
 
 
+cdef inline void find_reserve(const PageZone *z, Ripe *ripe) noexcept nogil:
+    """Find where the zone's reserve ends, for one look. Needs no lock: it is a guess if hints change meanwhile.
+
+    O(words of hints in the reserve).
+    """
+    cdef const Hints *h = hints_of(z)
+    cdef uint64_t end = load64(&z.nr_granules, RELAXED)
+    if h.reserve and not ripe.any_age:
+        ripe.reserve_end = end if load64(&h.count, RELAXED) <= h.reserve else hint_select(h, h.reserve, end)
+
+
 cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:
-    """Stamp `n` granules that have just become free; their bits are set next. Zone lock held. O(n)."""
+    """Stamp `n` granules that have just become free; their bits are set next. Zone lock held. O(n).
+
+    Beyond the reserve one granule is due after `min_age`: one of these, or an older one that they have moved out of it.
+    """
     cdef Hints *h = hints_of(z)
     cdef int64_t now = queue_now(<WorkQueue *> h.queue)
+    cdef int64_t due = now + (h.min_age if h.count + n > h.reserve else h.reserve_age)
     cdef uint64_t i
     assert_held(&z.lock)
-    if h.count == 0 or now + h.min_age < h.look_at:
-        h.look_at = now + h.min_age
+    if h.count == 0 or due < h.look_at:
+        h.look_at = due
+        if h.queued and due < h.told_at:
+            z.notify_at = 0         # the queue waits for a later time
     for i in range(granule, granule + n):
         store64(&h.freed_at[i], <uint64_t>now, RELAXED)
 
 
-cdef inline void age_change(PageZone *z, int64_t min_age) noexcept nogil:
-    """Have a zone go by another `min_age`. Zone lock held. O(hinted granules) if it had none, else O(1)."""
+cdef inline void age_change(PageZone *z, const WorkQueue *q) noexcept nogil:
+    """Have a zone go by the ages of now. Zone lock held. O(hinted granules) if it had none before, else O(1)."""
     cdef Hints *h = hints_of(z)
-    cdef uint64_t granule
-    if not h.on or min_age == h.min_age:
+    cdef int64_t min_age = h.min_age, reserve_age = h.reserve_age
+    cdef uint64_t reserve = h.reserve, granule
+    if not h.on:
         return
-    if h.min_age == 0:          # what was hinted meanwhile has no stamps
+    set_ages(h, q)
+    if h.min_age == min_age and h.reserve == reserve and h.reserve_age == reserve_age:
+        return
+    if reserve_age == 0:        # what was hinted meanwhile has no stamps
         granule = hint_find(h, 0, z.nr_granules)
         while granule < z.nr_granules:
             age_begin(z, granule, 1)
             granule = hint_find(h, granule + 1, z.nr_granules)
-    h.min_age = min_age
-    h.look_at = 0               # the next pass finds what the new age makes ripe, and says when to look again
+    h.look_at = 0               # the next pass finds what the new ages make ripe, and says when to look again
     if h.queued:
         z.notify_at = 0
 
@@ -62,12 +109,17 @@ cdef inline void age_change(PageZone *z, int64_t min_age) noexcept nogil:
 cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:
     """Whether a granule whose bit is set may be reported. Exact under the zone lock; without it, a guess."""
     cdef int64_t freed_at
-    if ripe.until == INT64_MAX or ripe.excess:
+    if ripe.any_age or ripe.excess:
         return True
     freed_at = <int64_t>load64(&h.freed_at[granule], RELAXED)
-    if freed_at <= ripe.until:
-        return True
-    ripe.oldest = min(ripe.oldest, freed_at)
+    if granule < ripe.reserve_end:
+        if freed_at <= ripe.reserve_until:
+            return True
+        ripe.reserve_oldest = min(ripe.reserve_oldest, freed_at)
+    else:
+        if freed_at <= ripe.until:
+            return True
+        ripe.oldest = min(ripe.oldest, freed_at)
     return False
 
 

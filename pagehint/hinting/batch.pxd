@@ -4,7 +4,7 @@ From isolation to put-back a block is *withheld*: it is on no free list, in no p
 be so, since the host may drop its contents at any moment. Isolating a batch is one hold of the zone lock, putting it
 back another; no lock is held between. The cycle is that of Linux's page hinting series (v10, June 2019).
 """
-from libc.stdint cimport INT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
@@ -77,7 +77,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
     cdef int order, source
-    cdef bint choose = ripe.until != INT64_MAX
+    cdef bint choose = not ripe.any_age
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
     if cursor[0] >= end:

@@ -136,6 +136,24 @@ cdef inline uint64_t hint_find(const Hints *h, uint64_t granule, uint64_t end) n
     return scan_next(h, &scan, end)
 
 
+cdef inline uint64_t hint_select(const Hints *h, uint64_t n, uint64_t end) noexcept nogil:
+    """The granule of the set bit with `n` others below it, or `end`. Needs no lock. O(words with set bits below it)."""
+    cdef uint64_t group, filled, i, word
+    for group in range((end + 4095) >> 12):
+        filled = load64(&h.filled[group], RELAXED)
+        while filled:
+            i = group << 6 | <uint64_t>ctz64(filled)
+            filled &= filled - 1
+            word = load64(&h.bits[i], RELAXED)
+            if n < <uint64_t>popcount64(word):
+                while n:
+                    word &= word - 1
+                    n -= 1
+                return min(i << 6 | <uint64_t>ctz64(word), end)
+            n -= popcount64(word)
+    return end
+
+
 cdef inline bint hints_all_set(const Hints *h, uint64_t granule, uint64_t n) noexcept nogil:
     """Whether `n` bits from `granule` on are all set: `n` is a power of two, `granule` a multiple. Zone lock held."""
     cdef uint64_t mask, i

@@ -1,6 +1,6 @@
 """Hints counted by why they are not reported yet. O(hints), so without the zone lock: what changes meanwhile may count."""
-from libc.stdint cimport int64_t, uint64_t
-from pagehint.hinting.age cimport Ripe, is_ripe, ripe_at
+from libc.stdint cimport uint64_t
+from pagehint.hinting.age cimport Ripe, find_reserve, is_ripe, ripe_at
 from pagehint.hinting.bitmap cimport hint_find
 from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
@@ -17,10 +17,11 @@ cdef inline uint64_t hints_in_isolation(PageZone *z) noexcept nogil:
     return count
 
 
-cdef inline uint64_t hints_too_young(PageZone *z, int64_t min_age) noexcept nogil:
-    """Hints of granules, not of type isolate, that have been free for less than `min_age`."""
+cdef inline uint64_t hints_too_young(PageZone *z) noexcept nogil:
+    """Hints of granules, not of type isolate, that have been free for less than `min_age`, or `reserve_age`."""
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
-    cdef Ripe ripe = ripe_at(queue_now(<WorkQueue *> hints_of(z).queue), min_age, False)
+    cdef Ripe ripe = ripe_at(hints_of(z), queue_now(<WorkQueue *> hints_of(z).queue), False)
+    find_reserve(z, &ripe)
     while granule < end:
         count += (load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) != MT_ISOLATE
                   and not is_ripe(hints_of(z), granule, &ripe))

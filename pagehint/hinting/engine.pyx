@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
-from pagehint.hinting.age cimport Ripe, age_change, ripe_at
+from pagehint.hinting.age cimport Ripe, age_change, has_ages, set_ages
 from pagehint.hinting.batch cimport Batch, batch_grow, isolate_batch, next_ripe, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.gate cimport gate_is_open
@@ -105,7 +105,7 @@ cdef class HintingEngine:
         try:
             if batch_grow(self.batch, settings.max_pages) < settings.max_pages:
                 raise MemoryError("no memory for a batch")
-            if settings.min_age > 0:
+            if settings.min_age > 0 or settings.reserve:
                 self.memory.keep_ages()
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
@@ -182,7 +182,7 @@ cdef class HintingEngine:
         h.threshold = q.threshold or q.max_pages
         h.queued = False
         z.notify_at = INT64_MAX
-        h.min_age = max(q.min_age, <int64_t>0)
+        set_ages(h, q)
         hint_on(z)
         while mark_free and more:
             more = hint_free_blocks(z, &page, MARK_BLOCKS)
@@ -215,7 +215,7 @@ cdef class HintingEngine:
             hints_of(z).threshold = self.queue.threshold or self.queue.max_pages
             z.notify_at = INT64_MAX
             store_i32(&hints_of(z).at_gate, False, RELAXED)
-            age_change(z, max(self.queue.min_age, <int64_t>0))
+            age_change(z, self.queue)
             evaluate(z)
             zone_unlock(z)
 
@@ -446,8 +446,8 @@ cdef class HintingEngine:
         """Report the hints of a zone, batch by batch. Returns whether anything failed."""
         cdef Hints *h = hints_of(z)
         cdef uint64_t cursor = 0, end
-        cdef int64_t now = queue_now(self.queue), min_age = max(self.queue.min_age, <int64_t>0)
-        cdef Ripe ripe = ripe_at(now, min_age, flush)
+        cdef int64_t now = queue_now(self.queue)
+        cdef Ripe ripe
         cdef bint failed = False, whole = False, open
         open = begin_look(z, self.queue, &ripe, now, flush)
         if not open:
@@ -464,8 +464,8 @@ cdef class HintingEngine:
                     failed = True
                     break
             failed |= self.report_batch(z, session, &cursor, &ripe, &open)
-        if min_age and self.queue.session == session:
-            end_look(z, now, ripe.oldest, whole and not failed)
+        if has_ages(h) and self.queue.session == session:
+            end_look(z, now, &ripe, whole and not failed)
         return failed
 
     cdef bint report_batch(self, PageZone *z, uint64_t session, uint64_t *cursor, Ripe *ripe, bint *open) noexcept nogil:
@@ -509,7 +509,7 @@ cdef class HintingEngine:
 
     cdef uint64_t isolate(self, PageZone *z, uint64_t *cursor, uint64_t most, Ripe *ripe) noexcept nogil:
         """Isolate a batch, and note it. Zone lock held. A function of its own, to have the registers to itself."""
-        if hints_of(z).min_age:
+        if has_ages(hints_of(z)):
             ripe.excess = zone_excess(z)
         self.batch.n = isolate_batch(z, cursor, most, self.queue.max_report_order, ripe, self.batch.blocks)
         self.batch.zone = z

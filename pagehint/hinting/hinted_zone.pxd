@@ -38,7 +38,10 @@ cdef struct Hints:                  # protected by the zone lock, but for the tw
     uint64_t threshold              # count at which a pass is asked for at once
     const int32_t *delay_armed      # the queue's: the delay runs already, or there is none; read without its mutex
     int64_t min_age                 # nanoseconds that a granule must have been free before it is reported; 0: none
-    int64_t look_at                 # nanoseconds: no granule is ripe before this time; 0: look now
+    uint64_t reserve                # granules: so many of the lowest hints must have been free for
+    int64_t reserve_age             # so long; never less than `min_age`, and the same without a reserve
+    int64_t look_at                 # nanoseconds: when something may be ripe; 0: look now
+    int64_t told_at                 # nanoseconds: `look_at` as the queue was told last; valid while `queued`
     uint64_t kept                   # pages in use or warm, as `limit.pxd` was told last
     int32_t at_gate                 # the zone waits for its gate to open; also read without the lock
     uint64_t reporting_pages        # pages that are out with the host

@@ -1,6 +1,6 @@
 """One look of a pass at a zone's hints: whether anything may be reported now, and when to look again."""
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint.hinting.age cimport Ripe
+from pagehint.hinting.age cimport Ripe, find_reserve, has_ages, ripe_at
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round
@@ -12,7 +12,7 @@ from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
-    LOOKS = 8                   # in each `min_age` at most: stamps may be any time apart, and a look is at all of them
+    LOOKS = 8                   # in each age at most: stamps may be any time apart, and a look is at all of them
     WORKER_REST = 1000          # microseconds: with one batch of 2 MiB blocks in each, 32 GiB a second go out
 
 
@@ -35,35 +35,44 @@ cdef inline void look_later(PageZone *z) noexcept nogil:
 
 
 cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, bint flush) noexcept nogil:
-    """Whether the zone has hints that may be reported now. Its request for a pass is taken as met, or put off."""
+    """Whether the zone has hints that may be reported now, and which. Its request for a pass is met, or put off."""
     cdef Hints *h = hints_of(z)
-    cdef int64_t min_age = max(q.min_age, <int64_t>0)
     cdef bint open
     rest(z, q)
     lock_acquire(&z.lock, True)
+    ripe[0] = ripe_at(h, now, flush)
     h.queued = False
     open = h.count > 0
-    if min_age and open:
+    if has_ages(h) and open:
         ripe.excess = zone_excess(z)
     if open and not flush and now < h.look_at and not ripe.excess:
         look_later(z)
         open = False
     open = open and gate_is_open(z, q, q.max_pages)
     h.counters.scans += open
-    if min_age and open:
-        h.look_at = now + min_age       # what is freed during this look is not ripe earlier
+    if has_ages(h) and open:
+        h.look_at = now + h.reserve_age     # what is freed during this look makes it earlier, if it is ripe earlier
     end_round(z)
+    if open:
+        find_reserve(z, ripe)
     return open
 
 
-cdef inline void end_look(PageZone *z, int64_t now, int64_t oldest, bint whole) noexcept nogil:
-    """End a look that began at `now`. The next is when `oldest` is ripe, but at most LOOKS a `min_age`."""
+cdef inline int64_t next_look(int64_t oldest, int64_t age, int64_t now) noexcept nogil:
+    """When the oldest granule that was not ripe will be, by this age; but at most LOOKS an age."""
+    return INT64_MAX if oldest == INT64_MAX else max(oldest + age, now + age // LOOKS)
+
+
+cdef inline void end_look(PageZone *z, int64_t now, const Ripe *ripe, bint whole) noexcept nogil:
+    """End a look that began at `now`. The next is when something is ripe by either age."""
     cdef Hints *h = hints_of(z)
+    cdef int64_t next
     lock_acquire(&z.lock, True)
+    next = min(next_look(ripe.oldest, h.min_age, now), next_look(ripe.reserve_oldest, h.reserve_age, now))
     if not whole:
         h.look_at = 0                   # there may still be ripe granules
-    elif oldest != INT64_MAX and h.count:
-        h.look_at = min(h.look_at, max(oldest + h.min_age, now + h.min_age // LOOKS))
+    elif next != INT64_MAX and h.count:
+        h.look_at = min(h.look_at, next)
         look_later(z)
     end_round(z)
 

@@ -26,7 +26,7 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     if h.count >= h.threshold:
         queue_zone(h)
     queued = h.queued
-    look_at = h.look_at
+    h.told_at = look_at = h.look_at
     lock_release(&z.lock)
     test_point(AT_BEFORE_THE_ENGINE_IS_TOLD)
     queue_notify(<WorkQueue *> h.queue, queued, look_at)

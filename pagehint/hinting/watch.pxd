@@ -6,7 +6,7 @@ freed page could have all of a block of order 10 reported again, 4 MiB with page
 zone lock held.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
-from pagehint.hinting.age cimport age_begin
+from pagehint.hinting.age cimport age_begin, has_ages
 from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
@@ -42,7 +42,7 @@ cdef inline void hint_block(PageZone *z, uint64_t page, int order) noexcept nogi
 
 cdef inline void hint_freed_block(PageZone *z, uint64_t page, int order) noexcept nogil:
     """As `hint_block`, for a block that has become free just now: its granules get stamps, too."""
-    if hints_of(z).min_age:
+    if has_ages(hints_of(z)):
         age_begin(z, page >> z.min_order, granules_of(z, order))
     hint_block(z, page, order)
 
@@ -85,7 +85,7 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     if z.zeroed == NULL:
         watch_broken_by(z, on_broken, NO_ORDER)
     z.notify_at = INT64_MAX
-    h.min_age = h.look_at = 0
+    h.min_age = h.reserve_age = h.look_at = 0
     hint_assign(z, 0, z.nr_granules, False)
 
 

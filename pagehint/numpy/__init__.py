@@ -7,6 +7,6 @@
 Begin with `installation.py`; what NumPy calls is in `handler.pyx`. Uses `arena` and the rooms below it.
 """
 
-from pagehint.numpy.installation import MIN_AGE, Counts, install, installed, uninstall
+from pagehint.numpy.installation import MIN_AGE, RESERVE, RESERVE_AGE, Counts, install, installed, uninstall
 
-__all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
+__all__ = ["MIN_AGE", "RESERVE", "RESERVE_AGE", "Counts", "install", "installed", "uninstall"]

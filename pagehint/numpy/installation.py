@@ -5,8 +5,9 @@
     ph.numpy.install()
 
 This makes an arena as large as the memory that this process can have. Its granules go back to the operating system when
-they have been free for a hundredth of a second. What a loop frees and uses again at once stays, and what it wants back
-later is made resident by another thread, ahead of the one that writes to it.
+they have been free for a hundredth of a second, the lowest 64 MiB of them for a second and a half. What a loop frees
+and uses again at once stays, and so does a little that it wants back later. More than that is made resident by another
+thread, ahead of the one that writes to it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from pagehint.numpy import handler
 from pagehint.refusals import say_once
 from pagehint.sizes import format_size, parse_size
 
-__all__ = ["MIN_AGE", "Counts", "install", "installed", "uninstall"]
+__all__ = ["MIN_AGE", "RESERVE", "RESERVE_AGE", "Counts", "install", "installed", "uninstall"]
 
 # Seconds. About 60 times what it costs to have a granule again that was not populated ahead; `benchmarks/README.md` has
 # what shorter and longer ages do to throughput and memory.
 MIN_AGE: Final = 0.01
+
+# Bytes, and seconds for which they stay: for loops at any pace that want it again within a second. glibc keeps as much
+# at the top of its heap, without end: M_TRIM_THRESHOLD grows to 64 MiB with the arrays that are freed.
+RESERVE: Final = 64 << 20
+RESERVE_AGE: Final = 1.5
 
 
 def install(
@@ -34,6 +40,8 @@ def install(
     *,
     size: str | SupportsIndex | None = None,
     min_age: float | None = None,
+    reserve: str | SupportsIndex | None = None,
+    reserve_age: float | None = None,
     hugepages: bool | None = None,
 ) -> Arena:
     """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
@@ -49,7 +57,12 @@ def install(
         is installed, it stays.
     min_age : float, optional
         Of an arena that this function makes or has made: seconds for which a granule must have been free before it goes
-        back. Default: 0.01 for a new one; one that is installed keeps its age.
+        back. Default: 0.01 for a new one; one that is installed keeps its age. So it is with the next two.
+    reserve : str or int, optional
+        Bytes, or a size such as "16MiB", of the free memory at the lowest addresses, which must have been free for
+        longer. Default: 64 MiB.
+    reserve_age : float, optional
+        Seconds for which that must have been free; 0 for no reserve. Default: 1.5.
     hugepages : bool, optional
         Of a new one: whether to ask for huge pages, as for `Arena`. Default: True. Without them an array has no more in
         memory than what was touched of it, as with the C heap, but touching it takes several times as long.
@@ -68,8 +81,8 @@ def install(
     ArenaClosedError
         If it is closed.
     ValueError
-        If the size is none or too large, or `min_age` is, or it is given for an arena that was not made here; or if
-        `hugepages` is given and no arena is made.
+        If the size is none or too large, or an age or the reserve is, or these are given for an arena that was not made
+        here; or if `hugepages` is given and no arena is made.
     TypeError
         If `arena` is neither an arena nor a size, or there is a `size` as well.
 
@@ -101,10 +114,12 @@ def install(
         arena = installed()
     if arena is not None and hugepages is not None:
         raise ValueError("hugepages is for an arena that is made here; for another it is an argument of Arena")
+    ages = {"min_age": min_age, "reserve": reserve, "reserve_age": reserve_age}
+    given = {name: value for name, value in ages.items() if value is not None}
     if arena is None:
-        arena = _new(size, MIN_AGE if min_age is None else min_age, hugepages is None or hugepages)
-    elif min_age is not None:
-        _change_age(arena, min_age)
+        arena = _new(size, given, hugepages is None or hugepages)
+    elif given:
+        _change(arena, given)
     handler.install(arena._numpy_heap(), arena)
     return arena
 
@@ -112,20 +127,21 @@ def install(
 _made: weakref.WeakSet[Arena] = weakref.WeakSet()  # by `install`, which alone may change their settings
 
 
-def _new(size: str | SupportsIndex | None, min_age: float, hugepages: bool) -> Arena:
+def _new(size: str | SupportsIndex | None, ages: dict[str, Any], hugepages: bool) -> Arena:
     arena = Arena(size, hugepages)
     try:
-        _give_back(arena, min_age)
+        _give_back(arena, ages)
     except (PageHintError, RuntimeError, MemoryError) as error:
         say_once("hinting", str(error), "of the installed arena nothing goes back by itself, only with trim()")
     _made.add(arena)
     return arena
 
 
-def _give_back(arena: Arena, min_age: float) -> None:
-    """Enable hinting until the arena is collected."""
+def _give_back(arena: Arena, ages: dict[str, Any]) -> None:
+    """Enable hinting until the arena is collected, with these ages and the reserve, and the defaults of others."""
+    ages = {"min_age": MIN_AGE, "reserve": RESERVE, "reserve_age": RESERVE_AGE, **ages}
     # What is free now has never been in memory, or has been given back: it need not be reported.
-    arena.enable_hinting(min_age=min_age, threshold=1, delay=None, mark_free=False)
+    arena.enable_hinting(threshold=1, delay=None, mark_free=False, **ages)
 
 
 def _installed_of(size: Any) -> Arena | None:
@@ -139,13 +155,16 @@ def _installed_of(size: Any) -> Arena | None:
     return arena
 
 
-def _change_age(arena: Arena, min_age: float) -> None:
+def _change(arena: Arena, ages: dict[str, Any]) -> None:
     if arena not in _made:
-        raise ValueError("min_age is for an arena that is made here; for another it is Arena.enable_hinting's")
+        raise ValueError(
+            f"{' and '.join(ages)} can be set for an arena that is made here; for another it is Arena.enable_hinting's"
+        )
     try:
-        arena.pages.min_age = min_age
+        for name, value in ages.items():
+            setattr(arena.pages, name, value)
     except HintingInactiveError:
-        _give_back(arena, min_age)
+        _give_back(arena, ages)
 
 
 def installed() -> Arena | None:

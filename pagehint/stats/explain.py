@@ -18,7 +18,8 @@ _REASONS = {
     "reporting": "out for reporting at this moment",
     "pending": "hinted, its zone has reached the threshold; goes out with the next pass",
     "below threshold": "hinted, too few for the threshold; goes out after the delay, or on flush_hinting()",
-    "too young": "hinted, and free for less than min_age; goes out when it is old enough, or on flush_hinting()",
+    "too young": "hinted, and free for less than min_age, or in the reserve and free for less than reserve_age;"
+    " goes out when it is old enough, or on flush_hinting()",
     "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",
     "fragmented": "free pages in granules that are partly used",
     "in pcp": "free, in per-CPU page sets; drain_pcp() or flush_hinting() gives it back",

@@ -25,6 +25,7 @@ class ManualChecker(Checker):
     operations: ClassVar = {**OPERATIONS, "run_pending": {"seconds": (0.0, 0.05, 1.0, 2.0, 100.0)}}
     delays = (None, 0.0, 2.0)
     ages = (None, 0.05, 2.0)
+    reserve_age = 1.0
 
     def __init__(
         self, layout: ZoneLayout, callbacks: Callable[[], ph.PageHintingCallbacks], *, pcp: bool = False

@@ -32,6 +32,7 @@ _SWITCHED: Arguments = {
     "least_order": (False, True),
     "mark_free": (True, False),
     "min_age": range(3),
+    "reserve": (None, 1, 2, 5),
     "at_once": _AT_ONCE,
 }
 
@@ -91,6 +92,7 @@ class Operations:
     operations: ClassVar[Mapping[str, Arguments]] = OPERATIONS
     delays: tuple[float | None, ...]  # of which the operations take one
     ages: tuple[float | None, ...]
+    reserve_age: float
 
     def __init__(self, layout: ZoneLayout, *, pcp: bool) -> None:
         self.pages = ph.PageAllocator(layout.zones, pcp=pcp, **layout.options)
@@ -306,6 +308,7 @@ class Operations:
         mark_free: bool,
         at_once: bool,
         min_age: int = 0,
+        reserve: int | None = None,
     ) -> None:
         self.switch_on(
             batch,
@@ -313,6 +316,8 @@ class Operations:
             delay=self.delays[delay],
             mark_free=mark_free,
             min_age=self.ages[min_age],
+            reserve=None if reserve is None else reserve * self.oracle.page_size << self.pages.min_order,
+            reserve_age=self.reserve_age,
             max_report_order=self.pages.min_order if least_order else None,
         )
         self.on = True

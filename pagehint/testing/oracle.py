@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import pagehint as ph
+from pagehint.sizes import parse_size
 from pagehint.testing.oracle_memory import OracleMemory
 from pagehint.testing.oracle_zone import OracleZone
 
-LOOKS = 8  # at most, at the zones whose hints are all too young, in the time of one age
+LOOKS = 8  # at most, at a zone whose hints are all too young, in the time of each age
 
 COUNTS = (
     "hints_set",
@@ -39,6 +40,22 @@ COUNTS = (
 )
 
 
+class Ripe(NamedTuple):
+    """What one look at a zone takes for ripe."""
+
+    now: int
+    any_age: bool
+    min_age: int
+    reserve_age: int
+    reserve_end: float  # granules below are in the reserve
+
+    def age(self, granule: int) -> int:
+        return self.reserve_age if granule < self.reserve_end else self.min_age
+
+    def until(self, granule: int) -> int:
+        return self.now - self.age(granule)
+
+
 class OracleAllocator(OracleMemory):
     """The whole: memory, and the hinting of what is free in it. The work is done by the caller, as with "manual"."""
 
@@ -50,6 +67,7 @@ class OracleAllocator(OracleMemory):
         self.deadline: int | None = None
         self.work_at, self.not_before, self.failures = math.inf, 0, 0
         self._age: int | None = None
+        self._reserve, self._reserve_age = 0, 0
 
     # -- what memory tells
 
@@ -61,10 +79,14 @@ class OracleAllocator(OracleMemory):
     def _granules_free(self, zone: OracleZone, granules: list[int], evaluate: bool = True) -> None:
         if not (self.hinting_enabled and granules):
             return
-        if self._age:
+        if self._has_ages():
             now = self._now()
-            if not zone.hints or now + self._age < zone.look_at:
-                zone.look_at = now + self._age
+            all_in_reserve = len(zone.hints) + len(granules) <= self._reserve
+            due = now + (self._longest_age() if all_in_reserve else self._age or 0)
+            if not zone.hints or due < zone.look_at:
+                zone.look_at = due
+                if zone.queued:
+                    self._queue(zone)
             zone.freed_at.update(dict.fromkeys(granules, now))
         self.count.hints_set += len(set(granules) - zone.hints)
         zone.hints.update(granules)
@@ -102,8 +124,14 @@ class OracleAllocator(OracleMemory):
         """In nanoseconds, as the real one: seconds with a fraction add up to other numbers."""
         return int(self.clock() * 10**9)
 
-    def _ripe(self, zone: OracleZone, until: float) -> set[int]:
-        return {granule for granule in zone.hints if not self._age or zone.freed_at[granule] <= until}
+    def _has_ages(self) -> bool:
+        return self._longest_age() > 0
+
+    def _longest_age(self) -> int:
+        return max(self._age or 0, self._reserve_age if self._reserve else 0)
+
+    def _ripe(self, zone: OracleZone, ripe: Ripe) -> set[int]:
+        return {granule for granule in zone.hints if ripe.any_age or zone.freed_at[granule] <= ripe.until(granule)}
 
     def _threshold(self) -> int:
         return self._limit or self._most
@@ -121,6 +149,8 @@ class OracleAllocator(OracleMemory):
         max_report_order: int | None = None,
         mark_free: bool = True,
         min_age: float | None = None,
+        reserve: str | int | None = None,
+        reserve_age: float = 1.5,
         clock: Callable[[], float] | None = None,
     ) -> None:
         if self.hinting_enabled:
@@ -130,6 +160,9 @@ class OracleAllocator(OracleMemory):
         top = min(10, self.max_page_order) if max_report_order is None else max_report_order
         self.report_order = max(top, self.min_order)
         self._age = None if min_age is None else int(min_age * 10**9)
+        granule = self.page_size << self.min_order
+        self._reserve = 0 if reserve is None else -(-parse_size(reserve) // granule)
+        self._reserve_age = int(reserve_age * 10**9)
         self.work_at, self.deadline, self.not_before, self.failures = math.inf, None, 0, 0
         self.last_error = None
         self.hinting_enabled = True
@@ -181,7 +214,6 @@ class OracleAllocator(OracleMemory):
     def _run(self, everything: bool, flush: bool = False) -> None:
         self.work_at = math.inf
         now = self._now()
-        until = math.inf if flush else now - (self._age or 0)
         self.count.work_runs += 1
         if everything:
             self.deadline = None
@@ -197,18 +229,20 @@ class OracleAllocator(OracleMemory):
             if not zone.hints or not self._passes_gate(zone):
                 continue
             self.count.scans += 1
-            if self._age:
-                zone.look_at = now + self._age
-            young = [zone.freed_at[granule] for granule in zone.hints - self._ripe(zone, until)]
+            if self._has_ages():
+                zone.look_at = now + self._longest_age()
+            ripe = self._ripe_now(zone, now, flush)
+            young = zone.hints - self._ripe(zone, ripe)
+            next_looks = [max(zone.freed_at[g] + ripe.age(g), now + ripe.age(g) // LOOKS) for g in young]
             whole, zone_failed = True, False
-            if self._ripe(zone, until):
+            if self._ripe(zone, ripe):
                 prepared = prepared or self._prepare()
-                whole, zone_failed = self._scan(zone, until) if prepared else (False, True)
+                whole, zone_failed = self._scan(zone, ripe) if prepared else (False, True)
             failed |= zone_failed
-            if self._age and (not whole or zone_failed):
+            if self._has_ages() and (not whole or zone_failed):
                 zone.look_at = 0
-            elif self._age and young and zone.hints:
-                zone.look_at = min(zone.look_at, max(min(young) + self._age, now + self._age // LOOKS))
+            elif next_looks and zone.hints:
+                zone.look_at = min(zone.look_at, *next_looks)
                 self._queue(zone)
             if zone_failed and not prepared:
                 break
@@ -218,6 +252,11 @@ class OracleAllocator(OracleMemory):
         self.not_before = self._now() + min(10**8 << min(self.failures - 1, 20), 30 * 10**9) if failed else 0
         if failed:
             self.work_at = 0
+
+    def _ripe_now(self, zone: OracleZone, now: int, flush: bool) -> Ripe:
+        hints = sorted(zone.hints)
+        reserve_end = hints[self._reserve] if len(hints) > self._reserve else math.inf
+        return Ripe(now, flush or not self._has_ages(), self._age or 0, self._longest_age(), reserve_end)
 
     def _passes_gate(self, zone: OracleZone) -> bool:
         if zone.usable_free >= self._gate(zone):
@@ -245,20 +284,20 @@ class OracleAllocator(OracleMemory):
             return False
         return True
 
-    def _scan(self, zone: OracleZone, until: float) -> tuple[bool, bool]:
+    def _scan(self, zone: OracleZone, ripe: Ripe) -> tuple[bool, bool]:
         """Whether all ripe hints have been looked at, and whether anything failed."""
         cursor, failed = 0, False
-        while any(granule >= cursor for granule in self._ripe(zone, until)):
+        while any(granule >= cursor for granule in self._ripe(zone, ripe)):
             if not self._passes_gate(zone):
                 return False, failed
             batch: list[tuple[int, int]] = []
             while len(batch) < self._most:
-                ripe = sorted(self._ripe(zone, until))
-                ahead = [g for g in ripe if g >= cursor and not zone.isolate[g << self.min_order]]
+                granules = sorted(self._ripe(zone, ripe))
+                ahead = [g for g in granules if g >= cursor and not zone.isolate[g << self.min_order]]
                 if not ahead:
                     cursor = len(zone.free)
                     break
-                page, order = self._largest(zone, ahead[0], set(ripe))
+                page, order = self._largest(zone, ahead[0], set(granules))
                 zone.hints -= set(zone.granules(page, 1 << order))
                 zone.free[page : page + (1 << order)] = False
                 zone.out += 1 << order
@@ -337,6 +376,14 @@ class OracleAllocator(OracleMemory):
     @property
     def min_age(self) -> float | None:
         return None if self._age is None else self._age / 10**9
+
+    @property
+    def reserve(self) -> int | None:
+        return self._reserve * (self.page_size << self.min_order) or None
+
+    @property
+    def reserve_age(self) -> float:
+        return self._reserve_age / 10**9
 
     # -- counts
 

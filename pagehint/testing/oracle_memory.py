@@ -49,7 +49,7 @@ class OracleMemory:
     def _set_watermarks(self) -> None:
         """Linux's, where they are wanted, by the memory there is now."""
         sizes, n = [zone.managed_pages for zone in self.zones], range(len(self.zones))
-        self.reserve = [
+        self.lowmem_reserve = [
             [layout.lowmem_reserve(self.specs, sizes, zone, preferred) if self.linux else 0 for preferred in n]
             for zone in n
         ]
@@ -79,7 +79,7 @@ class OracleMemory:
         named = [z for z in self.zones if zone is z or zone == z.name]
         preferred = self.default if zone is None else min(named, key=lambda z: z.node).index
         for i in self.lists[preferred]:
-            yield self.zones[i], self.zones[i].watermarks.min + self.reserve[i][preferred]
+            yield self.zones[i], self.zones[i].watermarks.min + self.lowmem_reserve[i][preferred]
 
     # -- allocate
 

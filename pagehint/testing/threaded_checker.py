@@ -85,6 +85,7 @@ class ThreadedChecker(Checker):
     operations: ClassVar = {**OPERATIONS, "change_pause": {"pause": (0.0, 0.001, 0.005)}}
     delays = (None, 0.0, 0.001)
     ages = (None, 0.001, 0.01)
+    reserve_age = 0.005
 
     def __init__(
         self, layout: ZoneLayout, callbacks: Callable[[], ph.PageHintingCallbacks], *, pcp: bool = False

@@ -19,8 +19,8 @@ cdef struct Zeroed:
     uint64_t nr_granules
     uint64_t *bits              # atomic: cleared with the zone lock held, set without it
     uint64_t *noted             # each granule's bit as `zeroed_note` last found it; written with the zone lock held
-    # Of a granule whose bit is clear, the page from which on none was used since the bit was set, so that these read as zero;
-    # and what `zeroed_take` last found there. Written with the zone lock held.
+    # Of a granule whose bit is clear, the page from which on none was used since the bit was set, so that these read as
+    # zero; and what `zeroed_take` last found there. Written with the zone lock held.
     uint16_t *used_to
     uint16_t *noted_to
 

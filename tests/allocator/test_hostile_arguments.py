@@ -82,6 +82,8 @@ CALLS = {
     "PageAllocator.threshold=": (setter("threshold"), lambda w: {"value": 2}),
     "PageAllocator.delay=": (setter("delay"), lambda w: {"value": 2}),
     "PageAllocator.min_age=": (setter("min_age"), lambda w: {"value": 2}),
+    "PageAllocator.reserve=": (setter("reserve"), lambda w: {"value": "4MiB"}),
+    "PageAllocator.reserve_age=": (setter("reserve_age"), lambda w: {"value": 2}),
     "PageAllocator.stats": (lambda w: w.pages.stats, lambda w: {}),
     "PageAllocator.explain": (lambda w: w.pages.explain, lambda w: {}),
     "PageAllocator.buddyinfo": (lambda w: w.pages.buddyinfo, lambda w: {}),
@@ -214,10 +216,16 @@ SPECIAL["PageAllocator.min_age=", "value"] = HOSTILE["delay"]
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]
 
 
+SPECIAL["PageAllocator.reserve_age=", "value"] = HOSTILE["reserve_age"] = (
+    [None, *HOSTILE["delay"][0]],
+    [value for value in HOSTILE["delay"][1] if value is not None],
+)
+
+
 SPECIAL["Arena", "size"] = ([value for value in HOSTILE["size"][0] if value is not None], [None, *HOSTILE["size"][1]])
 
 
-SPECIAL["Arena.limit=", "value"] = (
+SPECIAL["Arena.limit=", "value"] = SPECIAL["PageAllocator.reserve=", "value"] = HOSTILE["reserve"] = (
     [0, -1, "", "0", "much", "-1GiB", b"1MiB", 1.5, NAN, [], object(), Angry()],
     [None, *ONES, "1KiB", 2**64, 2**200],
 )

@@ -29,6 +29,7 @@ SETTINGS = {
     "threshold": st.sampled_from([None, 1, 3, 1000]),
     "delay": st.sampled_from([None, 0.5, 3.0]),
     "min_age": st.sampled_from([None, 1.0, 1000.0]),
+    "reserve": st.none() | st.integers(1, 5 * 2 * MIB),
 }
 
 
@@ -189,7 +190,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.context is None)
     @rule(**SETTINGS)
-    def enable(self, advice, max_pages, threshold, delay, min_age):
+    def enable(self, advice, max_pages, threshold, delay, min_age, reserve):
         self.advice, self.delay = advice, delay
         self.context = self.arena.hinting(
             advice,
@@ -197,6 +198,7 @@ class ArenaMachine(RuleBasedStateMachine):
             threshold=threshold,
             delay=delay,
             min_age=min_age,
+            reserve=reserve,
             workqueue="manual",
             clock=self.clock,
         )

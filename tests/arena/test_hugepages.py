@@ -102,7 +102,7 @@ def test_a_user_namespace_is_refused_beside_the_worker_as_the_docstring_says():
         arena.enable_hinting()
         assert unshared() == errno.EINVAL
         arena.disable_hinting()
-        # As it was without hinting: 0, if this sandbox has user namespaces. A thread that was joined is there for a moment.
+        # As it was without hinting: 0, if this sandbox has user namespaces. A joined thread stays for a moment.
         for _ in range(1000):
             after = unshared()
             if after != errno.EINVAL:

@@ -77,6 +77,7 @@ WORK: dict[str, tuple[Callable[[], Any], Step]] = {
     "build": (lambda: None, lambda _: ph.PageAllocator.x86_64("8GiB")),
     "enable": (lambda: ph.PageAllocator("16MiB"), switch("manual")),
     "enable with ages": (lambda: ph.PageAllocator("16MiB"), switch("manual", min_age=1.0)),
+    "enable with a reserve": (lambda: ph.PageAllocator("16MiB"), switch("manual", reserve="4MiB")),
     "enable a thread": (lambda: ph.PageAllocator("16MiB"), switch("thread")),
     "bulk": (lambda: ph.PageAllocator("16MiB"), bulk),
     "flush": (hinting("manual"), lambda pages: pages.flush_hinting()),

@@ -9,7 +9,7 @@ import signal
 import pytest
 from allocators import real
 from hosts import RecordingHost
-from processes import run_code
+from processes import run_code, survives
 from threads import native_threads
 from waiting import wait_for
 
@@ -53,7 +53,7 @@ def test_a_signal_that_is_blocked_later_going_to_the_worker():
         import os, signal, time
         import pagehint as ph
         import numpy as np
-        arena = ph.numpy.install(min_age=0.0)
+        arena = ph.numpy.install(min_age=0.0, reserve_age=0.0)
         for each in (signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMIN):
             signal.pthread_sigmask(signal.SIG_BLOCK, [each])
             for _ in range(200):
@@ -86,7 +86,7 @@ def test_python_knows_of_the_worker_in_callbacks_only():
         called = []
         threading.setprofile(lambda *args: called.append(args))
         threading.settrace(lambda *args: called.append(args))
-        arena = ph.numpy.install(min_age=0.0)
+        arena = ph.numpy.install(min_age=0.0, reserve_age=0.0)
         for _ in range(20):
             np.ones(1 << 20)
             time.sleep(0.005)
@@ -151,3 +151,18 @@ def test_the_end_of_the_interpreter_during_a_python_callback():
         begun.wait()
     """
     assert run_code(code) == (0, "", "")
+
+
+def test_a_worker_in_a_report_while_its_allocator_is_collected_in_a_cycle():
+    """What the worker still used, callbacks and all, was in the cycle as well, and was cleared under it."""
+    survives("""
+        import gc
+        import pagehint as ph
+        for _ in range(300):
+            pages = ph.PageAllocator("64MiB")
+            pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 1), threshold=1)
+            cycle = [pages]
+            cycle.append(cycle)
+            del cycle, pages
+            gc.collect()
+    """)

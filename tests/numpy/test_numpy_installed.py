@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
+import time
 import tracemalloc
 
 import numpy as np
 import pytest
 from numpy_arrays import MIB, empty_at_the_end, inside, installed_arena, mapped, nothing_left
 from processes import survives
+from waiting import wait_for
 
 import pagehint as ph
 
@@ -144,17 +146,54 @@ def test_contexts_of_an_arena_that_was_installed(arena):
     assert array.all()
 
 
-def test_an_age_for_an_arena_that_is_not_made_here_is_refused(arena):
-    with pytest.raises(ValueError, match="made here"):
-        ph.numpy.install(arena, min_age=1.0)
+def test_an_installed_arena_keeps_a_little_warm_for_a_loop_at_any_pace():
+    """100 KiB, again and again, each time after more than `min_age`: nothing is reported. Then all goes, by itself."""
+    made = ph.numpy.install(min_age=0.001, reserve_age=1000.0)
+    try:
+        assert made.pages.reserve == ph.numpy.RESERVE == 64 * MIB
+        for nr_bytes in (100 << 10, MIB, 8 * MIB, 32 * MIB):
+            for _ in range(5):
+                array = np.ones(nr_bytes, "u1")
+                del array
+                time.sleep(0.01)
+        assert made.pages.stats().pages_reported == 0
+        array = np.ones(128 * MIB, "u1")
+        del array
+        wait_for(lambda: made.pages.stats().hints_pending == 32)
+        assert made.pages.explain()["warm"].bytes == 64 * MIB
+    finally:
+        ph.numpy.uninstall()
+    made.pages.disable_hinting()
+    del made
+    gc.collect()
+    made = ph.numpy.install(reserve="16MiB", reserve_age=0.02)
+    try:
+        assert made.pages.reserve == 16 * MIB
+        array = np.ones(32 * MIB, "u1")
+        del array
+        wait_for(lambda: made.pages.stats().hints_pending == 0)
+        assert made.resident_bytes == 0
+    finally:
+        ph.numpy.uninstall()
+
+
+def test_ages_for_an_arena_that_is_not_made_here_are_refused(arena):
+    for options in ({"min_age": 1.0}, {"reserve": "1MiB"}, {"reserve_age": 1.0}):
+        with pytest.raises(ValueError, match="made here"):
+            ph.numpy.install(arena, **options)
     with pytest.raises(ValueError, match="hugepages"):
         ph.numpy.install(arena, hugepages=False)
+    for bad in ({"reserve": 0}, {"reserve": "much"}, {"reserve_age": -1.0}):
+        with pytest.raises(ValueError, match=r"size|reserve_age"):
+            ph.numpy.install(**bad)
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1.0)
     assert ph.numpy.installed() is None
     ph.numpy.install(arena)
     with pytest.raises(ValueError, match="made here"):
         ph.numpy.install(min_age=2.5)
+    with pytest.raises(ValueError, match="made here"):
+        ph.numpy.install(reserve="2MiB")
     ph.numpy.uninstall()
 
 
@@ -168,9 +207,12 @@ def test_installing_again_with_an_age_changes_that_of_the_arena_that_was_made(un
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1)
     assert made.pages.min_age == 2
+    assert ph.numpy.install(reserve="16MiB", reserve_age=3) is made
+    assert (made.pages.min_age, made.pages.reserve, made.pages.reserve_age) == (2, 16 * MIB, 3)
     made.disable_hinting()
     ph.numpy.install(made, min_age=3)
     assert made.pages.min_age == 3
+    assert (made.pages.reserve, made.pages.reserve_age) == (ph.numpy.RESERVE, ph.numpy.RESERVE_AGE)
     ph.numpy.uninstall()
     assert ph.numpy.install(min_age=4) is not made
     assert made.pages.min_age == 3

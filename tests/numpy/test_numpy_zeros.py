@@ -133,16 +133,17 @@ def test_fresh_memory_stays_known_through_reports_of_either_kind(arena):
     arrays.clear()
 
 
-def test_a_part_of_a_granule_is_not_known_once_another_part_was_used(arena):
+def test_a_part_of_a_granule_that_was_used_is_cleared_and_the_rest_is_spared(arena):
     first = zeros(arena, MIB)
     assert arena.numpy_counts[3:] == (0, MIB, 0)
     first[:] = 0xAB
     second = zeros(arena, MIB)  # the other half of the same granule
     third = zeros(arena, 3 * MIB)
-    assert arena.numpy_counts[3:] == (MIB, 4 * MIB, 0)
+    assert arena.numpy_counts[3:] == (0, 5 * MIB, 0)
     second[:] = third[:] = 0xAB
     del first
     first = zeros(arena, MIB)
+    assert arena.numpy_counts[3:] == (MIB, 5 * MIB, 0)
     first[:] = 0xAB
     del second, third
     assert first.all()

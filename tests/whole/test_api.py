@@ -67,7 +67,7 @@ METHODS = {
         "zoneinfo": "(self)",
         "verify": "(self)",
         "enable_hinting": "(self, callbacks, *, workqueue='thread', threshold=None, delay=2.0, max_report_order=None,"
-        " mark_free=True, min_age=None, clock=None)",
+        " mark_free=True, min_age=None, reserve=None, reserve_age=1.5, clock=None)",
         "flush_hinting": "(self)",
         "disable_hinting": "(self)",
         "hinting": "(self, callbacks, **options)",
@@ -108,6 +108,8 @@ PROPERTIES = {
         "threshold",
         "delay",
         "min_age",
+        "reserve",
+        "reserve_age",
         "page_size",
         "max_page_order",
         "min_order",

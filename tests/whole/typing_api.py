@@ -160,10 +160,15 @@ def hint(pages: ph.PageAllocator) -> None:
         max_report_order=None,
         mark_free=True,
         min_age=None,
+        reserve="64MiB",
+        reserve_age=1.5,
         clock=None,
     )
     pages.flush_hinting()
     assert assert_type(pages.min_age, float | None) is None
+    assert assert_type(pages.reserve, int | None) == 64 << 20
+    assert assert_type(pages.reserve_age, float) == 1.5
+    pages.reserve, pages.reserve_age = None, 2.0
     assert assert_type(pages.hinting_enabled, bool)
     assert assert_type(pages.last_error, BaseException | None) is None
     pages.max_pages, pages.threshold, pages.delay = 8, 4, None
