@@ -91,7 +91,7 @@ cdef inline void choose_pages(HugePages *hp, char *base, int page_shift, const P
     while granule < end:
         first = granule
         while (granule < end and was_zeroed(z.zeroed, granule)
-               and (load64(&hp.huge[granule >> 6], RELAXED) >> (granule & 63) & 1) != huge):
+               and <bint>(load64(&hp.huge[granule >> 6], RELAXED) >> (granule & 63) & 1) != huge):
             bit = <uint64_t>1 << (granule & 63)
             if huge:
                 fetch_or64(&hp.huge[granule >> 6], bit, RELAXED)

@@ -208,7 +208,8 @@ cdef void *context_calloc(void *ctx, size_t nelem, size_t elsize) noexcept nogil
 cdef void *context_realloc(void *ctx, void *p, size_t size) noexcept nogil:
     cdef Entry *e = <Entry *> ctx
     cdef Heap **current
-    cdef Heap *h = heap_around(e, p), *to
+    cdef Heap *h = heap_around(e, p)
+    cdef Heap *to
     if h == NULL:
         return e.rest.realloc(e.rest.ctx, p, size)
     to = serving(e, &current)
