@@ -1,8 +1,8 @@
 """Memory that is asked for and hardly touched, and zeros: ``python -m benchmarks.sparse [--rounds N] [--json FILE]``.
 
-Each row is some work in a process of its own with each allocator, which take turns. Shown are the resident bytes that it
-has added, and its time; medians of the rounds. jemalloc and mimalloc come in by LD_PRELOAD; what is not installed is left
-out, and said.
+Each row is some work in a process of its own with each allocator, which take turns. Shown are the resident bytes that
+it has added, and its time; medians of the rounds. jemalloc and mimalloc come in by LD_PRELOAD; what is not installed is
+left out, and said.
 """
 
 from __future__ import annotations
