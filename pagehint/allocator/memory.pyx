@@ -31,7 +31,7 @@ from pagehint.hinting.watch cimport evaluate
 from pagehint.numbers cimport as_count, as_pfn
 from pagehint.sync.atomic cimport RELAXED, peek64, store64
 from pagehint.sync.clock cimport monotonic_ns
-from pagehint.sync.lock cimport lock_acquire, lock_init, lock_release, pthread_self
+from pagehint.sync.lock cimport lock_acquire, lock_init, lock_release, thread_id
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
@@ -313,7 +313,7 @@ cdef class Memory:
         cdef bint done = False
         while not done:
             with nogil:
-                done = queue_wait_batch(&self.queue, pthread_self(), monotonic_ns() + SIGNAL_CHECK)
+                done = queue_wait_batch(&self.queue, thread_id(), monotonic_ns() + SIGNAL_CHECK)
                 if done:
                     machine_drain(&self.m)
             if not done:

@@ -40,7 +40,8 @@ from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_t
-from pagehint.sync.thread cimport name_this_thread, pthread_attr_t, thread_start
+from pagehint.sync.thread cimport (name_this_thread, pthread_attr_destroy, pthread_attr_init, pthread_attr_t,
+                                    thread_start)
 from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport PageZone
 
@@ -57,11 +58,9 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
     int PTHREAD_CREATE_DETACHED
-    int pthread_attr_init(pthread_attr_t *)
-    int pthread_attr_destroy(pthread_attr_t *)
     int pthread_attr_setinheritsched(pthread_attr_t *, int)
     int pthread_attr_setdetachstate(pthread_attr_t *, int)
-    int pthread_attr_setaffinity_np(pthread_attr_t *, size_t, const cpu_set_t *)
+    int pthread_setaffinity_np(pthread_t, size_t, const cpu_set_t *)
 
 cdef enum:
     # Not all headers have these.
@@ -261,18 +260,18 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
     cdef pthread_attr_t attr
     cdef cpu_set_t cpus
     cdef int failed = 0
+    cdef bint known
     if p.started or p.refused:
         return p.started and not p.refused
     pthread_attr_init(&attr)
     pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
     # Fails if the machine has more CPUs than a cpu_set_t has room for. Then there is more than one, and nothing to refuse.
-    if sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0:
-        p.refused = CPU_COUNT(&cpus) == 1       # the thread would take the owner's time
-        pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus)
+    known = sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0
+    p.refused = known and CPU_COUNT(&cpus) == 1     # the thread would take the owner's time
     if not p.refused:
         failed = thread_start(&thread, &attr, populate_for_ever, p)
-        if failed == EPERM or failed == ENOSYS:     # the CPUs and the policy, perhaps: then as this thread has them
+        if failed == EPERM or failed == ENOSYS:     # the policy, perhaps: then as this thread has it
             pthread_attr_destroy(&attr)
             pthread_attr_init(&attr)
             pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
@@ -281,6 +280,8 @@ cdef inline bint populator_start(Populator *p) noexcept nogil:
         p.denied = failed if failed != EAGAIN else 0
         p.refused = p.denied != 0
     pthread_attr_destroy(&attr)
+    if p.started and known:
+        pthread_setaffinity_np(thread, sizeof(cpus), &cpus)
     return p.started
 
 

@@ -30,7 +30,7 @@ from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_o
 from pagehint.sync.atomic cimport RELAXED, load64, store_i32
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
-from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_self
+from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, thread_id
 from pagehint.sync.thread cimport name_this_thread, pthread_detach, pthread_join, thread_start
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
@@ -291,7 +291,7 @@ cdef class HintingEngine:
 
     cdef int refuse_callback(self, str what) except -1:
         """Raise if this thread is inside a callback, where it would wait for its own pass."""
-        if self.queue.runner == pthread_self():
+        if self.queue.runner == thread_id():
             raise errors.HintingActiveError(f"{what} was called from inside a hinting callback, which would wait for itself")
         return 0
 
@@ -320,7 +320,7 @@ cdef class HintingEngine:
         cdef int64_t now = self.now()
         cdef int found = CLAIM_BUSY
         cdef bint whole = False, everything = flush
-        self.reporter.interrupts.pop(pthread_self(), None)      # in a forked child, of a parent's thread
+        self.reporter.interrupts.pop(thread_id(), None)      # in a forked child, of a parent's thread
         while found == CLAIM_BUSY:
             with nogil:
                 found = self.claim_pass(flush, now, &everything)
@@ -329,7 +329,7 @@ cdef class HintingEngine:
             if found == CLAIM_BUSY:
                 PyErr_CheckSignals()
         if found == CLAIM_MINE:
-            error = self.reporter.interrupts.pop(pthread_self(), None)
+            error = self.reporter.interrupts.pop(thread_id(), None)
             if error is not None:
                 raise error
         return whole

@@ -11,7 +11,7 @@ from pagehint.sync.clock cimport NEVER, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
-from pagehint.sync.lock cimport pthread_self, pthread_t
+from pagehint.sync.lock cimport pthread_t, thread_id
 from pagehint.sync.testpoint cimport AT_MEMORY_WAITED_FOR, test_point
 
 cdef enum:
@@ -181,7 +181,7 @@ cdef inline void queue_notify(WorkQueue *q, bint queued, int64_t look_at) noexce
 cdef inline void queue_claim(WorkQueue *q) noexcept nogil:
     """A pass begins, on this thread. Queue's mutex held."""
     q.running = True
-    q.runner = pthread_self()
+    q.runner = thread_id()
 
 
 cdef inline void queue_release(WorkQueue *q) noexcept nogil:
@@ -301,7 +301,7 @@ cdef inline void queue_batch_end(WorkQueue *q, bint reported, bint failed) noexc
     queue_unlock(q)
 
 
-cdef inline bint queue_wait_batch(WorkQueue *q, pthread_t self, int64_t until) noexcept nogil:
+cdef inline bint queue_wait_batch(WorkQueue *q, uint64_t self, int64_t until) noexcept nogil:
     """Wait until no batch is out, and keep it so until `queue_resume`. False if the time `until` came first.
 
     Then nothing is kept. The thread that runs the pass does not wait, since that would be for itself.

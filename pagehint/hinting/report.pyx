@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.sync.lock cimport pthread_self
+from pagehint.sync.lock cimport thread_id
 
 from pagehint import errors
 from pagehint.hinting import callbacks as _callbacks
@@ -133,7 +133,7 @@ cdef class Reporter:
         try:
             self.last_error = error
             if not isinstance(error, Exception) and self.queue.manual:
-                self.interrupts[pthread_self()] = error
+                self.interrupts[thread_id()] = error
                 self.interrupted = True
             if not self.burst_logged:
                 self.burst_logged = True

@@ -35,7 +35,6 @@ from libc.stdint cimport int32_t
 
 cdef extern from *:
     """
-    #include <linux/membarrier.h>
     #include <stdint.h>
     #include <sys/syscall.h>
     #include <time.h>
@@ -43,15 +42,22 @@ cdef extern from *:
 
     enum { PH_NO_FENCES, PH_FENCES_ON, PH_FENCES_SETTLED };
 
+    /* Of the kernel's interface, which never changes. Its headers are a package of their own where musl is the libc. */
+    enum {
+        PH_MEMBARRIER_QUERY = 0,
+        PH_MEMBARRIER_PRIVATE_EXPEDITED = 1 << 3,
+        PH_MEMBARRIER_REGISTER_PRIVATE_EXPEDITED = 1 << 4,
+    };
+
     #define PH_STORES_SETTLE 2000000        /* nanoseconds: more than a thousand times what a store takes */
 
     static int32_t ph_fences_at_first = PH_FENCES_SETTLED;      /* until the kernel has accepted the registration */
 
     static int ph_barrier_register(void)
     {
-        long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
-        return commands > 0 && (commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED)
-               && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+        long commands = syscall(SYS_membarrier, PH_MEMBARRIER_QUERY, 0, 0);
+        return commands > 0 && (commands & PH_MEMBARRIER_PRIVATE_EXPEDITED)
+               && syscall(SYS_membarrier, PH_MEMBARRIER_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
     }
 
     __attribute__((constructor)) static void ph_barrier_load(void)
@@ -87,7 +93,7 @@ cdef extern from *:
 
     static int ph_barrier_expedited(void)
     {
-        return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
+        return syscall(SYS_membarrier, PH_MEMBARRIER_PRIVATE_EXPEDITED, 0, 0) == 0;
     }
 
     __attribute__((noinline, cold)) static void ph_heavy_barrier(int32_t *fences)

@@ -33,7 +33,14 @@ cdef extern from *:
      * lock; it leaves its record in a list of spare ones, for a thread that begins later. The list's lock is only ever
      * tried: a forked child may find it locked by a thread that does not exist there. */
     typedef struct ph_thread { uint64_t inside; struct ph_thread *next; char line[48]; } ph_thread;
+    /* One instruction reads it, since glibc keeps room for such variables of libraries that are loaded later. musl keeps
+     * none, and loads no library that has one. There it is found by a call, and allocating and freeing a page takes a
+     * fifth more instructions. */
+    #ifdef __GLIBC__
     static __thread ph_thread *ph_me __attribute__((tls_model("initial-exec")));
+    #else
+    static __thread ph_thread *ph_me;
+    #endif
     static pthread_key_t ph_thread_key;
     static int ph_no_key;           /* the process has as many keys as it can have: no thread has a record */
     static pthread_mutex_t ph_spare_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -24,7 +24,7 @@ from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.testpoint cimport AT_ABOUT_TO_SLEEP, AT_SLEEP_ANNOUNCED, test_point
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
+    ctypedef unsigned long pthread_t        # musl's is a pointer
     pthread_t pthread_self()
 
 cdef extern from "<unistd.h>" nogil:
@@ -32,13 +32,17 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from *:
     """
-    #include <linux/futex.h>
+    #include <pthread.h>
+    #include <stdint.h>
     #include <sys/syscall.h>
     #include <unistd.h>
+    #define PH_THREAD_ID() ((uint64_t)pthread_self())
+    enum { PH_FUTEX_WAIT_PRIVATE = 128, PH_FUTEX_WAKE_PRIVATE = 129 };     /* of <linux/futex.h>, as in barrier.pxd */
     #define PH_FUTEX_WAIT(word, expected) \\
-        ((void)!syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0))
-    #define PH_FUTEX_WAKE(word) ((void)!syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0))
+        ((void)!syscall(SYS_futex, word, PH_FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0))
+    #define PH_FUTEX_WAKE(word) ((void)!syscall(SYS_futex, word, PH_FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0))
     """
+    uint64_t thread_id "PH_THREAD_ID" () noexcept nogil     # of the calling thread; never 0
     void futex_wait "PH_FUTEX_WAIT" (int32_t *word, int32_t expected) noexcept nogil
     void futex_wake "PH_FUTEX_WAKE" (int32_t *word) noexcept nogil
 
@@ -64,7 +68,7 @@ cdef struct Lock:           # 56 bytes
     uint64_t acquired       # times taken; this and the next two are written by the holder only
     uint64_t contended      # of those, times when another thread held it first
     int64_t longest_wait    # nanoseconds
-    pthread_t owner         # the holder, or 0; in a debug build only
+    uint64_t owner          # the holder, or 0; in a debug build only
 
 
 cdef inline void lock_init(Lock *lk) noexcept nogil:
@@ -80,7 +84,7 @@ cdef inline void lock_taken(Lock *lk) noexcept nogil:
     """Note that the calling thread has taken the lock."""
     add64(&lk.acquired, 1)
     if PH_DEBUG:
-        lk.owner = pthread_self()
+        lk.owner = thread_id()
 
 
 cdef inline bint lock_try(Lock *lk, int32_t state) noexcept nogil:
@@ -160,7 +164,7 @@ cdef inline void lock_acquire_last(Lock *lk) noexcept nogil:
 
 cdef inline void lock_release(Lock *lk) noexcept nogil:
     if PH_DEBUG:
-        PH_ASSERT(lk.owner == pthread_self())
+        PH_ASSERT(lk.owner == thread_id())
         lk.owner = 0
     store_i32(&lk.word, LOCK_HANDED if load_i32(&lk.starving, RELAXED) else LOCK_FREE, RELEASE)
     light_barrier(&lk.fences)
@@ -188,4 +192,4 @@ cdef inline void lock_forget_sleepers(Lock *lk) noexcept nogil:
 cdef inline void assert_held(Lock *lk) noexcept nogil:
     """State, and in a debug build check, that the calling thread holds the lock."""
     if PH_DEBUG:
-        PH_ASSERT(lk.owner == pthread_self())
+        PH_ASSERT(lk.owner == thread_id())

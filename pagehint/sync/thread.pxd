@@ -9,6 +9,10 @@ from pagehint.sync.lock cimport pthread_self, pthread_t
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_attr_t:
         pass
+    int pthread_attr_init(pthread_attr_t *)
+    int pthread_attr_destroy(pthread_attr_t *)
+    int pthread_attr_getstacksize(const pthread_attr_t *, size_t *)
+    int pthread_attr_setstacksize(pthread_attr_t *, size_t)
     int pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *) noexcept nogil, void *)
     int pthread_detach(pthread_t)
     int pthread_join(pthread_t, void **)
@@ -20,15 +24,25 @@ cdef extern from "<signal.h>" nogil:
     int pthread_sigmask(int, const sigset_t *, sigset_t *)
 
 
-cdef inline int thread_start(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *) noexcept nogil,
+cdef enum:
+    PYTHON_STACK = 1 << 20      # bytes, at least, for a thread that calls Python: musl's default is an eighth of it
+
+
+cdef inline int thread_start(pthread_t *thread, pthread_attr_t *attr, void *(*run)(void *) noexcept nogil,
                              void *arg) noexcept nogil:
-    """Start a thread; 0, or an errno where the kernel gives none. `attr` may be NULL."""
+    """Start a thread; 0, or an errno where the kernel gives none. If `attr` is NULL, the thread may call Python."""
     cdef sigset_t every, before
+    cdef pthread_attr_t for_python
+    cdef size_t stack
     cdef int failed
+    pthread_attr_init(&for_python)
+    pthread_attr_getstacksize(&for_python, &stack)
+    pthread_attr_setstacksize(&for_python, max(stack, <size_t>PYTHON_STACK))
     sigfillset(&every)
     pthread_sigmask(SIG_SETMASK, &every, &before)
-    failed = pthread_create(thread, attr, run, arg)
+    failed = pthread_create(thread, &for_python if attr == NULL else attr, run, arg)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
+    pthread_attr_destroy(&for_python)
     return failed
 
 

@@ -13,8 +13,6 @@ from pagehint.testing.layouts import ZoneLayout
 from pagehint.testing.operations import Operations
 from pagehint.testing.page_marks import PageMarks, pages_of
 
-Pages = NDArray[np.bool_]  # by PFN
-
 
 class Checker(Operations):
     """An allocator, its oracle, and the memory in between, of which nothing may be lost.
@@ -59,7 +57,7 @@ class Checker(Operations):
 
     # -- the pages, by PFN, as the oracle has them
 
-    def of_zones(self, name: str, outside: bool = False) -> Pages:
+    def of_zones(self, name: str, outside: bool = False) -> NDArray[np.bool_]:
         """Return one of the zones' arrays as one array of all pages."""
         pages = np.full(self.room, outside)
         for zone in self.oracle.zones:
@@ -67,7 +65,7 @@ class Checker(Operations):
             pages[span] = getattr(zone, name)[zone.start_pfn - zone.base : zone.end_pfn - zone.base]
         return pages
 
-    def used_pages(self) -> Pages:
+    def used_pages(self) -> NDArray[np.bool_]:
         return ~(self.of_zones("free") | self.of_zones("absent", outside=True))
 
     def release(self) -> None:

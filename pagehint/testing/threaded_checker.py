@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pagehint as ph
-from pagehint.testing.checker import Checker, Pages
+from pagehint.testing.checker import Checker
 from pagehint.testing.faulty_host import FaultyHost, well_formed
 from pagehint.testing.layouts import ZoneLayout
 from pagehint.testing.operations import OPERATIONS, refusal
@@ -105,7 +105,7 @@ class ThreadedChecker(Checker):
 
     # -- who has what
 
-    def touch(self, pages: Pages) -> None:
+    def touch(self, pages: NDArray[np.bool_]) -> None:
         for granules in (self.untold, self.due):
             granules[np.flatnonzero(pages) >> self.pages.min_order] = True
 
@@ -129,12 +129,12 @@ class ThreadedChecker(Checker):
             # Page sets take more than was asked for: what is on no free list has been touched, or is reporting.
             self.untold[self.not_in_buddy()] = True
 
-    def not_in_buddy(self) -> Pages:
+    def not_in_buddy(self) -> NDArray[np.bool_]:
         """Return the granules that are not wholly in the free lists of the allocator."""
         absent = np.ones(self.room, bool)
         for zone in self.pages.zones:
             absent[pages_of(zone.free_blocks())] = False
-        granules: Pages = np.logical_or.reduce(absent.reshape(-1, 1 << self.pages.min_order), axis=1)
+        granules: NDArray[np.bool_] = np.logical_or.reduce(absent.reshape(-1, 1 << self.pages.min_order), axis=1)
         return granules
 
     def both(self, name: str, *args: Any) -> bool:

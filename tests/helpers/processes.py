@@ -9,11 +9,14 @@ import sys
 import textwrap
 import time
 
+# From 3.12 on Python warns of a fork beside threads. The tests have both on purpose.
+PYTHON = [sys.executable, "-P", "-X", "faulthandler", "-W", "ignore:This process:DeprecationWarning"]
+
 
 def survives(code: str) -> None:
     """Run code that may crash or hang; it must end well, and say nothing. Of one that hangs, the stacks are shown."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        [*PYTHON, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -30,7 +33,7 @@ def survives(code: str) -> None:
 def run_code(code, *, interrupt=False, **options):
     """Run code; return its exit status and its output. With `interrupt` Ctrl-C comes after it has said "ready"."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        [*PYTHON, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -77,6 +77,31 @@ def test_every_signal_is_blocked_in_a_thread_that_a_debugger_shows_by_name():
     assert not native_threads("pagehint")
 
 
+def test_a_callback_has_room_for_python_where_threads_have_small_stacks():
+    """With musl a thread has 128 KiB unless it asks for more; with glibc, what the limit of the main thread's says."""
+    code = """
+        import os, resource, sys
+        limit, most = resource.getrlimit(resource.RLIMIT_STACK)
+        if limit != 128 << 10:
+            resource.setrlimit(resource.RLIMIT_STACK, (128 << 10, most))
+            os.execv(sys.executable, sys.orig_argv)
+        import pagehint as ph
+
+        class Nest:
+            def __init__(self, depth):
+                self.depth = depth
+            def __repr__(self):
+                return repr(Nest(self.depth - 1)) if self.depth else "the bottom"
+
+        said = []
+        pages = ph.PageAllocator("64MiB")
+        with pages.hinting(ph.PageHintingCallbacks(lambda blocks: said.append(repr(Nest(300))))):
+            pages.flush_hinting()
+        print(said[0])
+    """
+    assert run_code(code) == (0, "the bottom\n", "")
+
+
 def test_python_knows_of_the_worker_in_callbacks_only():
     """A compiled callback needs no Python state: no thread state, no trace or profile function, no dummy thread."""
     code = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
@@ -102,7 +103,7 @@ def test_a_batch_that_fails_says_why(library):
     with pages.hinting(ph.PageHintingCallbacks(capsule(library, log)), workqueue="manual"):
         pages.flush_hinting()
         assert pages.stats().blocks_reported == 0
-        assert "Input/output error" in str(pages.last_error)
+        assert os.strerror(errno.EIO) in str(pages.last_error)
     pages.verify()
 
 

@@ -41,6 +41,26 @@ def test_every_allocation_of_the_modules_fails_once(work, library):
     run("modules", work, str(library), LD_PRELOAD=str(library))
 
 
+# Python itself, with no memory for the function object that a lambda or a generator expression is: 3.12.1 and 3.13.0
+# release the function's code twice. So it is freed, and what makes the function again may crash.
+TWICE = """
+import _testcapi, sys
+def make():
+    return lambda: None
+code = next(each for each in make.__code__.co_consts if type(each) is type(make.__code__))
+before = sys.getrefcount(code)
+_testcapi.set_nomemory(0, 1)
+try:
+    make()
+except MemoryError:
+    pass
+_testcapi.remove_mem_hooks()
+print(before - sys.getrefcount(code))
+"""
+
+
 @pytest.mark.parametrize("work", ["build", "enable", "bulk", "flush", "larger batch", "hotplug", "arena"])
 def test_every_allocation_of_python_fails_once(work):
+    if work in ("build", "enable", "arena") and subprocess.check_output([sys.executable, "-c", TWICE]) != b"0\n":
+        pytest.skip("they make functions, whose code this Python releases twice where it has no memory")
     run("python", work)
