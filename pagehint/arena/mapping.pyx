@@ -15,7 +15,7 @@ from pagehint._core cimport PageAllocator
 from pagehint.allocator.memory cimport Memory
 from pagehint.arena.huge_pages cimport choose_pages, huge_pages_init, probe_freed
 from pagehint.arena.madvise cimport Advice, madvise_blocks
-from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve
+from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve, stop_growing
 from pagehint.arena.populate cimport Populator, populate_ahead, populate_end, populator_init
 from pagehint.arena.resident cimport Census, census_size, take_census
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
@@ -91,10 +91,13 @@ def huge_pages_are_given():
 def chosen_in(path):
     """The word in brackets in a file of settings, or None if it cannot be read."""
     try:
-        with open(path) as file:
-            return file.read().partition("[")[2].partition("]")[0]
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(file, 256).decode().partition("[")[2].partition("]")[0]
+    finally:
+        os.close(file)
 
 
 @cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
@@ -182,7 +185,7 @@ cdef class Mapping:
         global nr_placed
         cdef Opening *o = &self.opening
         if o.m != NULL:
-            close_all(o)
+            stop_growing(o)
         if o.base != NULL:
             munmap(o.base, o.most if o.reserved else o.open)
         if o.lengths != NULL:

@@ -119,12 +119,17 @@ cdef inline bint grow_arena(void *opening, uint64_t end_pfn) noexcept nogil:
     return reaches
 
 
+cdef inline void stop_growing(Opening *o) noexcept nogil:
+    """Open no further step."""
+    lock_acquire(&o.m.growing, True)
+    o.m.grow = NULL
+    o.m.zones[0].growable_pages = 0
+    lock_release(&o.m.growing)
+
+
 cdef inline void close_all(Opening *o) noexcept nogil:
     """Close all of it for ever, and keep the addresses, also those that were not reserved before."""
     if o.m != NULL:
-        lock_acquire(&o.m.growing, True)
-        o.m.grow = NULL
-        o.m.zones[0].growable_pages = 0
-        lock_release(&o.m.growing)
+        stop_growing(o)
     if mmap(o.base, o.open, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED:
         madvise(o.base, o.open, MADV_DONTNEED)      # a sandbox that has no mapping made any more

@@ -41,7 +41,7 @@ from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_t
 from pagehint.sync.thread cimport (name_this_thread, pthread_attr_destroy, pthread_attr_init, pthread_attr_t,
-                                    thread_start)
+                                   thread_start)
 from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport PageZone
 

@@ -24,6 +24,8 @@ class HintingContext(AbstractContextManager[_T, None]):
         The call that made it, for the warning.
     """
 
+    _entered = True  # nothing to warn of, if it could not be made
+
     def __init__(self, pages: _T, enable: Callable[[], object], disable: Callable[[], object], what: str) -> None:
         self._pages = pages
         self._enable = enable

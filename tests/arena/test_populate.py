@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import signal
 import random
+import signal
 import threading
 import time
 from pathlib import Path

@@ -101,7 +101,7 @@ void *mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset)
         return MAP_FAILED;
     }
     void *p = next(at, n, protection, flags, fd, offset);
-    if (ours && p != MAP_FAILED)
+    if (ours && p != MAP_FAILED && !(flags & MAP_FIXED)) /* which takes the place of a mapping that is counted */
         __atomic_add_fetch(&bytes, n, __ATOMIC_SEQ_CST);
     return p;
 }

@@ -13,6 +13,7 @@ import logging
 import mmap
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def main(source: str, name: str, library: str = "") -> None:
     before, work = WORK[name]
     injector: Any = Modules(library) if source == "modules" else Python()
     logging.disable()
+    warnings.simplefilter("ignore", RuntimeWarning)  # a context that memory lacked for entering
     for _ in range(3):  # what is made once: caches, and the record of a thread
         made = before()
         work(made)

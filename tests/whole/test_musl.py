@@ -52,7 +52,7 @@ def run(*command: object) -> str:
 
 
 def compile_shared(source: Path) -> Path:
-    """Compile for musl, with the warnings that are errors in the wheel's build, and with no header of glibc or Linux."""
+    """Compile for musl, with the warnings that are errors in a wheel's build, and with no header of glibc or Linux."""
     target = source.with_suffix(".so")
     flags = ["-std=gnu11", "-O0", "-pthread", "-D_GNU_SOURCE=1", "-Wall", "-Werror", "-Wno-unused-function"]
     flags += ["-mpopcnt"] if platform.machine() == "x86_64" else []
@@ -62,8 +62,9 @@ def compile_shared(source: Path) -> Path:
 
 
 def refusals(folder: Path, *libraries: Path) -> str:
-    """Load libraries into one program, beside stubs of what they need of Python. Returns what musl says of those that it
-    does not load.
+    """Load libraries into one program, beside stubs of what they need of Python.
+
+    Returns what musl says of those that it does not load.
     """
     needed = set(re.findall(r"\bU (_?Py\w+)", run("nm", "-D", "--undefined-only", *libraries)))
     (folder / "stubs.c").write_text("".join(f"char {name}[4096];\n" for name in sorted(needed)))
