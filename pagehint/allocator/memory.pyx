@@ -364,15 +364,15 @@ cdef class Memory:
 
     def keep_ages(self):
         """Have stamps in every zone from now on. Raises MemoryError where the kernel refuses the memory."""
-        cdef int i, failed
+        cdef int i, failed      # an errno, or 0
         with self.hotplug():
             for i in range(self.m.nr_zones):
                 with nogil:
                     lock_acquire(&self.m.growing, True)
-                    failed = keep_ages(self.m.zones[i])
+                    failed = errno if keep_ages(self.m.zones[i]) else 0
                     lock_release(&self.m.growing)
                 if failed:
-                    raise errors.no_mapping(errno, f"no stamps for the granules of zone {self.specs[i].name}")
+                    raise errors.no_mapping(failed, f"no stamps for the granules of zone {self.specs[i].name}")
 
     # -- hotplug
 

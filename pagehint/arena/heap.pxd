@@ -12,8 +12,8 @@ from pagehint.allocator.memory cimport Memory
 from pagehint.arena.huge_pages cimport HugePages, choose_pages, probe_freed
 from pagehint.arena.mapping cimport Mapping
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end
-from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load_i32,
-                                   store_i32)
+from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load64,
+                                   load_i32, store_i32, swap64_if)
 from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_run, machine_free_run, machine_resize_run,
                                        machine_take_run)
 from pagehint.zone.status cimport OK
@@ -40,7 +40,9 @@ cdef enum:                      # ways to make a granule read as zero
 
 cdef struct Heap:
     char *base
-    uint64_t nr_bytes
+    # No allocation has ended more bytes behind `base`. Only so far the addresses are surely the arena's: what is not open
+    # yet may be others'.
+    uint64_t reached
     Machine *m
     int page_shift
     int max_order
@@ -75,7 +77,14 @@ cdef class ArenaHeap:
     cdef bint was_listed        # threads may still read `h` in the list, without a lock: it is never freed
 
 cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
-    return <uint64_t>(<const char *> p - h.base) < h.nr_bytes
+    return <uint64_t>(<const char *> p - h.base) < load64(&h.reached, ACQUIRE)
+
+
+cdef inline void heap_reaches(Heap *h, uint64_t end) noexcept nogil:
+    """Note where an allocation ends, before its address is known to anybody."""
+    cdef uint64_t reached = load64(&h.reached, RELAXED)
+    while reached < end and not swap64_if(&h.reached, reached, end):
+        reached = load64(&h.reached, RELAXED)
 
 
 cdef inline uint64_t page_of(const Heap *h, const void *p) noexcept nogil:
@@ -111,6 +120,7 @@ cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) n
         return NULL
     fetch_add64(&h.from_arena, 1, RELAXED)
     h.lengths[pfn] = <uint32_t>n
+    heap_reaches(h, (pfn + n) << h.page_shift)
     choose_pages(h.huge_pages, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, n)
     return h.base + (pfn << h.page_shift)
 
@@ -188,6 +198,7 @@ cdef inline bint heap_resize(Heap *h, void *p, size_t size) noexcept nogil:
         if wanted > UINT32_MAX or machine_resize_run(h.m, pfn, n, wanted) != OK:
             return False
         h.lengths[pfn] = <uint32_t>wanted
+        heap_reaches(h, (pfn + wanted) << h.page_shift)
     return True
 
 

@@ -31,7 +31,6 @@ cdef class ArenaHeap:
         self.h = h
         self.mapping = mapping
         self.memory = pages.memory
-        h.nr_bytes = mapping.nr_bytes
         h.page_shift = ctz64(mapping.page_size)
         h.base = mapping.base
         h.m = &self.memory.m

@@ -106,17 +106,14 @@ cdef inline bint open_to(Opening *o, size_t to) noexcept nogil:
 
 
 cdef inline bint grow_arena(void *opening, uint64_t end_pfn) noexcept nogil:
-    """`Machine.grow` of an arena: whether it reaches to `end_pfn` now."""
+    """`Machine.grow` of an arena: whether it reaches to `end_pfn` now. `Machine.growing` held."""
     cdef Opening *o = <Opening *> opening
     cdef size_t need
-    cdef bint reaches = False
-    lock_acquire(&o.m.growing, True)
-    if end_pfn <= o.most >> o.page_shift:
-        need = ((end_pfn << o.page_shift) + o.granule - 1) & ~(o.granule - 1)
-        reaches = (need <= o.open or open_to(o, min(need + (o.open // MORE & ~(o.granule - 1)), o.most))
-                   or open_to(o, need))
-    lock_release(&o.m.growing)
-    return reaches
+    if end_pfn > o.most >> o.page_shift:
+        return False
+    need = ((end_pfn << o.page_shift) + o.granule - 1) & ~(o.granule - 1)
+    return (need <= o.open or open_to(o, min(need + (o.open // MORE & ~(o.granule - 1)), o.most))
+            or open_to(o, need))
 
 
 cdef inline void stop_growing(Opening *o) noexcept nogil:

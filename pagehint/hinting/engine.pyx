@@ -24,13 +24,13 @@ from pagehint.hinting.look cimport begin_look, end_look, rest, say_kept
 from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue, queue_backoff, queue_batch_begin,
                                      queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_end,
                                      queue_lock, queue_next, queue_now, queue_overdue, queue_release, queue_set,
-                                     queue_stop, queue_unlock, queue_wake)
+                                     queue_stop, queue_take_thread, queue_unlock, queue_wake)
 from pagehint.hinting.report cimport Reporter
 from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
 from pagehint.sync.atomic cimport RELAXED, load64, store_i32
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
-from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, thread_id
+from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_t, thread_id
 from pagehint.sync.thread cimport name_this_thread, pthread_detach, pthread_join, thread_start
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
@@ -560,9 +560,9 @@ cdef class HintingEngine:
         """Join the worker, switch off each zone's hook under its lock, then end the session."""
         cdef PageZone *z
         cdef int i
-        if self.queue.joinable:         # it has left its loop, and takes no lock any more
-            pthread_join(self.queue.thread, NULL)
-            self.queue.joinable = False
+        cdef pthread_t thread
+        if queue_take_thread(self.queue, &thread):      # it has left its loop, and takes no lock any more
+            pthread_join(thread, NULL)
         for i in range(self.m.nr_zones):
             z = self.m.zones[i]
             lock_acquire(&z.lock, True)

@@ -210,8 +210,9 @@ cdef inline int64_t queue_next(const WorkQueue *q) noexcept nogil:
 
 
 cdef inline void queue_stop(WorkQueue *q) noexcept nogil:
-    """Have the pass that is on, and the worker, come to an end. Queue's mutex held."""
+    """Have the pass that is on, and the worker, come to an end; none is started any more. Queue's mutex held."""
     q.stopping = True
+    q.orphaned = False
     pthread_cond_broadcast(&q.wake)
     pthread_cond_broadcast(&q.settled)
 
@@ -230,6 +231,17 @@ cdef inline void queue_over(WorkQueue *q) noexcept nogil:
     store_i32(&q.delay_armed, True, RELAXED)
     pthread_cond_broadcast(&q.wake)
     pthread_cond_broadcast(&q.settled)
+
+
+cdef inline bint queue_take_thread(WorkQueue *q, pthread_t *thread) noexcept nogil:
+    """Take over the worker's thread, to join it; False if there is none, or another thread has it."""
+    cdef bint mine
+    queue_lock(q)
+    mine = q.joinable
+    thread[0] = q.thread
+    q.joinable = False
+    queue_unlock(q)
+    return mine
 
 
 cdef inline void queue_end(WorkQueue *q) noexcept nogil:

@@ -10,12 +10,12 @@ cimport numpy as cnp
 from cpython.pycapsule cimport (PyCapsule_GetContext, PyCapsule_GetDestructor, PyCapsule_GetPointer, PyCapsule_New,
                                 PyCapsule_SetContext, PyCapsule_SetPointer)
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy, strcpy
 
 from pagehint.arena.heap cimport (ArenaHeap, Heap, THRESHOLD, heap_clear, heap_drop, heap_give, heap_has, heap_populate,
                                   heap_resize, heap_take, load_heap, load_pointer, page_of, store_heap, store_pointer)
-from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, load64, load_i32,
-                                   store_i32)
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, fetch_add64, load64, load_i32, store_i32
 
 from contextvars import ContextVar
 
@@ -159,7 +159,7 @@ cdef struct Entry:
     PyDataMemAllocator rest     # of the handler that is not ours, under all of ours here: for what no arena serves
     # The one of ours below, or NULL. It changes only while this one is in force, and is read only when it is not.
     Entry *below
-    atomic_i32 over             # no longer in force
+    int32_t over                # no longer in force
     bint on_default             # `rest` is that of NumPy's default handler, for which an installed arena stands in
 
 

@@ -51,7 +51,8 @@ cdef struct Machine:
     int *zonelist_length        # steps of each
     int default_zone
     Lock last_resort            # held by the thread that holds the locks of all page sets; taken before them
-    # Of an arena, whose memory is opened in steps: has the zone reach to a PFN if it can. Else NULL.
+    # Of an arena, whose memory is opened in steps: has the zone reach to a PFN if it can. Else, and when the memory has
+    # gone, NULL. Called, and reset, with `growing` held.
     grow_fn grow
     void *grower                # what it is called with
     Lock growing                # held while a zone grows, but by hotplug; taken before a zone's lock, after the two above
@@ -97,6 +98,15 @@ cdef inline int zone_alloc(Machine *m, PageZone *z, int order, int mt, uint64_t 
     return rc
 
 
+cdef inline bint grow_to(Machine *m, uint64_t end_pfn) noexcept nogil:
+    """Have the zone of an arena reach to a PFN; False if it cannot, or the arena's memory has gone."""
+    cdef bint reaches
+    lock_acquire(&m.growing, True)
+    reaches = m.grow != NULL and m.grow(m.grower, end_pfn)
+    lock_release(&m.growing)
+    return reaches
+
+
 cdef inline bint machine_grow(Machine *m, int preferred, uint64_t n, int order, int *tries) noexcept nogil:
     """Have the preferred zone grow by `n` blocks of an order, one after the other; whether to try once more.
 
@@ -105,10 +115,10 @@ cdef inline bint machine_grow(Machine *m, int preferred, uint64_t n, int order, 
     """
     cdef const PageZone *z = m.zones[preferred]
     cdef uint64_t end = peek64(&z.end_pfn) - z.base_pfn, block = <uint64_t>1 << order, left = peek64(&z.growable_pages)
-    if m.grow == NULL or left == 0 or tries[0] == GROWTHS:
+    if left == 0 or tries[0] == GROWTHS:
         return False
     tries[0] += 1
-    return m.grow(m.grower, z.base_pfn + min(((end + block - 1) & ~(block - 1)) + n * block, end + left))
+    return grow_to(m, z.base_pfn + min(((end + block - 1) & ~(block - 1)) + n * block, end + left))
 
 
 cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
@@ -300,7 +310,7 @@ cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_
     cdef PageZone *z = NULL
     cdef uint64_t page
     cdef int rc = locate(m, pfn, max(n, wanted), &z)
-    if rc == E_ABSENT and m.grow != NULL and is_free_to_end(z, pfn - z.base_pfn + n) and m.grow(m.grower, pfn + wanted):
+    if rc == E_ABSENT and m.grow != NULL and is_free_to_end(z, pfn - z.base_pfn + n) and grow_to(m, pfn + wanted):
         rc = OK
     if rc != OK:
         return rc
@@ -322,7 +332,7 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
     if rc != OK and m.grow != NULL:
         if not may_block:
             return E_AGAIN
-        if m.grow(m.grower, pfn + (<uint64_t>1 << order)):
+        if grow_to(m, pfn + (<uint64_t>1 << order)):
             rc = locate(m, pfn, <uint64_t>1 << order, &z)
     if rc != OK:
         return rc
