@@ -45,6 +45,14 @@ def test_ctrl_c_in_enable_leaving_a_worker_behind():
         def hint_pages(token):
             if token not in live:
                 after.append(token)
+        def workers():
+            names = []
+            for task in Path("/proc/self/task").iterdir():
+                try:
+                    names.append((task / "comm").read_text())
+                except OSError:
+                    pass  # it has ended meanwhile
+            return names.count("pagehint\\n")
         for token in range(1000):
             live.add(token)
             callbacks = ph.PageHintingCallbacks(lambda blocks, token=token: hint_pages(token), 1)
@@ -60,7 +68,8 @@ def test_ctrl_c_in_enable_leaving_a_worker_behind():
                 pass
             pages.disable_hinting()
             live.discard(token)
-            assert "pagehint\\n" not in [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+            while workers():  # one that was joined is in /proc for another moment; one that is left over, for ever
+                time.sleep(1e-3)
         pages.verify()
         print("callbacks after disable_hinting had returned:", after)
     """
