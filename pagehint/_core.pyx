@@ -475,13 +475,18 @@ cdef class PageAllocator:
         -----
         O(max_page_order). If no lock is contended, it makes no system call and does not release the GIL.
         """
-        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone), rc
+        cdef int o = as_order(self.memory, order), mt = as_type(migratetype, 2), prefer = preferred(self, zone)
+        cdef int rc, tries = 0
         cdef Machine *m = &self.memory.m
         cdef uint64_t pfn = 0
         rc = machine_alloc(m, prefer, o, mt, TRY, &pfn)
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_alloc(m, prefer, o, mt, WAIT, &pfn)
+        if rc == E_NOMEM:
+            with nogil:
+                while rc == E_NOMEM and machine_grow(m, prefer, 1, o, &tries):
+                    rc = machine_alloc(m, prefer, o, mt, WAIT, &pfn)
         if rc == E_NOMEM:
             self.memory.settle()
             with nogil:

@@ -125,21 +125,17 @@ cdef inline int zonelist_alloc(Machine *m, int preferred, int order, int mt, How
     """As `machine_alloc`, with the steps that are seldom needed."""
     cdef ZoneTry *step = m.zonelists + preferred * m.nr_zones
     cdef uint64_t page = 0
-    cdef int i, rc, tries = 0
-    while True:
-        for i in range(m.zonelist_length[preferred]):
-            rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
-            if rc != E_NOMEM:
-                pfn[0] = m.zones[step[i].zone].base_pfn + page
-                return rc
-        if how == TRY and m.grow != NULL:
-            return E_AGAIN
-        if not machine_grow(m, preferred, 1, order, &tries):
-            return E_NOMEM
+    cdef int i, rc
+    for i in range(m.zonelist_length[preferred]):
+        rc = zone_alloc(m, m.zones[step[i].zone], order, mt, peek64(&step[i].reserve), how, &page)
+        if rc != E_NOMEM:
+            pfn[0] = m.zones[step[i].zone].base_pfn + page
+            return rc
+    return E_NOMEM
 
 
 cdef inline int machine_alloc(Machine *m, int preferred, int order, int mt, How how, uint64_t *pfn) noexcept nogil:
-    """Take a block from the preferred zone or one it falls back to."""
+    """Take a block from the preferred zone or one it falls back to. Has no arena grow, unlike what takes runs."""
     cdef PageZone *z = m.zones[preferred]
     if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE and peek64(&z.watermark[WMARK_MIN]) == 0
             and likely(pcp_alloc_quick(z, pcp_here(z, m.nr_cpus), mt, order, pfn))):
