@@ -32,8 +32,12 @@ MODULES = {
     "available_memory": False,
 }
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones. And without room to
-# grow, the compiler leaves calls in what should be one piece.
-HOT_FLAGS = ["-fno-inline-functions-called-once", "--param=inline-unit-growth=300"]
+# grow, in all and for each function, the compiler leaves calls in what should be one piece.
+HOT_FLAGS = [
+    "-fno-inline-functions-called-once",
+    "--param=inline-unit-growth=300",
+    "--param=max-inline-insns-single=250",
+]
 # Without it every count of bits is a function call. x86-64 processors have had the instruction since 2008.
 MACHINE_FLAGS = ["-mpopcnt"] if platform.machine() == "x86_64" else []
 # What debuggers and profilers know without it are the functions; it takes a tenth of the time.

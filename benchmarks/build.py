@@ -50,6 +50,7 @@ def build_module(source: Path, directory: Path) -> Any:
     subprocess.run(cython, check=True, cwd=directory)
     flags = ["-std=gnu11", "-O3", "-g1", "-pthread", "-D_GNU_SOURCE=1"]
     flags += ["-fno-inline-functions-called-once", "--param=inline-unit-growth=300"]
+    flags += ["--param=max-inline-insns-single=250"]
     flags += ["-mpopcnt"] if platform.machine() == "x86_64" else []
     flags += ["-DPAGEHINT_DEBUG=1"] if _core.DEBUG else []
     flags += [f"-I{path}" for path in (sysconfig.get_paths()["include"], np.get_include(), ph.get_include())]
