@@ -900,6 +900,8 @@ cdef class PageAllocator:
             If hinting is on already, or from inside a callback. Nothing has changed.
         ValueError, TypeError, BadPageError
             If an argument is out of range or not of its type. Nothing has changed.
+        PageHintError
+            If there is no thread for the worker. Nothing has changed.
         MemoryError
             If there is no memory for a batch, or for the stamps that `min_age` and `reserve` need. Nothing has changed.
 
@@ -915,11 +917,11 @@ cdef class PageAllocator:
         granules) without its lock. This takes 8 bytes a granule, and a reading of the clock for each block freed.
 
         A `reserve` is for loops that want a little memory again and again, more slowly than `min_age`. They find it
-        still warm, as an arena hands out low memory first. What is in the reserve is decided at each look: granules
+        still warm. What is in the reserve is decided at each look: granules
         keep their ages as they move in and out of it. When nothing is used any more, all of it is reported.
 
-        The worker keeps the callbacks alive, and what they refer to. If that is the allocator, it is not collected, and
-        the worker goes on, until `disable_hinting`.
+        The allocator keeps the callbacks alive, and what they refer to. If they refer to the allocator, both are
+        collected when nothing else refers to it, which ends the worker.
         """
         cdef Settings settings
         if not isinstance(callbacks, PageHintingCallbacks):

@@ -25,7 +25,7 @@ from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
-from pagehint.zone.zeroed cimport zeroed_take
+from pagehint.zone.zeroed cimport zeroed_note_run
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WORDS_PLAIN, type_of
 
 cdef enum:
@@ -164,14 +164,14 @@ cdef inline int zone_take_run(PageZone *z, uint64_t n, int mt, uint64_t reserve,
     if page[0] != <uint64_t>NOWHERE:
         rc = OK
         if z.zeroed != NULL:
-            zeroed_take(z.zeroed, page[0], n, z.min_order)
+            zeroed_note_run(z.zeroed, page[0], n, z.min_order)
+        if z.extents != NULL:
+            extents_take(z, page[0], n)
         if source != NOT_FREE:
             run_trim(z, page[0], order, n, source)
         else:
             run_take(z, page[0], page[0] + n)
             run_mark(z, page[0], n)
-        if z.extents != NULL:
-            extents_take(z, page[0], n)
     zone_unlock(z)
     return rc
 

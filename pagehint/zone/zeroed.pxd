@@ -20,7 +20,7 @@ cdef struct Zeroed:
     uint64_t *bits              # atomic: cleared with the zone lock held, set without it
     uint64_t *noted             # each granule's bit as `zeroed_note` last found it; written with the zone lock held
     # Of a granule whose bit is clear, the page from which on none was used since the bit was set, so that these read as
-    # zero; and what `zeroed_take` last found there. Written with the zone lock held.
+    # zero; and what `zeroed_note_run` last found there. Written with the zone lock held.
     uint16_t *used_to
     uint16_t *noted_to
 
@@ -64,7 +64,10 @@ cdef inline void zeroed_note(Zeroed *k, uint64_t granule, uint64_t n) noexcept n
 
 
 cdef inline void zeroed_use(Zeroed *k, uint64_t page, uint64_t n, int min_order) noexcept nogil:
-    """Pages are being taken, and their granules' bits may be clear already. Zone lock held. O(granules)."""
+    """Pages are being taken. Best before their granules' bits are cleared, else more counts as used. Zone lock held.
+
+    O(granules).
+    """
     cdef uint64_t granule = page >> min_order, end
     while granule <= (page + n - 1) >> min_order and granule < k.nr_granules:
         end = min(page + n - (granule << min_order), <uint64_t>1 << min_order)
@@ -74,13 +77,12 @@ cdef inline void zeroed_use(Zeroed *k, uint64_t page, uint64_t n, int min_order)
         granule += 1
 
 
-cdef inline void zeroed_take(Zeroed *k, uint64_t page, uint64_t n, int min_order) noexcept nogil:
-    """Note what of a run reads as zero, just before it is taken, and note that it is used. Zone lock held. O(granules)."""
+cdef inline void zeroed_note_run(Zeroed *k, uint64_t page, uint64_t n, int min_order) noexcept nogil:
+    """As `zeroed_note`, for a run: also from where on the granule that it begins in reads as zero. O(granules / 64)."""
     cdef uint64_t granule = page >> min_order
     zeroed_note(k, granule, ((page + n - 1) >> min_order) - granule + 1)
     if granule < k.nr_granules:
         k.noted_to[granule] = k.used_to[granule]
-    zeroed_use(k, page, n, min_order)
 
 
 cdef inline bint was_zero_from(const Zeroed *k, uint64_t page, int min_order) noexcept nogil:
