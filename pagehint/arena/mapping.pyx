@@ -89,15 +89,15 @@ def huge_pages_are_given():
 
 
 def chosen_in(path):
-    """The word in brackets in a file of settings, or None if it cannot be read."""
+    """The word in brackets in a file of settings, or None if it cannot be read, or a sandbox refuses it midway."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(file, 256).decode().partition("[")[2].partition("]")[0]
+        finally:
+            os.close(file)
     except OSError:
         return None
-    try:
-        return os.read(file, 256).decode().partition("[")[2].partition("]")[0]
-    finally:
-        os.close(file)
 
 
 @cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
@@ -186,8 +186,8 @@ cdef class Mapping:
         cdef Opening *o = &self.opening
         if o.m != NULL:
             stop_growing(o)
-        if o.base != NULL:
-            munmap(o.base, o.most if o.reserved else o.open)
+        if o.base != NULL and munmap(o.base, o.most if o.reserved else o.open):
+            close_all(o)            # where a sandbox refuses that, the memory goes and the addresses stay
         if o.lengths != NULL:
             munmap(o.lengths, self.lengths_bytes())
         free(self.huge_pages.huge)

@@ -13,6 +13,9 @@ import pytest
 from processes import run_code
 
 HELPERS = Path(__file__).parents[1] / "helpers"
+# An empty entry would be the folder that the tests are run in, with its sources.
+PATH = os.pathsep.join(filter(None, [str(HELPERS), os.environ.get("PYTHONPATH")]))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH}
 # What is said to be lost, by the call that is refused.
 SAID = {
     "clone(THREAD)": {"hinting"},
@@ -26,8 +29,7 @@ SAID = {
 
 def sandboxed(code: str) -> tuple[int, str, str]:
     """Run code that imports `refuse`; return its exit status and its output."""
-    path = os.pathsep.join([str(HELPERS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    return run_code("from sandbox import refuse\n" + code, env={**os.environ, "PYTHONPATH": path})
+    return run_code("from sandbox import refuse\n" + code, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,10 +44,9 @@ def filters():
 @pytest.mark.parametrize("when", ["start", "imported", "middle"])
 def test_a_call_that_is_refused_ended_the_process(when: str, code: str) -> None:
     """Arrays keep their data, figures and `trim` work, it forks, closes and ends; and each loss is said once."""
-    path = os.pathsep.join([str(HELPERS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     done = subprocess.run(
         [sys.executable, "-P", HELPERS / "sandboxed.py", when, code],
-        env={**os.environ, "PYTHONPATH": path},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
