@@ -6,8 +6,10 @@ import ctypes
 import gc
 import itertools
 import mmap
+import os
 import random
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from processes import in_child, run_code
 from threads import in_threads, keeper_of_canaries
 
 import pagehint as ph
+from benchmarks.build import compile_shared
 
 MIB = 1 << 20
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
@@ -273,3 +276,61 @@ def test_many_arenas_side_by_side():
         array[::4096] = i & 255
     for i, array in enumerate(arrays):
         assert (array[::4096] == i & 255).all()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Run code with `elsewhere.c` before the C library; `library` is it."""
+    source = Path(__file__).parents[1] / "helpers" / "elsewhere.c"
+    file = compile_shared(source, tmp_path_factory.mktemp("elsewhere") / "elsewhere.so", "-O1", "-Wall", "-Werror")
+    environment = {**os.environ, "LD_PRELOAD": str(file)}
+    prelude = f"import ctypes\nlibrary = ctypes.CDLL({str(file)!r})\n"
+    return lambda code: run_code(prelude + textwrap.dedent(code), env=environment)
+
+
+def test_an_array_of_the_c_heap_where_the_arena_is_not_open_yet_was_taken_for_its_own(elsewhere):
+    """A malloc that hints its addresses may place blocks there. Freeing one crashed, as nothing is known of its pages."""
+    assert elsewhere("""
+        import numpy as np
+        import pagehint as ph
+        arena = ph.Arena("64GiB")
+        place = arena.address(0) + (32 << 30)
+        ctypes.c_void_p.in_dll(library, "block_hint").value = place
+        of_c_heap = np.ones(40 << 20, "u1")
+        assert 0 <= of_c_heap.ctypes.data - place < 1 << 20
+        ph.numpy.install(arena)
+        of_arena = np.ones(50 << 20, "u1")
+        assert arena.live_arrays == 1
+        del of_c_heap
+        assert of_arena.all()
+        arena.pages.verify()
+    """) == (0, "", "")
+
+
+def test_a_step_that_was_opened_while_the_arena_went_was_left_behind(elsewhere):
+    """Two threads ask for room: one is opening a step, and the other waits for that, when the arena goes."""
+    assert elsewhere("""
+        import threading, time
+        import pagehint as ph
+        arena = ph.Arena("4GiB", hugepages=False)
+        pages, first = arena.pages, arena.address(0)
+        ctypes.c_int.in_dll(library, "step_takes").value = 200_000
+        outcome = []
+        def work(nr_pages):
+            try:
+                pages.alloc_pages_exact(nr_pages)
+                outcome.append("served")
+            except ph.OutOfMemoryError:
+                outcome.append("refused")
+        threads = [threading.Thread(target=work, args=(nr_pages,)) for nr_pages in (100_000, 300_000)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        del arena
+        for thread in threads:
+            thread.join()
+        assert outcome[0] == "served"  # the other, too, if it was before the arena's end
+        with open("/proc/self/maps") as maps:
+            starts = [int(line.split("-")[0], 16) for line in maps]
+        assert not [start for start in starts if first <= start < first + (4 << 30)]
+    """) == (0, "", "")
