@@ -289,7 +289,7 @@ def elsewhere(tmp_path_factory):
 
 
 def test_an_array_of_the_c_heap_where_the_arena_is_not_open_yet_was_taken_for_its_own(elsewhere):
-    """A malloc that hints its addresses may place blocks there. Freeing one crashed, as nothing is known of its pages."""
+    """A malloc that hints its addresses may place blocks there. Freeing one crashed: its pages have no notes."""
     assert elsewhere("""
         import numpy as np
         import pagehint as ph
