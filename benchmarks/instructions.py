@@ -39,6 +39,8 @@ BULKS = 64
 PAIRS = 1_000_000
 TRACE = 60_000
 TRACES = 5
+ARRAYS = 100_000
+ARRAY = 100 << 10  # bytes, not a power of two of pages
 WORDS = 1 << 15
 VISITS = 8
 NOTHING = "nothing"
@@ -63,6 +65,13 @@ def workloads(consumer: Any) -> dict[str, tuple[int, Callable[[], object]]]:
     bits = np.random.default_rng(2).integers(0, 1 << 64, WORDS, dtype=np.uint64)
     hints = consumer.HintBits(bits)
 
+    arena = ph.Arena("64MiB", hugepages=False)
+
+    def arrays() -> None:
+        with arena.numpy():
+            for _ in range(ARRAYS):
+                np.empty(ARRAY, np.uint8)
+
     def repeated(times: int, work: Callable[[], object]) -> Callable[[], object]:
         return lambda: [work() for _ in range(times)]
 
@@ -79,6 +88,7 @@ def workloads(consumer: Any) -> dict[str, tuple[int, Callable[[], object]]]:
         "bulk, in order: alloc + free": (BULKS * PAGES, repeated(BULKS, lambda: bulk(pfns))),
         "bulk, free at random: alloc + free": (BULKS * PAGES, repeated(BULKS, lambda: bulk(pages_at_random))),
         "mixed orders, run_ops": (TRACES * 2 * TRACE, repeated(TRACES, lambda: mixed.run_ops(there_and_back, table))),
+        "an array, in Python: made + dropped": (ARRAYS, arrays),
         "worker: a block of order 10": (REPORTS * REPORTED_GIB << 8, lambda: [p.flush_hinting() for p in reporting]),
         "bitmap, dense: a bit": (VISITS * int(np.bitwise_count(bits).sum()), repeated(VISITS, hints.visit)),
     }

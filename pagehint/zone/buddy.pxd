@@ -300,29 +300,41 @@ cdef inline uint64_t best_fitting(uint64_t avail, int order, int top, uint64_t w
     return taken
 
 
-cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state,
-                                    bint was_whole) noexcept nogil:
-    """Take up to `want` blocks from a split leaf that has at least one; returns their first pages.
+cdef inline void leaf_take_pages(PageZone *z, uint64_t i, uint64_t pages, uint64_t heads, uint64_t clear,
+                                 bint was_whole) noexcept nogil:
+    """Take free pages of a split leaf, with these heads. `clear` are those whose `free` bit goes: not a withheld head's.
 
     `was_whole`: the leaf was one free block until now, and is not in the counts yet.
     """
-    cdef int mt = type_of(z, i), old = z.kinds[i], kind
+    cdef int mt = type_of(z, i), old = z.kinds[i], kind, largest
     cdef FreeArea *area = &z.areas[mt]
-    cdef uint64_t avail = leaf_avail(&z.leaves[i]), left
-    cdef uint64_t starts = best_fitting(avail, order, max_split_order(z), want), pages = spread(starts, order)
-    cdef int largest
+    cdef uint64_t avail = leaf_avail(&z.leaves[i]), left = avail & ~pages
     if not was_whole:
         count_blocks(area.nr_free, avail, max_split_order(z), False)
-    left = avail & ~pages
     count_blocks(area.nr_free, left, max_split_order(z), True)
-    set_head(z, i, z.leaves[i].head | starts)
-    change_free(z, i, pages if state == USED else pages & ~starts, 0)
+    set_head(z, i, z.leaves[i].head | heads)
+    change_free(z, i, clear, 0)
     sub64(&z.free_pages, popcount64(pages))
     largest = largest_order(left, max_split_order(z))
     kind = FULL if largest < 0 else SPLIT + largest
     if kind != old:
         relist(z, i, mt, old, kind)
+
+
+cdef inline uint64_t leaf_take_many(PageZone *z, uint64_t i, int order, uint64_t want, int state,
+                                    bint was_whole) noexcept nogil:
+    """Take up to `want` blocks from a split leaf that has at least one; returns their first pages."""
+    cdef uint64_t starts = best_fitting(leaf_avail(&z.leaves[i]), order, max_split_order(z), want)
+    cdef uint64_t pages = spread(starts, order)
+    leaf_take_pages(z, i, pages, starts, pages if state == USED else pages & ~starts, was_whole)
     return starts
+
+
+cdef inline void split_off_leaf(PageZone *z, uint64_t head, int source, uint64_t i) noexcept nogil:
+    """Make a leaf of the free block of order `source` at page `head` a split one, free as a whole, in no list or count."""
+    split_leaves(z, head >> LEAF_SHIFT, source, i << LEAF_SHIFT, LEAF_SHIFT, WITHHELD)
+    leaf_split(z, i, <uint64_t>-1, 0, FULL)
+    add64(&z.free_pages, LEAF_PAGES)
 
 
 cdef inline void leaf_fill(PageZone *z, uint64_t i, int order, int state, int kind) noexcept nogil:
@@ -350,9 +362,7 @@ cdef inline uint64_t buddy_alloc_many(PageZone *z, int mt, int order, uint64_t w
         taken.starts = leaf_take_many(z, i, order, want, state, False)
         return popcount64(taken.starts)
     if want << order < LEAF_PAGES:
-        split_leaves(z, i, largest, i << LEAF_SHIFT, LEAF_SHIFT, WITHHELD)
-        leaf_split(z, i, <uint64_t>-1, 0, FULL)
-        add64(&z.free_pages, LEAF_PAGES)
+        split_off_leaf(z, i << LEAF_SHIFT, largest, i)
         taken.starts = leaf_take_many(z, i, order, want, state, True)
         return popcount64(taken.starts)
     whole = 63 - clz64(min((want << order) >> LEAF_SHIFT, <uint64_t>MOST_WHOLE_LEAVES))

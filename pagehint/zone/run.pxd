@@ -11,8 +11,8 @@ MIDDLE, or split with (0, 0) for its first page; else it ends there (`goes_on`).
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagehint.sync.atomic cimport ACQUIRE, PH_ASSERT, RELAXED, ctz64, load64, load8, store64
-from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_split,
-                                  set_head, set_kind)
+from pagehint.zone.buddy cimport (NOT_FREE, buddy_free, buddy_take, change_free, free_block_around, leaf_free_many,
+                                  leaf_split, leaf_take_pages, set_head, set_kind, split_off_leaf)
 from pagehint.zone.extents cimport NOWHERE, extents_give, extents_rebuild, extents_take, leaves_in_use
 from pagehint.zone.hook cimport tell_broken, tell_freed
 from pagehint.zone.leaf cimport leaf_avail, low_ones
@@ -49,10 +49,39 @@ cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t e
     return end
 
 
+cdef inline bint goes_by_leaf(const PageZone *z, uint64_t n) noexcept nogil:
+    """Whether so many pages of one leaf are taken and freed at once, in one step of bit arithmetic, and not by blocks.
+
+    The watcher is told of a page of it only, so that must do for any granule that it is in.
+    """
+    return n < LEAF_PAGES and z.min_order >= LEAF_SHIFT and z.max_leaf_order == LEAF_SHIFT
+
+
+cdef inline int part_take(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Take a part of a leaf, all of it free, as one allocation; return the order of the free block that the leaf was in.
+
+    LEAF_SHIFT - 1 stands for all orders of less than a leaf.
+    """
+    cdef uint64_t i = page >> LEAF_SHIFT, first = <uint64_t>1 << (page & 63), pages = low_ones(<int>n) << (page & 63)
+    cdef uint64_t head = 0
+    cdef int source = LEAF_SHIFT - 1
+    if not is_split(z.kinds[i]):
+        source = free_block_around(z, page, 0, &head)
+        split_off_leaf(z, head, source, i)
+    leaf_take_pages(z, i, pages, first, pages, source >= LEAF_SHIFT)
+    return source
+
+
 cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
     """Take a run, all of it free, as allocated blocks, and tell the watcher. O(blocks)."""
+    cdef uint64_t n
     cdef int order, source
     while page < end:
+        n = min(LEAF_PAGES - (page & 63), end - page)
+        if goes_by_leaf(z, n):
+            tell_broken(z, page, 0, part_take(z, page, n))
+            page += n
+            continue
         order = block_order_at(page, end, z.max_order)
         source = buddy_take(z, page, order, USED)
         if source == NOT_FREE:
@@ -66,8 +95,14 @@ cdef inline void run_take(PageZone *z, uint64_t page, uint64_t end) noexcept nog
 
 cdef inline void run_free(PageZone *z, uint64_t start, uint64_t page) noexcept nogil:
     """Free a run, and tell the watcher. From its end, so that the lists hand out low addresses first."""
+    cdef uint64_t n
     cdef int order
     while page > start:
+        n = min(((page - 1) & 63) + 1, page - start)
+        if goes_by_leaf(z, n):
+            page -= n
+            tell_freed(z, page, 0, leaf_free_many(z, page >> LEAF_SHIFT, low_ones(<int>n) << (page & 63)))
+            continue
         order = block_order_before(start, page, z.max_order)
         page -= <uint64_t>1 << order
         tell_freed(z, page, order, buddy_free(z, page, order))
