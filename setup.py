@@ -78,6 +78,7 @@ def generate(modules: list[Extension], processes: int | None) -> list[Extension]
         modules,
         nthreads=processes or 0,
         emit_linenums=lines,
+        cache=os.environ.get("CYTHON_CACHE_DIR", False),  # as Cython's own command does
         compiler_directives={"language_level": 3, "warn.unused": False},
     )
 

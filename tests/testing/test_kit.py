@@ -23,7 +23,7 @@ from pagehint.testing.threaded_checker import ThreadedChecker
 
 THOROUGH = hypothesis.settings(
     max_examples=500,
-    stateful_step_count=40,
+    stateful_step_count=100,
     deadline=None,
     database=None,
     derandomize=True,
