@@ -13,7 +13,7 @@ from pagehint.hinting.watch cimport hint_block
 from pagehint.sync.atomic cimport PH_ASSERT, add64, sub64, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
-from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, free_block_around
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_free_cold, buddy_take, free_block_around
 from pagehint.zone.extents cimport extents_give, extents_take
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
@@ -125,7 +125,8 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
 cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
     """Put a batch back by the ordinary merge path, without telling the hook. Zone lock held. O(n * max_page_order).
 
-    What the host has taken gets no bit, so it is not reported again; what failed gets its bits back.
+    What the host has taken gets no bit, so it is not reported again. It is behind what is warm in the free lists, alone or
+    merged, since using it costs a fault of its host's. What failed gets its bits back, and is warm.
     """
     cdef Hints *h = hints_of(z)
     cdef uint64_t i, page
@@ -134,7 +135,10 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
     for i in range(n):
         page = blocks[i].pfn - z.base_pfn
         order = blocks[i].order
-        buddy_free(z, page, order)
+        if failed[i]:
+            buddy_free(z, page, order)
+        else:
+            buddy_free_cold(z, page, order)
         if unlikely(z.extents != NULL):
             extents_give(z, page, <uint64_t>1 << order)
         sub64(&h.reporting_pages, <uint64_t>1 << order)

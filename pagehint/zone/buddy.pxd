@@ -19,7 +19,7 @@ from pagehint.zone.leaf cimport (LEAF_ORDERS, aligned_starts, block_count, block
                                  order_ones, spread)
 from pagehint.zone.zone cimport (FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MT_ISOLATE,
                                  PAGEBLOCK_ORDER, PageZone, SPLIT, TAIL, USED, WITHHELD, WORDS_ATOMIC, is_split,
-                                 list_add, list_del, list_first, type_of)
+                                 list_add, list_add_last, list_del, list_first, type_of)
 
 cdef enum:
     NOT_FREE = -1
@@ -77,8 +77,11 @@ cdef inline int max_split_order(const PageZone *z) noexcept nogil:
 
 # ---- free ---------------------------------------------------------------------------------------------------
 
-cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
-    """Put a block of whole leaves on the free lists, merged with free buddies; return the order of what it became."""
+cdef inline int merge_leaves(PageZone *z, uint64_t i, int order, bint last) noexcept nogil:
+    """Put a block of whole leaves on the free lists, merged with free buddies; return the order of what it became.
+
+    `last`: that block is taken last among those of its order.
+    """
     cdef uint64_t half, buddy
     cdef int mt = type_of(z, i), buddy_mt
     while order < z.max_order:
@@ -96,12 +99,15 @@ cdef inline int merge_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
         mt = type_of(z, i)
         order += 1
     set_kind(z, i, FREE | order)
-    list_add(z, i, mt, order)
+    if last:
+        list_add_last(z, i, mt, order)
+    else:
+        list_add(z, i, mt, order)
     z.areas[mt].nr_free[order] += 1
     return order
 
 
-cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
+cdef inline int free_leaves(PageZone *z, uint64_t i, int order, bint last) noexcept nogil:
     """Free a block of whole leaves; return the order of the free block that it, or its last part, has become.
 
     A free block is isolate as a whole or not at all. So where pageblocks are isolate, the block is freed in units that
@@ -110,9 +116,9 @@ cdef inline int free_leaves(PageZone *z, uint64_t i, int order) noexcept nogil:
     cdef int unit = max(<int>PAGEBLOCK_ORDER, z.min_order), merged = order
     cdef uint64_t end = i + (<uint64_t>1 << (order - LEAF_SHIFT))
     if likely(z.isolate_pageblocks == 0) or order <= unit:
-        return merge_leaves(z, i, order)
+        return merge_leaves(z, i, order, last)
     while i < end:
-        merged = merge_leaves(z, i, unit)
+        merged = merge_leaves(z, i, unit, last)
         i += <uint64_t>1 << (unit - LEAF_SHIFT)
     return merged
 
@@ -137,7 +143,7 @@ cdef inline int leaf_free(PageZone *z, uint64_t page, int order) noexcept nogil:
     if merged == LEAF_SHIFT:
         if old < FULL:
             list_del(z, i, mt, old - SPLIT)
-        return merge_leaves(z, i, LEAF_SHIFT)
+        return merge_leaves(z, i, LEAF_SHIFT, False)
     if old == FULL or old < SPLIT + merged:
         relist(z, i, mt, old, SPLIT + merged)
     return merged
@@ -152,7 +158,22 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
         return leaf_free(z, page, order)
     assert_held(&z.lock)
     add64(&z.free_pages, <uint64_t>1 << order)
-    return free_leaves(z, page >> LEAF_SHIFT, order)
+    return free_leaves(z, page >> LEAF_SHIFT, order, False)
+
+
+cdef inline int buddy_free_cold(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """As `buddy_free`, of a block that the host has dropped: what it becomes is taken last among those of its order."""
+    cdef int merged, mt
+    cdef uint64_t i
+    if order >= LEAF_SHIFT:
+        add64(&z.free_pages, <uint64_t>1 << order)
+        return free_leaves(z, page >> LEAF_SHIFT, order, True)
+    merged = leaf_free(z, page, order)
+    i = (page >> merged << merged) >> LEAF_SHIFT
+    mt = type_of(z, i)
+    list_del(z, i, mt, merged if merged >= LEAF_SHIFT else z.kinds[i] - SPLIT)
+    list_add_last(z, i, mt, merged if merged >= LEAF_SHIFT else z.kinds[i] - SPLIT)
+    return merged
 
 
 cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:
@@ -173,7 +194,7 @@ cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept
     if after == <uint64_t>-1 and z.max_leaf_order == LEAF_SHIFT:
         if old < FULL:
             list_del(z, i, mt, old - SPLIT)
-        return merge_leaves(z, i, LEAF_SHIFT)
+        return merge_leaves(z, i, LEAF_SHIFT, False)
     count_blocks(area.nr_free, after, max_split_order(z), True)
     kind = SPLIT + largest_order(after, max_split_order(z))
     if kind != old:

@@ -161,17 +161,27 @@ cdef inline uint64_t list_first(const PageZone *z, int mt, int order) noexcept n
 
 # A list is a ring through its head, so that adding and removing need no branch: the processor could not predict it.
 
-cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
-    """Put a leaf first in the list of its largest order. Zone lock held."""
+cdef inline void list_insert(PageZone *z, uint64_t leaf, int mt, int order, uint32_t prev) noexcept nogil:
+    """Put a leaf into the list of its largest order, behind `prev`. Zone lock held."""
     cdef Links *links = z.links
-    cdef uint32_t i = <uint32_t>leaf, head = list_head(z, mt, order), next = links[head].next
+    cdef uint32_t i = <uint32_t>leaf, next = links[prev].next
     assert_held(&z.lock)
     # Atomic, since `owned_by` reads this word without the lock: it may be an owner's mark.
     store32(&links[i].next, next, RELAXED)
-    links[i].prev = head
+    links[i].prev = prev
     links[next].prev = i
-    links[head].next = i
+    store32(&links[prev].next, i, RELAXED)
     z.nonempty[mt] |= <uint64_t>1 << order
+
+
+cdef inline void list_add(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
+    """Put a leaf first in its list: it is taken first."""
+    list_insert(z, leaf, mt, order, list_head(z, mt, order))
+
+
+cdef inline void list_add_last(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:
+    """Put a leaf last in its list: it is taken last."""
+    list_insert(z, leaf, mt, order, z.links[list_head(z, mt, order)].prev)
 
 
 cdef inline void list_del(PageZone *z, uint64_t leaf, int mt, int order) noexcept nogil:

@@ -53,6 +53,46 @@ def test_isolated_blocks_belong_to_nobody(make, few_host):
     assert pages.last_error is None
 
 
+@pytest.mark.parametrize("order", [4, 6, 9, 10])
+def test_cold_memory_was_taken_before_warm(host, order):
+    """What the host had dropped was first in the free lists: each allocation faulted, beside memory that was warm."""
+    pages = real(f"{4 << order + 7}KiB", min_order=min(order, 9), watermarks=(0, 0, 0))
+    blocks = [pages.alloc_pages(order) for _ in range(128)]
+    cold, warm, failed = blocks[::8], blocks[4::8], blocks[6::8]  # no two of them are buddies
+    with pages.hinting(host.callbacks, workqueue="manual"):
+        host.answer = RuntimeError("not now")
+        for pfn in failed:
+            pages.free_pages(pfn, order)
+        pages.run_pending()
+        host.answer = None
+        pages.disable_hinting()
+    with pages.hinting(host.callbacks, workqueue="manual", mark_free=False):
+        for pfn in cold:
+            pages.free_pages(pfn, order)
+        pages.flush_hinting()
+        assert sorted(host.take()[-len(cold) :]) == [(pfn, order) for pfn in cold]
+        for pfn in warm:
+            pages.free_pages(pfn, order)
+        assert {pages.alloc_pages(order) for _ in range(32)} == {*warm, *failed}
+        assert {pages.alloc_pages(order) for _ in range(16)} == {*cold}
+    pages.verify()
+
+
+def test_a_cold_block_that_merged_was_taken_before_warm(few_host):
+    pages = real("64MiB", watermarks=(0, 0, 0))
+    blocks = [pages.alloc_pages(9) for _ in range(32)]
+    for pfn in blocks[8:10] + blocks[12:14]:  # two pairs of buddies: each becomes a block of order 10
+        pages.free_pages(pfn, 9)
+    with pages.hinting(few_host.callbacks, workqueue="manual", max_report_order=9, mark_free=False):
+        for pfn in blocks[0:2] + blocks[4:6]:
+            pages.free_pages(pfn, 9)
+        pages.flush_hinting()
+        assert len(few_host.take()) == 4
+        assert {pages.alloc_pages(10) >> 9 for _ in range(2)} == {8, 12}
+        assert {pages.alloc_pages(10) >> 9 for _ in range(2)} == {0, 4}
+    pages.verify()
+
+
 def test_blocks_are_a_read_only_array_of_the_callee(few_host):
     pages = real("16MiB")
     kept = []
