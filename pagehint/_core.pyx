@@ -277,7 +277,7 @@ cdef class Zone:
             "managed_pages": copy.zone.managed_pages,
             "free_pages": copy.zone.free_pages,
             "reporting_pages": copy.hints.reporting_pages,
-            "offline_pages": sum(end - start for start, end in self.memory.offline[copy.zone.index]),
+            "offline_pages": self.memory.offline_pages(copy.zone.index),
             "nr_free": [[copy.zone.areas[mt].nr_free[o] for o in orders] for mt in range(NR_TYPES)],
             "watermarks": self.memory.watermarks[copy.zone.index],
             "protection": [self.reserve(other) for other in first_of_name.values()],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import isqrt
 from typing import Any, Literal, NamedTuple
 
@@ -188,23 +189,27 @@ def x86_64_zones(nr_bytes: int, nodes: int = 1) -> list[ZoneSpec]:
     return zones
 
 
+def zone_ranks(zones: Sequence[ZoneSpec]) -> list[int]:
+    """Return how high each zone is; those of one name are equally high, whatever their node."""
+    ranks: dict[str, int] = {}
+    return [ranks.setdefault(zone.name, len(ranks)) for zone in zones]
+
+
 def zonelists(zones: Sequence[ZoneSpec]) -> list[list[int]]:
-    """Return, for each zone that a request may prefer, the indices of the zones to try in turn.
+    """Return, for each zone that a request may prefer, the indices of the zones to try in turn. O(zones**2).
 
     First come the zone and the lower ones of its node, then those of the next nodes that are no higher, as in Linux.
     """
-    ranks: dict[str, int] = {}
-    for zone in zones:
-        ranks.setdefault(zone.name, len(ranks))
-    nr_nodes = max(zone.node for zone in zones) + 1
-    lists = []
-    for preferred in zones:
-
-        def turn(i: int, preferred: ZoneSpec = preferred) -> tuple[int, int]:
-            return (zones[i].node - preferred.node) % nr_nodes, -ranks[zones[i].name]
-
-        usable = [i for i, zone in enumerate(zones) if ranks[zone.name] <= ranks[preferred.name]]
-        lists.append(sorted(usable, key=turn))
+    ranks = zone_ranks(zones)
+    lists: list[list[int]] = [[] for _ in zones]
+    for rank in set(ranks):
+        usable = [i for i in range(len(zones)) if ranks[i] <= rank]
+        usable.sort(key=lambda i: (zones[i].node, -ranks[i]))
+        nodes = [zones[i].node for i in usable]
+        for i in range(len(zones)):
+            if ranks[i] == rank:
+                first = bisect_left(nodes, zones[i].node)
+                lists[i] = usable[first:] + usable[:first]
     return lists
 
 
@@ -231,16 +236,19 @@ def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]
 _RESERVE_RATIO = {"DMA": 256, "DMA32": 256, "Normal": 32}
 
 
-def lowmem_reserve(zones: Sequence[ZoneSpec], managed: Sequence[int], zone: int, preferred: int) -> int:
-    """Return the pages that `zone` keeps from requests that prefer `preferred`: Linux's ``lowmem_reserve_ratio``."""
-    ratio = _RESERVE_RATIO.get(zones[zone].name)
-    if ratio is None:
-        return 0
-    node = zones[zone].node
-    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(each.name for each in zones))}
-    above = (
-        managed[i]
-        for i, each in enumerate(zones)
-        if each.node == node and ranks[zones[zone].name] < ranks[each.name] <= ranks[zones[preferred].name]
-    )
-    return sum(above) // ratio
+def lowmem_reserves(zones: Sequence[ZoneSpec], managed: Sequence[int]) -> list[list[int]]:
+    """Return, for each zone, the pages that it keeps from requests that prefer a zone of each rank.
+
+    Linux's ``lowmem_reserve_ratio``: a share of the memory of its node that is higher, and no higher than that rank.
+    O(zones * ranks).
+    """
+    ranks = zone_ranks(zones)
+    sizes = {zone.node: [0] * (max(ranks) + 1) for zone in zones}
+    for zone, rank, nr_pages in zip(zones, ranks, managed, strict=True):
+        sizes[zone.node][rank] += nr_pages
+    table = []
+    for zone, rank in zip(zones, ranks, strict=True):
+        ratio = _RESERVE_RATIO.get(zone.name)
+        above = accumulate(sizes[zone.node][rank + 1 :])
+        table.append([0] * (rank + 1) + [pages // ratio if ratio else 0 for pages in above])
+    return table

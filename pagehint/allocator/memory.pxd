@@ -23,6 +23,7 @@ cdef class Memory:
     cdef readonly int max_page_order
     cdef readonly int min_order         # a granule is 2**min_order pages
     cdef readonly tuple watermarks      # Watermarks of each zone, in pages; replaced under `hotplug`
+    cdef list holes                     # for each zone those it was made with, as (start, end) in PFNs
     cdef bint linux_watermarks          # they follow Linux's formulas
     cdef bint of_arena                  # the zones do not grow: an arena has no memory behind its last page
     cdef Absent *absent                 # one for each zone
@@ -39,10 +40,14 @@ cdef class Memory:
     cdef void begin_last_resort(self) noexcept nogil
     cdef void end_last_resort(self) noexcept nogil
     cdef tuple page_range(self, object pfn, object nr_pages)
+    cdef uint64_t section_pages(self)
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1
-    cdef list ranges(self, PyObject *known)
+    cdef list offline(self, int i)
+    cdef list grown(self, int i)
+    cdef list present(self, int i, start, end, grown)
     cdef runs(self, PageZone *z, start, end, grown)
+    cdef list still_grown(self, int i, uint64_t start, uint64_t end)
     cdef appear(self, PageZone *z, start, end)
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
     cdef object hotplug(self)

@@ -44,6 +44,7 @@ from pagehint.zone.verify cimport Finding, verify_zone
 from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, WORDS_ATOMIC
 
 from pagehint import errors, layout
+from pagehint.allocator.page_ranges import joined, union, within, without
 from pagehint.refusals import say_no_barrier
 
 cnp.import_array()
@@ -165,6 +166,7 @@ cdef class Memory:
             say_no_barrier()
         self.queue.delay_armed = True
         self.specs = tuple(specs)
+        self.holes = [[(pfn, pfn + n) for pfn, n in spec.holes] for spec in self.specs]
         self.page_size = page_size
         self.max_page_order = max_page_order
         self.min_order = min_order
@@ -215,15 +217,21 @@ cdef class Memory:
         cdef Machine *m = &self.m
         cdef uint64_t[3] marks
         cdef int i, j
+        cdef ZoneTry *step
+        cdef cnp.ndarray[cnp.uint64_t, ndim=2] reserves
+        cdef cnp.ndarray[cnp.int64_t] ranks
         managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
         if self.linux_watermarks:
             self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
+            reserves = np.array(layout.lowmem_reserves(self.specs, managed), np.uint64)
+            ranks = np.array(layout.zone_ranks(self.specs), np.int64)
+            with nogil:
+                for i in range(m.nr_zones):
+                    for j in range(m.zonelist_length[i]):
+                        step = &m.zonelists[i * m.nr_zones + j]
+                        # Requests read it without a lock, and may still go by the old one.
+                        store64(&step.reserve, reserves[step.zone, ranks[i]], RELAXED)
         for i in range(m.nr_zones):
-            if self.linux_watermarks:
-                for j in range(m.zonelist_length[i]):
-                    # Requests read it without a lock, and may still go by the old one.
-                    store64(&m.zonelists[i * m.nr_zones + j].reserve, layout.lowmem_reserve(
-                        self.specs, managed, m.zonelists[i * m.nr_zones + j].zone, i), RELAXED)
             for j in range(3):
                 marks[j] = self.watermarks[i][j]
             with nogil:
@@ -263,47 +271,40 @@ cdef class Memory:
 
     # -- where there is memory
 
-    @property
-    def offline(self):
-        """For each zone its offline runs as (start, end) in PFNs, sorted and disjoint."""
-        return [self.ranges(self.absent[i].offline) for i in range(self.m.nr_zones)]
+    cdef list offline(self, int i):
+        """The offline runs of zone `i`."""
+        return [] if self.absent[i].offline == NULL else <list> self.absent[i].offline
 
-    @property
-    def grown(self):
-        """For each zone the holes that growing has left, as (start, end) in PFNs."""
-        return [self.ranges(self.absent[i].grown) for i in range(self.m.nr_zones)]
+    cdef list grown(self, int i):
+        """The holes that growing has left in zone `i`."""
+        return [] if self.absent[i].grown == NULL else <list> self.absent[i].grown
 
-    cdef list ranges(self, PyObject *known):
-        """The list of an `Absent`."""
-        return [] if known == NULL else <list> known
-
-    def present(self, int i, start, end, grown):
+    cdef list present(self, int i, start, end, grown):
         """The runs of zone `i` within [start, end) that are not holes, nor in `grown`, as (start, end) in PFNs."""
-        absent = sorted([(pfn, pfn + n) for pfn, n in self.specs[i].holes] + grown)
         runs = []
-        for first, last in absent:
-            if first >= end:
-                break
+        for first, last in union(within(self.holes[i], start, end), within(grown, start, end)):
             if first > start:
                 runs.append((start, first))
-            start = max(start, last)
+            start = last
         if start < end:
             runs.append((start, end))
         return runs
 
+    def offline_pages(self, i):
+        """Pages of memory in the offline sections of zone `i`."""
+        return sum([last - first for start, end in self.offline(i)
+                    for first, last in self.present(i, start, end, self.grown(i))])
+
     def absence(self, uint64_t pfn, uint64_t nr_pages):
-        """Why some of these pages have no memory, in words, or None if all have."""
+        """Why some of these pages have no memory, in words, or None if all have. O(log ranges)."""
         cdef PageZone *z = find_zone(&self.m, pfn)
         cdef uint64_t end = pfn + nr_pages
         if z == NULL:
             return "outside every zone"
-        holes = [(hole, hole + n) for hole, n in self.specs[z.index].holes] + self.grown[z.index]
-        for what, ranges in (("an offline section", self.offline[z.index]), ("a hole", holes)):
-            for first, last in ranges:
-                if first <= pfn < last:
-                    return f"in {what}"
-                if pfn < first < end:
-                    return f"reaches into {what} at PFN {first:#x}"
+        for what, ranges in (("an offline section", self.offline(z.index)), ("a hole", self.holes[z.index]),
+                             ("a hole", self.grown(z.index))):
+            for first, _ in within(ranges, pfn, end)[:1]:
+                return f"in {what}" if first == pfn else f"reaches into {what} at PFN {first:#x}"
         return "reaches beyond the zone's end" if end > z.end_pfn else None
 
     # -- waiting for memory
@@ -383,9 +384,13 @@ cdef class Memory:
             raise errors.BadPageError(f"PFN {start:#x}, {count} pages: outside every zone; PFNs are from 0 to 2**52")
         return start, start + count
 
+    cdef uint64_t section_pages(self):
+        """Pages of the unit of hotplug."""
+        return max(layout.SECTION_BYTES // self.page_size, 1)
+
     cdef tuple section_range(self, object pfn, object nr_pages):
         """As `page_range`; BadPageError if the run is not made of whole sections, which a zone's ends may cut."""
-        cdef uint64_t section = max(layout.SECTION_BYTES // self.page_size, 1), start, end
+        cdef uint64_t section = self.section_pages(), start, end
         start, end = self.page_range(pfn, nr_pages)
         cdef PageZone *z = find_zone(&self.m, start)
         cdef uint64_t first = z.start_pfn if z != NULL else 0, last = z.end_pfn if z != NULL else 0
@@ -418,12 +423,11 @@ cdef class Memory:
             if z == NULL or end > z.end_pfn:
                 raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
             spec = self.specs[z.index]
-            for first, last in self.offline[z.index]:
-                if first < end and start < last:
-                    at = f"PFN {max(first, start):#x} (zone {spec.name}, node {spec.node})"
-                    raise errors.BadPageError(f"{at}: already offline")
-            ranges = self.runs(z, start, end, self.grown[z.index])
-            offline = change(&self.absent[z.index].offline, sorted(self.offline[z.index] + [(start, end)]))
+            for first, _ in within(self.offline(z.index), start, end)[:1]:
+                at = f"PFN {first:#x} (zone {spec.name}, node {spec.node})"
+                raise errors.BadPageError(f"{at}: already offline")
+            ranges = self.runs(z, start, end, self.grown(z.index))
+            offline = change(&self.absent[z.index].offline, joined(self.offline(z.index), start, end))
             with nogil:
                 rc = zone_offline(z, self.m.nr_cpus, settled, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline,
                                   &busy)
@@ -448,9 +452,8 @@ cdef class Memory:
                 z = self.grow(start, end)
             spec = self.specs[z.index]
             # A hole that growing has left may have memory by now.
-            ranges = self.disjoint(self.offline[z.index] + self.grown[z.index])
-            covered = sum(min(last, end) - max(first, start) for first, last in ranges if first < end and start < last)
-            if covered != end - start:
+            ranges = union(within(self.offline(z.index), start, end), within(self.grown(z.index), start, end))
+            if sum([last - first for first, last in ranges]) != end - start:
                 raise errors.BadPageError(
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     " not all offline; nothing was changed"
@@ -458,21 +461,28 @@ cdef class Memory:
             self.appear(z, start, end)
             self.set_watermarks()
 
-    @staticmethod
-    def without(ranges, start, end):
-        """The parts of ranges that are not in [start, end), sorted."""
-        below = [(first, min(last, start)) for first, last in ranges if first < start]
-        return sorted(below + [(max(first, end), last) for first, last in ranges if last > end])
-
     cdef runs(self, PageZone *z, start, end, grown):
         """The runs in [start, end) that are not holes, as uint64: first, end, first, ... from the zone's base."""
         return np.array(self.present(z.index, start, end, grown), np.uint64).ravel() - np.uint64(z.base_pfn)
 
+    cdef list still_grown(self, int i, uint64_t start, uint64_t end):
+        """The holes that growing has left in zone `i`, once [start, end) is online.
+
+        Whole sections have memory then. What is missing of a section that was there before never had any.
+        """
+        cdef uint64_t section = self.section_pages(), first, last
+        cdef list left = self.grown(i)
+        for first, last in within(left, start, end):
+            first, last = (first + section - 1) // section * section, last // section * section
+            if first < last:
+                left = without(left, first, last)
+        return left
+
     cdef appear(self, PageZone *z, start, end):
         """Make [start, end) present, with the holes that growing has left in it."""
-        cdef list left = self.without(self.grown[z.index], start, end)
+        cdef list left = self.still_grown(z.index, start, end)
         cdef cnp.ndarray[cnp.uint64_t] ranges = self.runs(z, start, end, left)
-        cdef Change offline = change(&self.absent[z.index].offline, self.without(self.offline[z.index], start, end))
+        cdef Change offline = change(&self.absent[z.index].offline, without(self.offline(z.index), start, end))
         cdef Change grown = change(&self.absent[z.index].grown, left)
         with nogil:
             zone_online(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &grown)
@@ -502,9 +512,9 @@ cdef class Memory:
             )
         if hinted_zone_open(z, leaves_for(z, end)):
             raise errors.no_mapping(errno, f"no metadata for zone {self.specs[z.index].name} up to PFN {end:#x}")
-        gap = [(z.end_pfn, start)] if z.end_pfn < start else []
-        grown = change(&self.absent[z.index].grown, self.grown[z.index] + gap)
-        offline = change(&self.absent[z.index].offline, self.offline[z.index] + [(start, end)])
+        gaps = self.grown(z.index)
+        grown = change(&self.absent[z.index].grown, joined(gaps, z.end_pfn, start) if z.end_pfn < start else gaps)
+        offline = change(&self.absent[z.index].offline, joined(self.offline(z.index), start, end))
         with nogil:
             lock_acquire(&z.lock, True)
             zone_extend(z, end)
@@ -550,8 +560,8 @@ cdef class Memory:
         with self.hotplug():
             for i in range(self.m.nr_zones):
                 z = self.m.zones[i]
-                holes = [(pfn, pfn + n) for pfn, n in self.specs[i].holes] + self.grown[i] + self.offline[i]
-                absent = np.array(self.disjoint(holes), np.uint64).ravel() - np.uint64(z.base_pfn)
+                ranges = union(self.holes[i], self.grown(i), self.offline(i))
+                absent = np.array(ranges, np.uint64).ravel() - np.uint64(z.base_pfn)
                 with nogil:
                     zone_stop(z, self.m.nr_cpus)
                     bad = (verify_zone(z, self.m.nr_cpus, <uint64_t *> absent.data, absent.shape[0] // 2,
@@ -564,17 +574,6 @@ cdef class Memory:
                         f"zone {spec.name} (node {spec.node}) is inconsistent at PFN {z.base_pfn + finding.page:#x}:"
                         f" {finding.what.decode()}"
                     )
-
-    @staticmethod
-    def disjoint(ranges):
-        """The union of ranges, sorted and disjoint; given ones may overlap, as holes and offline sections do."""
-        merged = {}
-        first = last = None
-        for start, end in sorted(ranges):
-            if first is None or start > last:
-                first, last = start, end
-            merged[first] = last = max(end, last)
-        return list(merged.items())
 
     cdef object hotplug(self):
         """The lock that serialises hotplug. A forked child makes its own, since the old one's holder may be gone."""

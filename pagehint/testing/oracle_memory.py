@@ -48,10 +48,10 @@ class OracleMemory:
 
     def _set_watermarks(self) -> None:
         """Linux's, where they are wanted, by the memory there is now."""
-        sizes, n = [zone.managed_pages for zone in self.zones], range(len(self.zones))
+        sizes, ranks = [zone.managed_pages for zone in self.zones], layout.zone_ranks(self.specs)
         self.lowmem_reserve = [
-            [layout.lowmem_reserve(self.specs, sizes, zone, preferred) if self.linux else 0 for preferred in n]
-            for zone in n
+            [reserves[rank] if self.linux else 0 for rank in ranks]
+            for reserves in layout.lowmem_reserves(self.specs, sizes)
         ]
         if self.linux:
             for zone, marks in zip(self.zones, layout.linux_watermarks(sizes, self.page_size), strict=True):
@@ -244,8 +244,11 @@ class OracleMemory:
         if end > zone.end_pfn or not (zone.offline | zone.gap)[run].all():
             raise ph.BadPageError("not all offline")
         zone.offline[run] = False
-        zone.hole[run] &= ~zone.gap[run]
-        zone.gap[run] = False
+        section = max((128 << 20) // self.page_size, 1)
+        for first in range(-(-pfn // section) * section - zone.base, run.stop - section + 1, section):
+            whole = slice(first, first + section)
+            if zone.gap[whole].all():  # what is missing of a section that was there before never had memory
+                zone.hole[whole] = zone.gap[whole] = False
         memory = run.start + np.flatnonzero(~zone.hole[run])
         zone.absent[memory] = False
         zone.free[memory] = True

@@ -69,6 +69,39 @@ def test_a_gap_left_by_growth_could_never_come_online(make):
     pages.verify()
 
 
+def test_a_partly_present_section_made_pages_that_never_existed(make):
+    """What lies between the memory a section was made with and the next section is no memory, off and on again."""
+    pages = make([ph.ZoneSpec("Normal", 0, 100)])
+    pages.online(32768, 32768)
+    assert pages.zones[0].managed_pages == 100 + 32768
+    pages.offline(0, 32768)
+    assert pages.zones[0].managed_pages == 32768
+    pages.online(0, 32768)
+    assert pages.zones[0].managed_pages == 100 + 32768
+    refuse(pages, pages.alloc_pages_at, 100)
+    assert pages.alloc_pages_at(99) == 99
+    pages.verify()
+    # A section that is a hole as a whole may have memory: the ones before it stay as they are.
+    pages.online(3 * 32768, 32768)
+    pages.free_pages(99)
+    pages.offline(0, 65536)
+    pages.online(0, 3 * 32768)
+    assert pages.zones[0].managed_pages == 100 + 3 * 32768
+    pages.verify()
+
+
+def test_offline_sections_counted_as_large_as_their_span():
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", 0, 65536 + 100, holes=[(1000, 500), (33000, 7)])])
+    pages.online(3 * 32768, 32768)
+    pages.offline(0, 65536)
+    assert pages.explain()["offline"].pages == 65536 - 507
+    pages.offline(65536, 32768)
+    assert pages.explain()["offline"].pages == 65536 - 507 + 100
+    pages.online(32768, 65536)
+    assert pages.explain()["offline"].pages == 32768 - 500
+    pages.verify()
+
+
 def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
     code = """
         import threading, time
