@@ -961,6 +961,9 @@ cdef class PageAllocator:
     def run_pending(self):
         """With ``workqueue="manual"``: run what is queued and due, on this thread.
 
+        A callback that frees memory may make another pass due each time, so a call ends after 64 passes at the latest.
+        What is due then stays queued for the next call.
+
         Returns
         -------
         int

@@ -15,7 +15,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from pagehint.hinting.batch cimport put_back
 from pagehint.hinting.queue cimport queue_forked, queue_goes_on, queue_lock, queue_unlock
-from pagehint.hinting.watch cimport hint_again, hint_off
+from pagehint.hinting.watch cimport hint_again, hint_clear, hint_off
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release
 from pagehint.sync.testpoint cimport AT_FORK, test_point
 from pagehint.zone.bulk cimport bulk_resume, bulk_stop
@@ -113,6 +113,7 @@ cdef void fork_child() noexcept nogil:
     global forks
     cdef ForkRecord *r = records.next
     cdef PageZone *z
+    cdef uint64_t granule
     cdef bint goes_on
     cdef int i, cpu
     while r != NULL:
@@ -126,6 +127,8 @@ cdef void fork_child() noexcept nogil:
                 for cpu in range(r.m.nr_cpus):
                     lock_forget_sleepers(&(<Pcp *> z.pcp + cpu).lock.lock)
             if not goes_on:
+                granule = 0
+                hint_clear(z, &granule, z.nr_granules)
                 hint_off(z)
         if r.batch.n:
             memset(r.batch.failed, 1, r.batch.n)

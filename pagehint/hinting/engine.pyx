@@ -26,7 +26,7 @@ from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue,
                                      queue_lock, queue_next, queue_now, queue_overdue, queue_release, queue_set,
                                      queue_stop, queue_take_thread, queue_unlock, queue_wake)
 from pagehint.hinting.report cimport Reporter
-from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_off, hint_on
+from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_on, unhook
 from pagehint.sync.atomic cimport RELAXED, load64, store_i32
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
@@ -43,6 +43,7 @@ from pagehint import errors
 cdef double MOST_SECONDS = 4e9              # on an injected clock: in nanoseconds, with a delay on top, 63 bits
 
 cdef enum:
+    MOST_PASSES = 64            # of one `run_pending`
     MARK_BLOCKS = 4096          # free blocks that one lock round hints while hinting is switched on
 
 cdef enum Claim:                # whether a calling thread may run a pass
@@ -335,14 +336,14 @@ cdef class HintingEngine:
         return whole
 
     def run_pending(self):
-        """Run passes on this thread until none is due; returns how many."""
+        """Run passes on this thread until none is due, or MOST_PASSES; returns how many."""
         cdef WorkQueue *q = self.queue
         self.require_hinting("run_pending")
         self.refuse_callback("run_pending")
         if not q.manual:
             raise errors.PageHintError("run_pending is for workqueue='manual'; here the worker's thread runs the work")
         passes = 0
-        while self.pass_manually(False):
+        while passes < MOST_PASSES and self.pass_manually(False):
             passes += 1
         return passes
 
@@ -558,16 +559,12 @@ cdef class HintingEngine:
 
     cdef void switch_off(self) noexcept nogil:
         """Join the worker, switch off each zone's hook under its lock, then end the session."""
-        cdef PageZone *z
         cdef int i
         cdef pthread_t thread
         if queue_take_thread(self.queue, &thread):      # it has left its loop, and takes no lock any more
             pthread_join(thread, NULL)
         for i in range(self.m.nr_zones):
-            z = self.m.zones[i]
-            lock_acquire(&z.lock, True)
-            hint_off(z)
-            zone_unlock(z)
+            unhook(self.m.zones[i])
         queue_end(self.queue)
 
     def abandon(self):

@@ -11,11 +11,15 @@ from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
 from pagehint.sync.atomic cimport RELAXED, load_i32, store_i32, unlikely
+from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.extents cimport next_free_block
-from pagehint.zone.hook cimport watch_broken_by, watch_freed_by
+from pagehint.zone.hook cimport watch_broken_by, watch_freed_by, zone_unlock
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
+
+cdef enum:
+    CLEARED = 1 << 20           # granules whose hints one lock round clears: 128 KiB of bitmap
 
 
 cdef inline void evaluate(PageZone *z) noexcept nogil:
@@ -73,20 +77,42 @@ cdef inline void hint_on(PageZone *z) noexcept nogil:
     watch_broken(z)
 
 
+cdef inline bint hint_clear(PageZone *z, uint64_t *granule, uint64_t most) noexcept nogil:
+    """Set no bit any more, and clear those of up to `most` granules from `granule` on. False at the end. Zone lock held.
+
+    What is allocated meanwhile still loses its bits, so that none stands for a granule in use.
+    """
+    cdef uint64_t n = min(most, z.nr_granules - granule[0])
+    watch_freed_by(z, on_freed, NO_ORDER)
+    hint_assign(z, granule[0], n, False)
+    granule[0] += n
+    return granule[0] < z.nr_granules
+
+
 cdef inline void hint_off(PageZone *z) noexcept nogil:
-    """Switch the hook off, and clear every bit. Zone lock held. O(granules / 64).
+    """Switch the hook off, after `hint_clear` has come to the end. Zone lock held.
 
     `on_broken` stays where the zone has zeroed granules, which are kept track of with hinting off, too.
     """
     cdef Hints *h = hints_of(z)
     h.on = h.queued = False
     store_i32(&h.at_gate, False, RELAXED)
-    watch_freed_by(z, on_freed, NO_ORDER)
     if z.zeroed == NULL:
         watch_broken_by(z, on_broken, NO_ORDER)
     z.notify_at = INT64_MAX
     h.min_age = h.reserve_age = h.look_at = 0
-    hint_assign(z, 0, z.nr_granules, False)
+
+
+cdef inline void unhook(PageZone *z) noexcept nogil:
+    """Switch the hook off in bounded holds of the zone lock, of CLEARED granules each."""
+    cdef uint64_t granule = 0
+    cdef bint more = True
+    while more:
+        lock_acquire(&z.lock, True)
+        more = hint_clear(z, &granule, CLEARED)
+        if not more:
+            hint_off(z)
+        zone_unlock(z)
 
 
 cdef inline void hint_again(PageZone *z) noexcept nogil:

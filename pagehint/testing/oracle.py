@@ -20,6 +20,7 @@ from pagehint.sizes import parse_size
 from pagehint.testing.oracle_memory import OracleMemory
 from pagehint.testing.oracle_zone import OracleZone
 
+MOST_PASSES = 64  # of one `run_pending`
 LOOKS = 8  # at most, at a zone whose hints are all too young, in the time of each age
 
 COUNTS = (
@@ -203,7 +204,7 @@ class OracleAllocator(OracleMemory):
     def run_pending(self) -> int:
         self._require()
         runs = 0
-        while self._now() >= self.not_before and (self._now() >= self.work_at or self._late()):
+        while runs < MOST_PASSES and self._now() >= self.not_before and (self._now() >= self.work_at or self._late()):
             self._run(everything=self._late() or self.failures > 0)
             runs += 1
         return runs

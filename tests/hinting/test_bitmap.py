@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 from allocators import real
+from hosts import RecordingHost
 
 import pagehint as ph
 
@@ -85,3 +87,26 @@ def test_a_scan_that_finds_nothing_for_eight_gibibytes_goes_on():
         pages.free_pages_bulk(taken[-1:], 9)
         pages.flush_hinting()
         assert [int(block["pfn"]) for blocks in reported for block in blocks] == [int(taken[-1])]
+
+
+def test_switching_off_cleared_the_whole_bitmap_in_one_hold():
+    """A bitmap of more granules than one lock round clears, while another thread allocates and frees."""
+    pages = real("20GiB", min_order=0, max_page_order=0)
+    pages.enable_hinting(RecordingHost().callbacks, workqueue="manual")
+    marked = pages.stats().hints_pending
+    assert marked == pages.zones[0].managed_pages > 4 << 20
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            pages.free_pages(pages.alloc_pages())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    pages.disable_hinting()
+    stop.set()
+    thread.join()
+    assert pages.stats().hints_pending == 0
+    pages.verify()
+    with pages.hinting(RecordingHost().callbacks, workqueue="manual", mark_free=False):
+        assert pages.stats().hints_pending == 0

@@ -73,3 +73,24 @@ def test_settings_change_while_it_runs(make, few_host, clock):
     assert pages.run_pending() == 1
     assert pages.stats().hints_pending == 0
     pages.disable_hinting()
+
+
+def test_a_callback_that_frees_kept_run_pending_going_for_ever(make, few_host):
+    """Each pass makes the next one due. A call ends all the same, and what is due is there for the next call."""
+    pages = make("64MiB")
+    blocks = [pages.alloc_pages(9) for _ in range(2)]
+
+    def free_and_take(reported):
+        blocks.append(pages.alloc_pages(9))
+        pages.free_pages(blocks.pop(0), 9)
+
+    few_host.answer = free_and_take
+    with pages.hinting(few_host.callbacks, workqueue="manual", threshold=1):
+        assert pages.run_pending() == 64
+        few_host.answer = None
+        few_host.take()
+        pages.free_pages(blocks.pop(), 9)
+        assert pages.run_pending() >= 1
+        assert few_host.take()
+        assert pages.run_pending() == 0
+    pages.verify()
