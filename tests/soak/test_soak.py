@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +134,31 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
                 each.close()
     assert status == 1
     assert f"FOUND {what} grew" in said.err
+
+
+def test_the_populating_thread_that_began_after_the_first_round_passed_for_a_leak(monkeypatch, capsys):
+    """It is one for the process, and begins with the first array that is large enough. It is played by another here."""
+    release = threading.Event()
+
+    def ahead():
+        Path("/proc/thread-self/comm").write_text("pagehint-ahead")
+        release.wait()
+
+    thread = threading.Thread(target=ahead)
+
+    class Planted(Round):
+        def run(self, seconds, each_second):
+            time.sleep(0.1)
+            if self.seed == "7/1":
+                thread.start()
+
+    monkeypatch.setattr(soak, "Round", Planted)
+    try:
+        status, said = run_main(capsys, "--minutes", "0.005")
+    finally:
+        release.set()
+    assert thread.ident is not None
+    assert status == 0, said.err
 
 
 @pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--minutes", "nan"], ["--seed", "x"]])
