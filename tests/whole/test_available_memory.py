@@ -229,9 +229,9 @@ def test_what_may_not_be_read_is_not_known(root):
 
 
 def test_lines_of_mounts_that_are_no_mounts_are_passed_over(root):
-    mount = V2.format(part="/", point="/sys/fs/cgroup")
-    long = V2.format(part="/", point="/long" * 1000)
-    root.process("0::/a/b", "\n".join(["", "35", "no mount", "few - x", "too few - fields", "41 31 0:38 / - cgroup2 x", long, mount]))
+    mounts = ["", "35", "no mount", "few - x", "too few - fields", "41 31 0:38 / - cgroup2 x"]
+    mounts += [V2.format(part="/", point=point) for point in ("/long" * 1000, "/sys/fs/cgroup")]
+    root.process("0::/a/b", "\n".join(mounts))
     root.level("/sys/fs/cgroup/a/b", max=GIB, current=0)
     assert root.look() == CgroupMemory(GIB, GIB, True)
 
