@@ -25,6 +25,8 @@ for data in Path(sys.argv[1]).resolve().rglob("*.gcda"):
             for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
                 if Path(file["file"]).suffix in (".pyx", ".pxd") and "pagehint/" in file["file"]:
                     for line in file["lines"]:
+                        if line.get("function_name", "").startswith("__Pyx_"):
+                            continue  # Cython's own, and the numbers of its lines are those of another file
                         counts[file["file"].rpartition("pagehint/")[2]][line["line_number"]] += line["count"]
 
 

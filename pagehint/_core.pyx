@@ -253,7 +253,7 @@ cdef class Zone:
             if copy.zone.isolate_pageblocks:
                 in_isolation = min(hints_in_isolation(self.z), copy.hints.count)
             if has_ages(&copy.hints):
-                young = min(hints_too_young(self.z), copy.hints.count - in_isolation)
+                young = min(hints_too_young(self.z, &copy.hints), copy.hints.count - in_isolation)
         counters = copy.hints.counters
         sets = []
         fences = load_i32(&self.z.lock.fences, RELAXED)

@@ -51,9 +51,19 @@ cdef enum:
 
 SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 
+cdef extern from *:
+    """
+    #ifdef __SANITIZE_THREAD__
+    #define PH_LAST_PLACE ((size_t)0)   /* ThreadSanitizer's own memory is there, and it ends a program that maps any */
+    #else
+    #define PH_LAST_PLACE ((size_t)42 << 40)
+    #endif
+    """
+    const size_t LAST_PLACE "PH_LAST_PLACE"
+
 # Where arenas that are opened in steps are placed, one behind the other: between a program and its heap and what the kernel
 # places by itself, also from the bottom up (at a third of 128 TiB), and above the shadow memory of AddressSanitizer.
-cdef size_t FIRST_PLACE = <size_t>17 << 40, LAST_PLACE = <size_t>42 << 40
+cdef size_t FIRST_PLACE = <size_t>17 << 40
 cdef size_t next_place          # where the next one begins
 cdef size_t nr_placed = 0       # of those that there are; without any, it begins anew
 
@@ -173,7 +183,7 @@ cdef class Mapping:
             # As random as the kernel has placed this module.
             next_place = FIRST_PLACE + ((<size_t>&populator >> 12 & 0xFFFF) << 26)
         at = next_place
-        if LAST_PLACE - at < self.opening.most + GRANULE:
+        if at > LAST_PLACE or LAST_PLACE - at < self.opening.most + GRANULE:
             return NULL
         next_place += self.opening.most + GRANULE
         return <char *> at

@@ -17,12 +17,13 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.bitmap cimport hint_find, hint_select
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
-from pagehint.sync.atomic cimport RELAXED, load64, store64
+from pagehint.sync.atomic cimport RELAXED, load64, peek64, store64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport PageZone
 
 cdef struct Ripe:               # what one look at a zone takes for ripe, and has found; on the stack of its thread
     bint any_age                # each granule is ripe
+    uint64_t reserve            # granules that are to be in the reserve
     int64_t until               # nanoseconds: a granule freed at this time or before is ripe
     int64_t oldest              # nanoseconds: the oldest stamp that was not ripe; INT64_MAX: there was none
     uint64_t reserve_end        # granules below this one are in the reserve; the next two are as the last two, for them
@@ -31,25 +32,31 @@ cdef struct Ripe:               # what one look at a zone takes for ripe, and ha
     uint64_t excess             # pages over the zone's limit (`limit.pxd`): while there are any, each granule is ripe
 
 
+cdef inline void set_longest_age(Hints *h, int64_t age) noexcept nogil:
+    """Write `reserve_age`, which `has_ages` reads without the lock. Zone lock held."""
+    store64(<uint64_t *> &h.reserve_age, <uint64_t>age, RELAXED)
+
+
 cdef inline void set_ages(Hints *h, const WorkQueue *q) noexcept nogil:
     """Take over the ages of the session. Zone lock held."""
     h.min_age = max(q.min_age, <int64_t>0)
     h.reserve = q.reserve
-    h.reserve_age = max(q.reserve_age, h.min_age) if h.reserve else h.min_age
+    set_longest_age(h, max(q.reserve_age, h.min_age) if h.reserve else h.min_age)
 
 
 cdef inline bint has_ages(const Hints *h) noexcept nogil:
-    """Whether a granule may be too young to be reported."""
-    return h.reserve_age != 0
+    """Whether a granule may be too young to be reported. Also asked without the zone lock: a pass may ask in vain."""
+    return peek64(<const uint64_t *> &h.reserve_age) != 0
 
 
 cdef inline Ripe ripe_at(const Hints *h, int64_t now, bint everything) noexcept nogil:
-    """What is ripe at this time, in a zone within its limit: each granule for a flush, or without ages.
+    """What is ripe at this time, in a zone within its limit: each granule for a flush, or without ages. Zone lock held.
 
     As if nothing were in the reserve: `find_reserve` says what is.
     """
     cdef Ripe ripe
     ripe.any_age = everything or not has_ages(h)
+    ripe.reserve = h.reserve
     ripe.until = now - h.min_age
     ripe.reserve_until = now - h.reserve_age
     ripe.oldest = ripe.reserve_oldest = INT64_MAX
@@ -60,12 +67,12 @@ cdef inline Ripe ripe_at(const Hints *h, int64_t now, bint everything) noexcept 
 cdef inline void find_reserve(const PageZone *z, Ripe *ripe) noexcept nogil:
     """Find where the zone's reserve ends, for one look. Needs no lock: it is a guess if hints change meanwhile.
 
-    O(words of hints in the reserve).
+    The ages are those at which the look began: another thread may change the zone's. O(words of hints in the reserve).
     """
     cdef const Hints *h = hints_of(z)
     cdef uint64_t end = load64(&z.nr_granules, RELAXED)
-    if h.reserve and not ripe.any_age:
-        ripe.reserve_end = end if load64(&h.count, RELAXED) <= h.reserve else hint_select(h, h.reserve, end)
+    if ripe.reserve and not ripe.any_age:
+        ripe.reserve_end = end if load64(&h.count, RELAXED) <= ripe.reserve else hint_select(h, ripe.reserve, end)
 
 
 cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept nogil:

@@ -39,7 +39,7 @@ cdef struct Hints:                  # protected by the zone lock, but for the tw
     const int32_t *delay_armed      # the queue's: the delay runs already, or there is none; read without its mutex
     int64_t min_age                 # nanoseconds that a granule must have been free before it is reported; 0: none
     uint64_t reserve                # granules: so many of the lowest hints must have been free for
-    int64_t reserve_age             # so long; never less than `min_age`, and the same without a reserve
+    int64_t reserve_age             # so long: `min_age` or more; without a reserve as `min_age`. Also read without the lock
     int64_t look_at                 # nanoseconds: when something may be ripe; 0: look now
     int64_t told_at                 # nanoseconds: `look_at` as the queue was told last; valid while `queued`
     uint64_t kept                   # pages in use or warm, as `limit.pxd` was told last

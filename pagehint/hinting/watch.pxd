@@ -6,7 +6,7 @@ freed page could have all of a block of order 10 reported again, 4 MiB with page
 zone lock held.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
-from pagehint.hinting.age cimport age_begin, has_ages
+from pagehint.hinting.age cimport age_begin, has_ages, set_longest_age
 from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport enforce_limit
@@ -100,7 +100,8 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     if z.zeroed == NULL:
         watch_broken_by(z, on_broken, NO_ORDER)
     z.notify_at = INT64_MAX
-    h.min_age = h.reserve_age = h.look_at = 0
+    h.min_age = h.look_at = 0
+    set_longest_age(h, 0)
 
 
 cdef inline void unhook(PageZone *z) noexcept nogil:

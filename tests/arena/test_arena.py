@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
 import os
@@ -23,6 +24,21 @@ def test_a_file_that_may_not_be_written_is_no_arena(tmp_path):
     file.write_bytes(bytes(2 * MIB))
     with file.open("rb") as ram, pytest.raises(MemoryError, match="bytes of a file for an arena: Permission denied"):
         Mapping(2 * MIB, 2 * MIB, False, ram.fileno(), [(0, 0, 2 * MIB)])
+
+
+def test_single_pages_of_a_mapping_that_notes_no_zeroes_go_back():
+    """Any allocator may report to a mapping, blocks of any size."""
+    mapping = Mapping(2 * MIB, 2 * MIB, False)
+    pages = ph.PageAllocator([ph.ZoneSpec("Normal", 0, 512)], min_order=0, pcp=False)
+    pages.alloc_pages_bulk(512)
+    ctypes.memset(mapping.address, 1, 2 * MIB)
+    freed = list(range(0, 512, 2))
+    with pages.hinting(mapping.callbacks("dontneed", 4), workqueue="manual", threshold=1):
+        pages.free_pages_bulk(freed)
+        pages.flush_hinting()
+    assert mapping.given_back_bytes == mapping.dropped_bytes == 256 * mmap.PAGESIZE
+    left = ctypes.string_at(mapping.address, 2 * MIB)
+    assert [page for page in range(512) if not left[page * mmap.PAGESIZE]] == freed
 
 
 def test_arrays_live_in_the_arena():

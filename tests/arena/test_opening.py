@@ -283,7 +283,8 @@ def elsewhere(tmp_path_factory):
     """Run code with `elsewhere.c` before the C library; `library` is it."""
     source = Path(__file__).parents[1] / "helpers" / "elsewhere.c"
     file = compile_shared(source, tmp_path_factory.mktemp("elsewhere") / "elsewhere.so", "-O1", "-Wall", "-Werror")
-    environment = {**os.environ, "LD_PRELOAD": str(file)}
+    # A sanitizer, which comes by the same way, has to be the first.
+    environment = {**os.environ, "LD_PRELOAD": " ".join([*os.environ.get("LD_PRELOAD", "").split(), str(file)])}
     prelude = f"import ctypes\nlibrary = ctypes.CDLL({str(file)!r})\n"
     return lambda code: run_code(prelude + textwrap.dedent(code), env=environment)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +53,12 @@ def test_ctrl_c_ends_it_with_the_report():
     assert "Traceback" not in err
     assert "interrupted after" in out
     assert out.endswith("no findings\n")
+
+
+@pytest.fixture
+def three_rounds(monkeypatch):
+    """A soak of 1.8 seconds has three rounds, however long they take: its time passes by being looked at."""
+    monkeypatch.setattr(soak, "time", SimpleNamespace(monotonic=itertools.count(0, 0.5).__next__))
 
 
 def run_main(capsys, *arguments):
@@ -100,6 +109,7 @@ def test_what_verify_finds_ends_it(monkeypatch, capsys):
     assert "zone DMA: broken" in said.err
 
 
+@pytest.mark.usefixtures("three_rounds")
 @pytest.mark.parametrize("what", ["files", "threads", "mappings", "rss"])
 def test_a_leak_is_found(what, monkeypatch, capsys):
     kept = []
@@ -119,7 +129,6 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
 
     class Planted(Round):
         def run(self, seconds, each_second):
-            time.sleep(0.1)
             if self.seed == "7/1":  # not in the first, which is what the last is compared with
                 leak()
 
@@ -133,6 +142,31 @@ def test_a_leak_is_found(what, monkeypatch, capsys):
                 each.close()
     assert status == 1
     assert f"FOUND {what} grew" in said.err
+
+
+@pytest.mark.usefixtures("three_rounds")
+def test_the_populating_thread_that_began_after_the_first_round_passed_for_a_leak(monkeypatch, capsys):
+    """It is one for the process, and begins with the first array that is large enough. It is played by another here."""
+    release = threading.Event()
+
+    def ahead():
+        Path("/proc/thread-self/comm").write_text("pagehint-ahead")
+        release.wait()
+
+    thread = threading.Thread(target=ahead)
+
+    class Planted(Round):
+        def run(self, seconds, each_second):
+            if self.seed == "7/1":
+                thread.start()
+
+    monkeypatch.setattr(soak, "Round", Planted)
+    try:
+        status, said = run_main(capsys, "--minutes", "0.03")
+    finally:
+        release.set()
+    assert thread.ident is not None
+    assert status == 0, said.err
 
 
 @pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--minutes", "nan"], ["--seed", "x"]])

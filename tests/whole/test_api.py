@@ -339,8 +339,9 @@ def test_importing_sources_that_are_not_compiled_said_circular_import(tmp_path, 
         folder = package / module.relative_to(INSTALLED).parent
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{module.name.partition('.')[0]}.pyx").touch()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", "import pagehint"], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
+        [sys.executable, "-c", "import pagehint"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     [said] = [line for line in done.stderr.splitlines() if line.startswith("ImportError: ")]

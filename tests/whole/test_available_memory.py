@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -227,9 +228,32 @@ def test_what_may_not_be_read_is_not_known(root):
     assert Look(root.path).memory_left() == 0
 
 
+def test_lines_of_mounts_that_are_no_mounts_are_passed_over(root):
+    mounts = ["", "35", "no mount", "few - x", "too few - fields", "41 31 0:38 / - cgroup2 x"]
+    mounts += [V2.format(part="/", point=point) for point in ("/long" * 1000, "/sys/fs/cgroup")]
+    root.process("0::/a/b", "\n".join(mounts))
+    root.level("/sys/fs/cgroup/a/b", max=GIB, current=0)
+    assert root.look() == CgroupMemory(GIB, GIB, True)
+
+
 def test_without_proc_nothing_is_left(tmp_path):
     assert Look(tmp_path).memory_left() == 0
     assert most_memory(tmp_path) > 0
+
+
+def test_without_proc_half_of_the_process_s_limits_is_the_most(tmp_path, monkeypatch):
+    """What is mapped already cannot be known."""
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (GIB, GIB))
+    assert most_memory(tmp_path) == GIB // 2
+
+
+def test_limits_that_a_sandbox_keeps_secret_are_none(tmp_path, monkeypatch):
+    def refused(kind):
+        raise PermissionError
+
+    most = most_memory(tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", refused)
+    assert most_memory(tmp_path) >= most
 
 
 def test_what_the_machine_has_left_is_the_most(root):

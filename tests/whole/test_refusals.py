@@ -206,3 +206,84 @@ print(ph.Arena().size >> 30)
     status, out, said = sandboxed(code)
     assert (status, said) == (0, "")
     assert 1 <= int(out) <= 16 << 10
+
+
+def test_an_allocator_that_is_made_without_a_barrier():
+    """That is said once, and each lock has barriers of its own."""
+    code = f"""
+refuse("membarrier", {errno.EPERM})
+import pagehint as ph
+for pages in [ph.PageAllocator("64MiB"), ph.PageAllocator("64MiB")]:
+    pages.free_pages(pages.alloc_pages())
+    pages.verify()
+"""
+    status, _, said = sandboxed(code)
+    assert (status, said.count("membarrier is refused"), len(said.splitlines())) == (0, 1, 1), said
+
+
+def test_an_allocator_without_memory_for_its_metadata():
+    code = f"""
+import pagehint as ph
+refuse("mmap", {errno.ENOMEM})
+try:
+    ph.PageAllocator("64MiB")
+except MemoryError as error:
+    print(error)
+"""
+    status, out, said = sandboxed(code)
+    assert (status, said) == (0, "")
+    assert "no metadata for zone Normal of 16384 pages" in out
+
+
+def test_an_arena_that_gets_no_huge_pages():
+    code = f"""
+import pagehint as ph
+refuse("madvise(HUGEPAGE)", {errno.EPERM})
+for arena in [ph.Arena("64MiB"), ph.Arena("64MiB")]:
+    arena.empty(8 << 20, "u1")[:] = 1
+    print(arena._mapping.hugepages)
+"""
+    status, out, said = sandboxed(code)
+    assert (status, out) == (0, "False\nFalse\n"), said
+    assert said.count("madvise(MADV_HUGEPAGE) is refused") == 1, said
+
+
+def test_a_step_without_memory_for_its_metadata_is_closed_again():
+    """The arena is as full as a smaller one."""
+    code = f"""
+import pagehint as ph
+arena = ph.Arena("1GiB", hugepages=False)
+refuse("mprotect", {errno.ENOMEM})
+try:
+    arena.empty(100 << 20, "u1")
+except ph.OutOfMemoryError:
+    print(arena._mapping.open_bytes)
+with open("/proc/self/maps") as maps:
+    ends = [int(line.split()[0].split("-")[1], 16) - arena.address(0) for line in maps]
+print(2 << 20 in ends, [end for end in ends if 2 << 20 < end <= 1 << 30])
+arena.empty(1 << 20, "u1")[:] = 1
+arena.pages.verify()
+"""
+    status, out, said = sandboxed(code)
+    assert (status, out, said) == (0, f"{2 << 20}\nTrue []\n", "")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes another CPU")
+def test_memory_that_may_not_be_populated_ahead():
+    """That is said once, by the next figure that is asked for; the owner faults it in."""
+    code = f"""
+import time
+import numpy as np
+import pagehint as ph
+arena = ph.numpy.install(ph.Arena("1GiB"))
+refuse("madvise(POPULATE_WRITE)", {errno.EPERM})
+for _ in range(20):
+    assert np.ones(60 << 20, "u1").all()
+    time.sleep(0.05)
+    arena.trim()
+arena.status()
+assert arena.populated_bytes == 0
+"""
+    status, _, said = sandboxed(code)
+    assert status == 0, said
+    assert said.count("populating is refused") == 1, said

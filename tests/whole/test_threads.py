@@ -432,3 +432,25 @@ def test_statistics_read_what_runs_were_marking():
 
     in_threads([runs, runs, statistics], min(SECONDS, 1))
     pages.verify()
+
+
+def test_a_look_read_ages_that_another_thread_was_changing():
+    """So did statistics. Their outcome is a guess either way: ThreadSanitizer's to find."""
+    pages = real("64MiB")
+
+    def change(stop, rng):
+        while not stop.is_set():
+            pages.min_age = rng.choice([None, 0.001, 1.0])
+            pages.reserve = rng.choice([None, "4MiB"])
+
+    def churn(stop, rng):
+        while not stop.is_set():
+            pages.free_pages_bulk(pages.alloc_pages_bulk(rng.randrange(1, 8), 9), 9)
+
+    def statistics(stop, rng):
+        while not stop.is_set():
+            pages.explain()
+
+    with pages.hinting(RecordingHost(2).callbacks, delay=0.0, threshold=1, min_age=0.001):
+        in_threads([change, churn, statistics], min(SECONDS, 1))
+    pages.verify()
