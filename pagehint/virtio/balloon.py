@@ -12,7 +12,7 @@ import logging
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.split_queue import SplitQueue
@@ -42,9 +43,6 @@ _NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5
 PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
-
-_CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
-_LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
 
 _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
@@ -79,25 +77,6 @@ def queue_numbers(offered: int) -> dict[str, int]:
         if offered & feature:
             names.append(name)
     return {name: number for number, name in enumerate(names)}
-
-
-def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut ranges, as (address, bytes), into buffers, and collect these in chains.
-
-    A chain has `most` buffers at most, and fewer than _CHAIN_BYTES bytes in all.
-    """
-    chain: list[tuple[int, int]] = []
-    total = 0
-    for address, nr_bytes in ranges:
-        for at in range(address, address + nr_bytes, _LONGEST):
-            length = min(address + nr_bytes - at, _LONGEST)
-            if len(chain) == most or total + length >= _CHAIN_BYTES:
-                yield chain
-                chain, total = [], 0
-            chain.append((at, length))
-            total += length
-    if chain:
-        yield chain
 
 
 class Balloon:
@@ -158,8 +137,10 @@ class Balloon:
         if pages is not None and pages.page_size != PAGE_SIZE:
             raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
         for zone in pages.zones if pages is not None else ():
-            if zone.start_pfn + zone.spanned_pages > 1 << 32:
+            if zone.start_pfn + zone.spanned_pages > MOST_PAGES:
                 raise ValueError(f"zone {zone.name} goes beyond the 2**32 pages that a balloon can name")
+        if poison is not None and not 0 <= poison < 1 << 32:
+            raise ValueError(f"a poison value has 32 bits, and {poison:#x} has not")
         self._transport = transport
         self._memory = memoryview(memory).cast("B")
         self._address = address
@@ -351,6 +332,9 @@ class Balloon:
         ------
         OutOfMemoryError
             If there are not so many; nothing has changed.
+        BadPageError
+            If a zone has grown beyond PFN 2**32, and some of them are there, which no balloon can name; nothing has
+            changed.
         HostError
             If the host fails. The pages that it was given stay in the balloon, the rest is free again. An interrupt has
             the same effect.
@@ -362,10 +346,11 @@ class Balloon:
 
     def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
         try:
+            numbers = encode_pfns(pages, waiting)
             with self._device(), self._request("inflating"):
                 while len(waiting) and not interrupted():
                     most = min(len(waiting), self._SCRATCH // 4)
-                    self._send_pfns("inflate", waiting[:most])
+                    self._send_pfns("inflate", numbers[-len(waiting) :][:most])
                     self._inflated += waiting[:most].tolist()
                     waiting = waiting[most:]
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
@@ -392,7 +377,7 @@ class Balloon:
                 left = nr_pages
                 while left and not interrupted():
                     pfns = np.array(self._inflated[-min(left, self._SCRATCH // 4) :], np.uint64)
-                    self._send_pfns("deflate", pfns)
+                    self._send_pfns("deflate", encode_pfns(pages, pfns))
                     del self._inflated[-len(pfns) :]
                     pages.free_pages_bulk(pfns)
                     left -= len(pfns)
@@ -427,10 +412,7 @@ class Balloon:
             stats = pages.stats()
             free = stats.free_pages + stats.pcp_pages
             figures = {"free": free, "available": free, "total": stats.managed_pages}
-            entries = np.array(
-                [(tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items()],
-                np.dtype([("tag", "<u2"), ("value", "<u8")]),
-            )
+            entries = encode_statistics((tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items())
             self._statistics_out = True
             self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
             queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
@@ -438,8 +420,7 @@ class Balloon:
                 self._transport.notify(number)
             return True
 
-    def _send_pfns(self, name: str, pfns: NDArray[np.uint64]) -> None:
-        numbers = pfns.astype("<u4")
+    def _send_pfns(self, name: str, numbers: NDArray[np.uint32]) -> None:
         self._memory[: numbers.nbytes] = numbers.tobytes()
         self._send(name, [(self._address, numbers.nbytes)], nr_readable=1)
 

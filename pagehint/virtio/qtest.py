@@ -83,18 +83,24 @@ class Qtest:
 
     def read(self, address: int, nr_bytes: int) -> int:
         """Return the number of 1, 2, 4 or 8 bytes at a physical address."""
+        _require_place("", address, nr_bytes, _MEMORY)
         return self._number(f"read{_WIDTHS[nr_bytes]} {address:#x}")
 
     def write(self, address: int, nr_bytes: int, value: int) -> None:
         """Write a number of 1, 2, 4 or 8 bytes at a physical address."""
+        _require_place("", address, nr_bytes, _MEMORY)
+        _require_fit(address, nr_bytes, value)
         self.command(f"write{_WIDTHS[nr_bytes]} {address:#x} {value:#x}")
 
     def read_port(self, port: int, nr_bytes: int) -> int:
         """Return the number of 1, 2 or 4 bytes at an I/O port."""
+        _require_place("port ", port, nr_bytes, _PORTS)
         return self._number(f"in{_WIDTHS[nr_bytes]} {port:#x}")
 
     def write_port(self, port: int, nr_bytes: int, value: int) -> None:
         """Write a number of 1, 2 or 4 bytes at an I/O port."""
+        _require_place("port ", port, nr_bytes, _PORTS)
+        _require_fit(port, nr_bytes, value)
         self.command(f"out{_WIDTHS[nr_bytes]} {port:#x} {value:#x}")
 
     def _number(self, text: str) -> int:
@@ -106,3 +112,16 @@ class Qtest:
 
 
 _WIDTHS = {1: "b", 2: "w", 4: "l", 8: "q"}
+_MEMORY, _PORTS = 1 << 64, 1 << 16  # bytes of the address spaces
+
+
+def _require_place(space: str, at: int, nr_bytes: int, end: int) -> None:
+    """Raise ValueError if so many bytes are not in an address space, whose end the machine would go around."""
+    if not 0 <= at <= end - nr_bytes:
+        raise ValueError(f"there are no {nr_bytes} bytes at {space}{at:#x}")
+
+
+def _require_fit(at: int, nr_bytes: int, value: int) -> None:
+    """Raise ValueError if a number has more bytes, of which the machine would take the lower ones."""
+    if not 0 <= value < 1 << 8 * nr_bytes:
+        raise ValueError(f"{value:#x} does not fit into {nr_bytes} bytes, at {at:#x}")

@@ -4,7 +4,8 @@
 
 It is compiled for its memory barriers, which Python does not have.
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport UINT64_MAX, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -91,6 +92,8 @@ cdef class SplitQueue:
         base = <char *> &there[0]
         if address & 15 or <size_t> base & 15:
             raise ValueError(f"a queue's address must be a multiple of 16, not {address:#x}")
+        if address > UINT64_MAX - <uint64_t> self.nr_bytes(size):
+            raise ValueError(f"a queue of {size} at {address:#x} goes beyond the address space")
         self.links = <uint16_t *> calloc(size, 2)
         self.lengths = <uint16_t *> calloc(size, 2)
         if self.links == NULL or self.lengths == NULL:
@@ -150,6 +153,10 @@ cdef class SplitQueue:
         ------
         ValueError
             If there are no buffers, more than free descriptors, or not as many addresses as lengths.
+        OverflowError
+            If an address has over 64 bits, or a length over 32.
+        TypeError
+            If one is no whole number.
 
         Notes
         -----
@@ -162,8 +169,9 @@ cdef class SplitQueue:
         if not 0 < n <= self.nr_free:
             raise ValueError(f"a chain of {n} buffers in a queue with {self.nr_free} free descriptors of {self.size}")
         for i in range(n):
-            self.descriptors[at].address = addresses[i]
-            self.descriptors[at].length = lengths[i]
+            # A number with a fraction is refused, not cut.
+            self.descriptors[at].address = PyNumber_Index(addresses[i])
+            self.descriptors[at].length = PyNumber_Index(lengths[i])
             self.descriptors[at].flags = (NEXT if i < n - 1 else 0) | (0 if i < nr_readable else WRITE)
             self.descriptors[at].next = self.links[at] if i < n - 1 else 0
             at = self.links[at]

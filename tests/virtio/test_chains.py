@@ -5,7 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pagehint.virtio.balloon import REPORTING, STATS_VQ, chains, queue_numbers
+from pagehint.virtio.balloon import REPORTING, STATS_VQ, queue_numbers
+from pagehint.virtio.encoding import chains
 
 
 @given(
