@@ -44,6 +44,8 @@ PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
+MOST_DESCRIPTORS: Final = 32768  # of a queue (section 2.7)
+
 _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
 _SPINS: Final = 100  # looks at a queue without sleeping in between
@@ -55,6 +57,8 @@ class Transport(Protocol):
 
     @property
     def status(self) -> int: ...  # noqa: D102
+    def probe(self) -> None: ...  # noqa: D102
+    def is_running(self) -> bool: ...  # noqa: D102
     def features(self) -> int: ...  # noqa: D102
     def negotiate(self, accepted: int) -> None: ...  # noqa: D102
     def queue_size(self, number: int) -> int: ...  # noqa: D102
@@ -113,6 +117,10 @@ class Balloon:
     interrupt or by a broken device, ends with a reset, so that the device has let go of the memory when the exception
     arrives. For the same reason an interrupt waits for the end of a request: `undisturbed`.
 
+    The machine may be reset, and the device unplugged and plugged in again, in any slot. The next request then starts
+    it, and tells it how many pages are in the balloon, which keep their place. A request that is under way meanwhile
+    fails, and so do all requests as long as there is no device.
+
     The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
 
@@ -151,15 +159,17 @@ class Balloon:
         self._owner = Owner("a balloon and its device")
         self._lock = threading.Lock()  # never held while waiting for pages: the worker needs it to bring them back
         self._gone: str | None = None  # why the device cannot be used any more
+        self._queues: dict[str, tuple[int, SplitQueue]] = {}  # none as long as the device is not in operation
         self._inflated: list[int] = []  # PFNs
         self._statistics_out = False
         undisturbed(self._start)
 
     def _start(self) -> None:
         """Take the device from reset to operation (section 3.1.1)."""
+        self._transport.probe()
         offered = self._transport.features()
         if not offered & VERSION_1:
-            raise HostError("the device is older than virtio 1.0")
+            raise HostError(f"the device is older than virtio 1.0: it offers the features {offered:#x}")
         wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
         self.features = offered & wanted
         if self._poison is not None and not self.features & PAGE_POISON:
@@ -167,6 +177,14 @@ class Balloon:
         self._transport.negotiate(self.features)
         if self._poison is not None:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
+        queues = self._enable_queues(offered)
+        self._transport.start()
+        self._queues = queues
+        self._statistics_out = False
+        self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+
+    def _enable_queues(self, offered: int) -> dict[str, tuple[int, SplitQueue]]:
+        """Place the queues in the driver's memory one after the other; returns their numbers, and them, by name."""
         queues: dict[str, tuple[int, SplitQueue]] = {}
         at = self._FIRST_QUEUE
         for name, number in queue_numbers(offered).items():
@@ -175,6 +193,8 @@ class Balloon:
                 continue  # the device offers it, so the queue has a number; it is not negotiated, so nothing uses it
             if not size:
                 raise HostError(f"the device has no queue {number}, for {name}")
+            if size & (size - 1) or size > MOST_DESCRIPTORS:
+                raise HostError(f"queue {number} of the device, for {name}, cannot have {size} descriptors")
             nr_bytes = SplitQueue.nr_bytes(size)
             if at + nr_bytes > len(self._memory):
                 raise ValueError(f"the queues need more than {len(self._memory)} bytes")
@@ -184,10 +204,7 @@ class Balloon:
             self._transport.enable_queue(number, queue)
             queues[name] = number, queue
             at = -(-(at + nr_bytes) // PAGE_SIZE) * PAGE_SIZE
-        self._queues = queues
-        self._transport.start()
-        self._statistics_out = False
-        self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+        return queues
 
     # -- requests
 
@@ -213,7 +230,7 @@ class Balloon:
         A chain of descriptors, with one notification and one wait, has as many ranges as the queue has descriptors, and
         less than 4 GiB in all. The device does not say what it did: that has to be found out by other means.
         """
-        if "reporting" not in self._queues:
+        if not self.features & REPORTING:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
@@ -246,8 +263,15 @@ class Balloon:
 
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
-        """Reset or fence the device after an exception, so that it has let go of the memory when that goes on."""
+        """Begin with a device in operation; reset or fence it after an exception.
+
+        So it has let go of the memory when the exception goes on. A machine may be reset, and a device unplugged and
+        plugged in, at any time. The device that is there then knows nothing, and is started.
+        """
         try:
+            if not self._queues or not self._transport.is_running():
+                self._stop()
+                self._start()
             yield
         except BaseException as error:
             fate = self._recover(error)
@@ -255,17 +279,26 @@ class Balloon:
                 raise type(error)(f"{what} failed: {error}; {fate}") from None
             raise
 
+    def _stop(self) -> None:
+        """Have the device let go of the memory, by a reset."""
+        self._queues = {}
+        self._transport.reset()
+
     def _recover(self, cause: BaseException) -> str:
-        """Reset the device, or fence it; returns in words what was done."""
+        """Reset the device and start it again, or fence it; returns in words what was done."""
         try:
-            self._transport.reset()
-            self._start()
+            self._stop()
         except BaseException as error:
             self._gone = str(cause)
             self._fence_off()
             if isinstance(error, HostError):
                 return "the host is gone"
             raise
+        try:
+            self._start()
+        except HostError as error:
+            # It has let go of the memory, so nothing is lost. The next request tries again.
+            return f"the device has been reset, and is not started: {error}"
         return "the device has been reset"
 
     def _fence_off(self) -> None:
@@ -317,8 +350,10 @@ class Balloon:
         return undisturbed(self._read_target)
 
     def _read_target(self) -> int:
-        with self._device():
-            return self._transport.read_config(_NUM_PAGES, 4)
+        with self._device(), self._request("reading the target"):
+            target = self._transport.read_config(_NUM_PAGES, 4)
+            _ = self._transport.status  # HostError if that came from no device
+            return target
 
     @property
     def actual(self) -> int:
@@ -400,7 +435,7 @@ class Balloon:
         bool
             Whether it was sent. It is sent the first time, and then once each time the host has asked anew.
         """
-        if "statistics" not in self._queues:
+        if not self.features & STATS_VQ:
             raise HostError("the device does not offer statistics")
         return undisturbed(self._send_statistics, self._allocator())
 
