@@ -25,6 +25,7 @@ from pagehint.errors import HostError, HostTimeoutError
 from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
+from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
 from pagehint.virtio.split_queue import SplitQueue
 from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import interrupted, undisturbed
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
 
 DEVICE_ID: Final = 5
 
-STATS_VQ: Final = 1 << 1  # feature bits (section 5.5.3)
-FREE_PAGE_HINT: Final = 1 << 3
-PAGE_POISON: Final = 1 << 4
-REPORTING: Final = 1 << 5
+PAGE_POISON: Final = 1 << 4  # a feature bit (section 5.5.3); those that have queues are with their numbers
 
 _NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5.4)
 PAGE_SIZE: Final = 4096  # of the balloon, on all machines
@@ -69,18 +67,6 @@ class Transport(Protocol):
     def interrupt_status(self) -> int: ...  # noqa: D102
     def read_config(self, offset: int, nr_bytes: int) -> int: ...  # noqa: D102
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None: ...  # noqa: D102
-
-
-def queue_numbers(offered: int) -> dict[str, int]:
-    """Return the number of each queue of a device that offers these features (section 5.5.2).
-
-    A device numbers the queues that it has one after the other. So a queue that it lacks changes the numbers after it.
-    """
-    names = ["inflate", "deflate"]
-    for name, feature in (("statistics", STATS_VQ), ("free page hint", FREE_PAGE_HINT), ("reporting", REPORTING)):
-        if offered & feature:
-            names.append(name)
-    return {name: number for number, name in enumerate(names)}
 
 
 class Balloon:
@@ -187,13 +173,9 @@ class Balloon:
         """Place the queues in the driver's memory one after the other; returns their numbers, and them, by name."""
         queues: dict[str, tuple[int, SplitQueue]] = {}
         at = self._FIRST_QUEUE
-        for name, number in queue_numbers(offered).items():
+        for name, number in queue_numbers(offered, self.features, self._transport.queue_size).items():
             size = self._transport.queue_size(number)
-            if name == "free page hint":
-                continue  # the device offers it, so the queue has a number; it is not negotiated, so nothing uses it
-            if not size:
-                raise HostError(f"the device has no queue {number}, for {name}")
-            if size & (size - 1) or size > MOST_DESCRIPTORS:
+            if not size or size & (size - 1) or size > MOST_DESCRIPTORS:
                 raise HostError(f"queue {number} of the device, for {name}, cannot have {size} descriptors")
             nr_bytes = SplitQueue.nr_bytes(size)
             if at + nr_bytes > len(self._memory):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import mmap
 import struct
 
-from pagehint.virtio.balloon import FREE_PAGE_HINT, REPORTING, STATS_VQ, Balloon
+from pagehint.virtio.balloon import Balloon
 from pagehint.virtio.pci import VERSION_1, VirtioPci
+from pagehint.virtio.queue_numbers import FREE_PAGE_HINT, REPORTING, STATS_VQ
 
 ADDRESS = 1 << 20  # guest-physical, of the driver's memory
 NAMES = ("inflate", "deflate", "statistics", "free page hint", "reporting")  # in the order of their fixed numbers
