@@ -43,6 +43,7 @@ STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
 MOST_DESCRIPTORS: Final = 32768  # of a queue (section 2.7)
+_MOST_USED: Final = 4096  # of them by this driver, for its memory has an end
 
 _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
@@ -77,8 +78,7 @@ class Balloon:
     transport : Transport
         The device.
     memory : writable buffer
-        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough for queues of
-        up to 4,096.
+        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough.
     address : int
         Its guest-physical address.
     fence : callable
@@ -177,6 +177,7 @@ class Balloon:
             size = self._transport.queue_size(number)
             if not size or size & (size - 1) or size > MOST_DESCRIPTORS:
                 raise HostError(f"queue {number} of the device, for {name}, cannot have {size} descriptors")
+            size = min(size, _MOST_USED)
             nr_bytes = SplitQueue.nr_bytes(size)
             if at + nr_bytes > len(self._memory):
                 raise ValueError(f"the queues need more than {len(self._memory)} bytes")

@@ -161,8 +161,7 @@ class BalloonModel:
             self.queue_select = value
         elif COMMON + 24 <= offset < COMMON + 56:
             self.queues.setdefault(self.queue_select, {"seen": 0, "used": 0})[offset] = value
-        elif NOTIFY <= offset < NOTIFY + 0x1000:
-            assert offset - NOTIFY == value * MULTIPLIER, "another queue's doorbell"
+        elif offset - NOTIFY == value * MULTIPLIER:  # each queue has a doorbell of its own
             self.notified(value)
         elif offset == DEVICE + 4:
             self.actual = value
@@ -179,8 +178,9 @@ class BalloonModel:
 
     def notified(self, number):
         """Take every chain that the queue has, and give it back, but for the statistics, which it keeps until asked."""
-        queue = self.queues[number]
-        assert queue[28], "the queue is not enabled"
+        queue = self.queues.get(number, {})
+        if not queue.get(28):
+            return  # it is not enabled
         name = self.roles().get(number, "none")
         while self.answers and queue["seen"] != self.unpack("H", queue[40] + 2)[0]:
             head = self.unpack("H", queue[40] + 4 + 2 * (queue["seen"] % queue[24]))[0]
