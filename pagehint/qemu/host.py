@@ -210,6 +210,12 @@ class Host:
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()
+        for pfn, order, zone in blocks.tolist():
+            if not self.ram.has(pfn * PAGE_SIZE, PAGE_SIZE << order):
+                raise ValueError(
+                    f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
+                    " and not in its RAM"
+                )
         starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
         lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
         out = self._arena.pages.memory.reporting_pages * PAGE_SIZE

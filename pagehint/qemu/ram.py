@@ -63,6 +63,10 @@ class GuestRam:
         """Bytes of the guest's RAM that the host has memory for. O(1)."""
         return os.fstat(self.fd).st_blocks * 512
 
+    def has(self, address: int, nr_bytes: int) -> bool:
+        """Whether a range of guest-physical addresses is RAM, in one piece."""
+        return any(part.address <= address <= part.address + part.nr_bytes - nr_bytes for part in self.parts)
+
     def is_dropped(self, address: int, nr_bytes: int) -> bool:
         """Whether the host has no memory for a range of guest-physical addresses, that is, it is a hole of the file."""
         offset = address - HIGH + PCI_HOLE if address >= HIGH else address

@@ -12,7 +12,7 @@ import logging
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
+from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
 from pagehint.virtio.split_queue import SplitQueue
 from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import interrupted, undisturbed
@@ -33,18 +35,15 @@ if TYPE_CHECKING:
 
 DEVICE_ID: Final = 5
 
-STATS_VQ: Final = 1 << 1  # feature bits (section 5.5.3)
-FREE_PAGE_HINT: Final = 1 << 3
-PAGE_POISON: Final = 1 << 4
-REPORTING: Final = 1 << 5
+PAGE_POISON: Final = 1 << 4  # a feature bit (section 5.5.3); those that have queues are with their numbers
 
 _NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5.4)
 PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
-_CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
-_LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
+MOST_DESCRIPTORS: Final = 32768  # of a queue (section 2.7)
+_MOST_USED: Final = 4096  # of them by this driver, for its memory has an end
 
 _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
@@ -57,6 +56,8 @@ class Transport(Protocol):
 
     @property
     def status(self) -> int: ...  # noqa: D102
+    def probe(self) -> None: ...  # noqa: D102
+    def is_running(self) -> bool: ...  # noqa: D102
     def features(self) -> int: ...  # noqa: D102
     def negotiate(self, accepted: int) -> None: ...  # noqa: D102
     def queue_size(self, number: int) -> int: ...  # noqa: D102
@@ -69,37 +70,6 @@ class Transport(Protocol):
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None: ...  # noqa: D102
 
 
-def queue_numbers(offered: int) -> dict[str, int]:
-    """Return the number of each queue of a device that offers these features (section 5.5.2).
-
-    A device numbers the queues that it has one after the other. So a queue that it lacks changes the numbers after it.
-    """
-    names = ["inflate", "deflate"]
-    for name, feature in (("statistics", STATS_VQ), ("free page hint", FREE_PAGE_HINT), ("reporting", REPORTING)):
-        if offered & feature:
-            names.append(name)
-    return {name: number for number, name in enumerate(names)}
-
-
-def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut ranges, as (address, bytes), into buffers, and collect these in chains.
-
-    A chain has `most` buffers at most, and fewer than _CHAIN_BYTES bytes in all.
-    """
-    chain: list[tuple[int, int]] = []
-    total = 0
-    for address, nr_bytes in ranges:
-        for at in range(address, address + nr_bytes, _LONGEST):
-            length = min(address + nr_bytes - at, _LONGEST)
-            if len(chain) == most or total + length >= _CHAIN_BYTES:
-                yield chain
-                chain, total = [], 0
-            chain.append((at, length))
-            total += length
-    if chain:
-        yield chain
-
-
 class Balloon:
     """The driver of a memory balloon device: it tells the host what a guest's kernel would tell it.
 
@@ -108,8 +78,7 @@ class Balloon:
     transport : Transport
         The device.
     memory : writable buffer
-        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough for queues of
-        up to 4,096.
+        Part of the guest's RAM, for the queues and what is sent over them; `Balloon.NR_BYTES` are enough.
     address : int
         Its guest-physical address.
     fence : callable
@@ -133,6 +102,10 @@ class Balloon:
     May be used from any thread; one request is under way at a time. A request that fails, by time-out, by
     interrupt or by a broken device, ends with a reset, so that the device has let go of the memory when the exception
     arrives. For the same reason an interrupt waits for the end of a request: `undisturbed`.
+
+    The machine may be reset, and the device unplugged and plugged in again, in any slot. The next request then starts
+    it, and tells it how many pages are in the balloon, which keep their place. A request that is under way meanwhile
+    fails, and so do all requests as long as there is no device.
 
     The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
@@ -158,8 +131,10 @@ class Balloon:
         if pages is not None and pages.page_size != PAGE_SIZE:
             raise ValueError(f"a balloon has pages of {PAGE_SIZE} bytes, not {pages.page_size}")
         for zone in pages.zones if pages is not None else ():
-            if zone.start_pfn + zone.spanned_pages > 1 << 32:
+            if zone.start_pfn + zone.spanned_pages > MOST_PAGES:
                 raise ValueError(f"zone {zone.name} goes beyond the 2**32 pages that a balloon can name")
+        if poison is not None and not 0 <= poison < 1 << 32:
+            raise ValueError(f"a poison value has 32 bits, and {poison:#x} has not")
         self._transport = transport
         self._memory = memoryview(memory).cast("B")
         self._address = address
@@ -170,15 +145,17 @@ class Balloon:
         self._owner = Owner("a balloon and its device")
         self._lock = threading.Lock()  # never held while waiting for pages: the worker needs it to bring them back
         self._gone: str | None = None  # why the device cannot be used any more
+        self._queues: dict[str, tuple[int, SplitQueue]] = {}  # none as long as the device is not in operation
         self._inflated: list[int] = []  # PFNs
         self._statistics_out = False
         undisturbed(self._start)
 
     def _start(self) -> None:
         """Take the device from reset to operation (section 3.1.1)."""
+        self._transport.probe()
         offered = self._transport.features()
         if not offered & VERSION_1:
-            raise HostError("the device is older than virtio 1.0")
+            raise HostError(f"the device is older than virtio 1.0: it offers the features {offered:#x}")
         wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
         self.features = offered & wanted
         if self._poison is not None and not self.features & PAGE_POISON:
@@ -186,14 +163,21 @@ class Balloon:
         self._transport.negotiate(self.features)
         if self._poison is not None:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
+        queues = self._enable_queues(offered)
+        self._transport.start()
+        self._queues = queues
+        self._statistics_out = False
+        self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+
+    def _enable_queues(self, offered: int) -> dict[str, tuple[int, SplitQueue]]:
+        """Place the queues in the driver's memory one after the other; returns their numbers, and them, by name."""
         queues: dict[str, tuple[int, SplitQueue]] = {}
         at = self._FIRST_QUEUE
-        for name, number in queue_numbers(offered).items():
+        for name, number in queue_numbers(offered, self.features, self._transport.queue_size).items():
             size = self._transport.queue_size(number)
-            if name == "free page hint":
-                continue  # the device offers it, so the queue has a number; it is not negotiated, so nothing uses it
-            if not size:
-                raise HostError(f"the device has no queue {number}, for {name}")
+            if not size or size & (size - 1) or size > MOST_DESCRIPTORS:
+                raise HostError(f"queue {number} of the device, for {name}, cannot have {size} descriptors")
+            size = min(size, _MOST_USED)
             nr_bytes = SplitQueue.nr_bytes(size)
             if at + nr_bytes > len(self._memory):
                 raise ValueError(f"the queues need more than {len(self._memory)} bytes")
@@ -203,10 +187,7 @@ class Balloon:
             self._transport.enable_queue(number, queue)
             queues[name] = number, queue
             at = -(-(at + nr_bytes) // PAGE_SIZE) * PAGE_SIZE
-        self._queues = queues
-        self._transport.start()
-        self._statistics_out = False
-        self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+        return queues
 
     # -- requests
 
@@ -232,7 +213,7 @@ class Balloon:
         A chain of descriptors, with one notification and one wait, has as many ranges as the queue has descriptors, and
         less than 4 GiB in all. The device does not say what it did: that has to be found out by other means.
         """
-        if "reporting" not in self._queues:
+        if not self.features & REPORTING:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
@@ -265,8 +246,15 @@ class Balloon:
 
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
-        """Reset or fence the device after an exception, so that it has let go of the memory when that goes on."""
+        """Begin with a device in operation; reset or fence it after an exception.
+
+        So it has let go of the memory when the exception goes on. A machine may be reset, and a device unplugged and
+        plugged in, at any time. The device that is there then knows nothing, and is started.
+        """
         try:
+            if not self._queues or not self._transport.is_running():
+                self._stop()
+                self._start()
             yield
         except BaseException as error:
             fate = self._recover(error)
@@ -274,17 +262,26 @@ class Balloon:
                 raise type(error)(f"{what} failed: {error}; {fate}") from None
             raise
 
+    def _stop(self) -> None:
+        """Have the device let go of the memory, by a reset."""
+        self._queues = {}
+        self._transport.reset()
+
     def _recover(self, cause: BaseException) -> str:
-        """Reset the device, or fence it; returns in words what was done."""
+        """Reset the device and start it again, or fence it; returns in words what was done."""
         try:
-            self._transport.reset()
-            self._start()
+            self._stop()
         except BaseException as error:
             self._gone = str(cause)
             self._fence_off()
             if isinstance(error, HostError):
                 return "the host is gone"
             raise
+        try:
+            self._start()
+        except HostError as error:
+            # It has let go of the memory, so nothing is lost. The next request tries again.
+            return f"the device has been reset, and is not started: {error}"
         return "the device has been reset"
 
     def _fence_off(self) -> None:
@@ -336,8 +333,10 @@ class Balloon:
         return undisturbed(self._read_target)
 
     def _read_target(self) -> int:
-        with self._device():
-            return self._transport.read_config(_NUM_PAGES, 4)
+        with self._device(), self._request("reading the target"):
+            target = self._transport.read_config(_NUM_PAGES, 4)
+            _ = self._transport.status  # HostError if that came from no device
+            return target
 
     @property
     def actual(self) -> int:
@@ -351,6 +350,9 @@ class Balloon:
         ------
         OutOfMemoryError
             If there are not so many; nothing has changed.
+        BadPageError
+            If a zone has grown beyond PFN 2**32, and some of them are there, which no balloon can name; nothing has
+            changed.
         HostError
             If the host fails. The pages that it was given stay in the balloon, the rest is free again. An interrupt has
             the same effect.
@@ -362,10 +364,11 @@ class Balloon:
 
     def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
         try:
+            numbers = encode_pfns(pages, waiting)
             with self._device(), self._request("inflating"):
                 while len(waiting) and not interrupted():
                     most = min(len(waiting), self._SCRATCH // 4)
-                    self._send_pfns("inflate", waiting[:most])
+                    self._send_pfns("inflate", numbers[-len(waiting) :][:most])
                     self._inflated += waiting[:most].tolist()
                     waiting = waiting[most:]
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
@@ -392,7 +395,7 @@ class Balloon:
                 left = nr_pages
                 while left and not interrupted():
                     pfns = np.array(self._inflated[-min(left, self._SCRATCH // 4) :], np.uint64)
-                    self._send_pfns("deflate", pfns)
+                    self._send_pfns("deflate", encode_pfns(pages, pfns))
                     del self._inflated[-len(pfns) :]
                     pages.free_pages_bulk(pfns)
                     left -= len(pfns)
@@ -415,7 +418,7 @@ class Balloon:
         bool
             Whether it was sent. It is sent the first time, and then once each time the host has asked anew.
         """
-        if "statistics" not in self._queues:
+        if not self.features & STATS_VQ:
             raise HostError("the device does not offer statistics")
         return undisturbed(self._send_statistics, self._allocator())
 
@@ -427,10 +430,7 @@ class Balloon:
             stats = pages.stats()
             free = stats.free_pages + stats.pcp_pages
             figures = {"free": free, "available": free, "total": stats.managed_pages}
-            entries = np.array(
-                [(tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items()],
-                np.dtype([("tag", "<u2"), ("value", "<u8")]),
-            )
+            entries = encode_statistics((tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items())
             self._statistics_out = True
             self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
             queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
@@ -438,8 +438,7 @@ class Balloon:
                 self._transport.notify(number)
             return True
 
-    def _send_pfns(self, name: str, pfns: NDArray[np.uint64]) -> None:
-        numbers = pfns.astype("<u4")
+    def _send_pfns(self, name: str, numbers: NDArray[np.uint32]) -> None:
         self._memory[: numbers.nbytes] = numbers.tobytes()
         self._send(name, [(self._address, numbers.nbytes)], nr_readable=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,13 +20,24 @@ DRIVER: Final = 2
 DRIVER_OK: Final = 4
 FEATURES_OK: Final = 8
 NEEDS_RESET: Final = 64
+_RUNNING: Final = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
 
 _COMMAND: Final = 0x04  # registers of PCI configuration space
 _CAPABILITIES: Final = 0x34
 _BARS: Final = 0x10
-_DECODE_AND_MASTER_NO_INTX: Final = 0x0406
+_DECODE: Final = 0x0002  # bits of the command register: of memory
+_MASTER: Final = 0x0004
+_NO_INTX: Final = 0x0400
+
+_NR_BARS: Final = 6
+_WINDOW_END: Final = 0xFEC0_0000  # a PC's interrupt controllers are from here on
+_VENDOR_SPECIFIC: Final = 0x09  # the ID of virtio's capabilities
+_CAPABILITY, _NOTIFY_CAPABILITY = 16, 20  # bytes
+_FIRST_CAPABILITY: Final = 0x40  # they are behind the header, each at a multiple of 4
+_MOST_CAPABILITIES: Final = (256 - _FIRST_CAPABILITY) // 4
 
 _COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4  # cfg_type of the capabilities (section 4.1.4)
+_LEAST: Final = {_COMMON: 56, _NOTIFY: 2, _ISR: 1, _DEVICE: 1}  # bytes of the structures
 
 
 class Wire(Protocol):
@@ -72,6 +84,19 @@ class _Field:
     nr_bytes: int
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """Where in memory a structure of section 4.1.4 is; the multiplier is that of the notifications."""
+
+    address: int
+    nr_bytes: int
+    multiplier: int
+
+
+class _MalformedError(Exception):
+    """What is wrong with a device; or a reset of the machine came in between, and nothing is."""
+
+
 _DEVICE_FEATURE_SELECT = _Field(0, 4)
 _DEVICE_FEATURE = _Field(4, 4)
 _DRIVER_FEATURE_SELECT = _Field(8, 4)
@@ -84,6 +109,11 @@ _QUEUE_NOTIFY_OFF = _Field(30, 2)
 _QUEUE_DESC = _Field(32, 8)
 _QUEUE_DRIVER = _Field(40, 8)
 _QUEUE_DEVICE = _Field(48, 8)
+
+
+def _function_of(slot: int) -> int:
+    """Return what selects the configuration space of the first function in a slot."""
+    return 0x8000_0000 | slot << 11
 
 
 class VirtioPci:
@@ -104,32 +134,145 @@ class VirtioPci:
     ------
     HostError
         If there is no such device on the bus, or it lacks a structure of section 4.1.4.
+
+    Notes
+    -----
+    A reset of the machine takes the device's BARs away, and what is read from it then is zeros or ones. So does
+    unplugging. `is_running` and `status` tell this from what the device says, and `probe` finds it again, in any slot.
     """
 
     def __init__(self, wire: Wire, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
         self._wire = wire
         self._timeout = timeout
-        wanted = VENDOR | (DEVICE_BASE + device_id) << 16
+        self._window = window
+        self._device_id = device_id
+        self._identity = VENDOR | (DEVICE_BASE + device_id) << 16
+        self._function = _function_of(0)
+        self._placed: dict[int, int] = {}  # registers that a reset of the machine clears, and what they read as
+        self._status_set = 0  # what the driver has made the status
+        self.probe()
+
+    def probe(self) -> None:
+        """Look for the device, in all slots, and map it, unless it is where it was; it is ready for `negotiate` then.
+
+        Raises
+        ------
+        HostError
+            If it is not there, or lacks a structure of section 4.1.4.
+        """
+        if self._is_plugged() and self._is_mapped():
+            return
         for slot in range(32):
-            self._function = 0x8000_0000 | slot << 11
-            if self._config(0, 4) == wanted:
-                break
-        else:
-            raise HostError(f"no virtio device {device_id} (PCI {VENDOR:#x}:{DEVICE_BASE + device_id:#x}) on the bus")
-        bars = self._place_bars(window)
-        self._set_config(_COMMAND, 2, _DECODE_AND_MASTER_NO_INTX)
-        self._structures: dict[int, int] = {}
-        at = self._config(_CAPABILITIES, 1)
-        while at:
-            kind = self._config(at + 3, 1)
-            if self._config(at, 1) == 0x09 and kind not in self._structures and self._config(at + 4, 1) in bars:
-                self._structures[kind] = bars[self._config(at + 4, 1)] + self._config(at + 8, 4)
-                if kind == _NOTIFY:
-                    self._notify_multiplier = self._config(at + 16, 4)
-            at = self._config(at + 1, 1)
-        if not {_COMMON, _NOTIFY, _ISR, _DEVICE} <= self._structures.keys():
-            raise HostError(f"virtio device {device_id} lacks one of the structures of VIRTIO 1.2, section 4.1.4")
+            self._function = _function_of(slot)
+            if self._is_plugged():
+                if self._map():
+                    return
+                raise HostError(f"virtio device {self._device_id} was reset or unplugged while its BARs were placed")
+        name = f"{VENDOR:#x}:{DEVICE_BASE + self._device_id:#x}"
+        raise HostError(f"no virtio device {self._device_id} (PCI {name}) on the bus")
+
+    def _is_plugged(self) -> bool:
+        return self._config(0, 4) == self._identity
+
+    def _is_mapped(self) -> bool:
+        """Whether the BARs are where they were placed, and the device answers there."""
+        return bool(self._placed) and all(
+            self._config(register, 2 if register == _COMMAND else 4) == value
+            for register, value in self._placed.items()
+        )
+
+    def _map(self) -> bool:
+        """Place the device's BARs, and find its structures in them; returns whether no reset has taken them away."""
+        self._placed = {}
         self._doorbells: dict[int, int] = {}
+        bars: dict[int, int] = {}
+        malformed = None
+        self._set_config(_COMMAND, 2, _MASTER)  # nothing is decoded while BARs move
+        try:
+            sizes = self._bar_sizes()
+            bars = self._place_bars(sizes)
+            if not self._config(_COMMAND, 2) & _MASTER:
+                return False
+            self._set_config(_COMMAND, 2, _DECODE | _MASTER | _NO_INTX)
+            self._structures = self._find_structures(bars, sizes)
+        except _MalformedError as error:
+            malformed = error
+        # A reset clears these registers, and may come between any two accesses. What was read is known to be the
+        # device's when they are still as they were set.
+        placed = {_BARS + 4 * number: self._config(_BARS + 4 * number, 4) for number in bars}
+        command = self._config(_COMMAND, 2)
+        if not command & _MASTER or any(placed[_BARS + 4 * number] & ~0xF != bar for number, bar in bars.items()):
+            return False
+        if malformed is not None:
+            self._set_config(_COMMAND, 2, 0)
+            raise HostError(f"virtio device {self._device_id} {malformed}")
+        self._placed = {_COMMAND: command, **placed}
+        return True
+
+    def _bar_sizes(self) -> dict[int, int]:
+        """Return the bytes of each memory BAR, by its number."""
+        sizes = {}
+        numbers = iter(range(_NR_BARS))
+        for number in numbers:
+            register = _BARS + 4 * number
+            self._set_config(register, 4, 0xFFFF_FFFF)
+            mask = self._config(register, 4)
+            if mask and not mask & 1:
+                sizes[number] = (~(mask & ~0xF) & 0xFFFF_FFFF) + 1
+                if mask & 4:  # of 64 bits: the next one is its upper half
+                    if next(numbers, None) is None:
+                        raise _MalformedError("has a BAR of 64 bits that is the last one, without its upper half")
+                    self._set_config(register + 4, 4, 0)
+        if not sizes:
+            raise _MalformedError("has no BAR in memory")
+        return sizes
+
+    def _place_bars(self, sizes: dict[int, int]) -> dict[int, int]:
+        """Give each memory BAR an address, aligned to its size; returns them by number."""
+        placed = {}
+        window = self._window
+        for number, size in sizes.items():
+            window = -(-window // size) * size
+            if size & (size - 1) or window + size > _WINDOW_END:
+                raise _MalformedError(f"has a BAR {number} of {size:#x} bytes, for which there is no room")
+            self._set_config(_BARS + 4 * number, 4, window)
+            placed[number] = window
+            window += size
+        return placed
+
+    def _capabilities(self) -> Iterator[int]:
+        """Yield where in configuration space each capability is."""
+        at = self._config(_CAPABILITIES, 1) & ~3
+        for _ in range(_MOST_CAPABILITIES):
+            if not at:
+                return
+            if at < _FIRST_CAPABILITY:
+                raise _MalformedError(f"has a capability at {at:#x}, where none can be")
+            yield at
+            at = self._config(at + 1, 1) & ~3
+        raise _MalformedError(f"has a list of capabilities that goes on after {_MOST_CAPABILITIES}, as a ring does")
+
+    def _find_structures(self, bars: dict[int, int], sizes: dict[int, int]) -> dict[int, _Structure]:
+        """Find the structures of section 4.1.4 by their capabilities, the first of each kind; returns them by kind."""
+        found: dict[int, _Structure] = {}
+        for at in self._capabilities():
+            kind, number = self._config(at + 3, 1), self._config(at + 4, 1)
+            if self._config(at, 1) != _VENDOR_SPECIFIC or kind not in _LEAST or kind in found or number not in bars:
+                continue
+            nr_bytes = _NOTIFY_CAPABILITY if kind == _NOTIFY else _CAPABILITY
+            if at + nr_bytes > 256:
+                raise _MalformedError(f"has a capability at {at:#x} that goes beyond its configuration space")
+            offset, length = self._config(at + 8, 4), self._config(at + 12, 4)
+            if offset + length > sizes[number] or length < _LEAST[kind]:
+                raise _MalformedError(
+                    f"has a structure {kind} of {length:#x} bytes from {offset:#x}, in BAR {number} of"
+                    f" {sizes[number]:#x} bytes: it has at least {_LEAST[kind]}"
+                )
+            multiplier = self._config(at + 16, 4) if kind == _NOTIFY else 0
+            found[kind] = _Structure(bars[number] + offset, length, multiplier)
+        if found.keys() != _LEAST.keys():
+            raise _MalformedError("lacks one of the structures of VIRTIO 1.2, section 4.1.4")
+        return found
 
     def _config(self, register: int, nr_bytes: int) -> int:
         self._wire.write_port(0xCF8, 4, self._function | register & ~3)
@@ -139,36 +282,40 @@ class VirtioPci:
         self._wire.write_port(0xCF8, 4, self._function | register & ~3)
         self._wire.write_port(0xCFC + (register & 3), nr_bytes, value)
 
-    def _place_bars(self, window: int) -> dict[int, int]:
-        """Give each memory BAR an address, aligned to its size; returns them by number."""
-        placed = {}
-        number = 0
-        while number < 6:
-            register = _BARS + 4 * number
-            self._set_config(register, 4, 0xFFFF_FFFF)
-            mask = self._config(register, 4)
-            if mask and not mask & 1:
-                size = (~(mask & ~0xF) & 0xFFFF_FFFF) + 1
-                window = -(-window // size) * size
-                self._set_config(register, 4, window)
-                placed[number] = window
-                window += size
-                if mask & 4:  # of 64 bits: the next one is its upper half
-                    self._set_config(register + 4, 4, 0)
-                    number += 1
-            number += 1
-        return placed
-
     def _get(self, field: _Field) -> int:
-        return self._wire.read(self._structures[_COMMON] + field.offset, field.nr_bytes)
+        return self._wire.read(self._structures[_COMMON].address + field.offset, field.nr_bytes)
 
     def _set(self, field: _Field, value: int) -> None:
-        self._wire.write(self._structures[_COMMON] + field.offset, field.nr_bytes, value)
+        self._wire.write(self._structures[_COMMON].address + field.offset, field.nr_bytes, value)
+
+    def _set_status(self, status: int) -> None:
+        self._set(_DEVICE_STATUS, status)
+        self._status_set = status
+
+    def is_running(self) -> bool:
+        """Whether the device is in operation, as `start` left it: neither reset nor unplugged since, nor broken."""
+        return self._status_set == _RUNNING == self._get(_DEVICE_STATUS)
 
     @property
     def status(self) -> int:
-        """The device status (section 2.1)."""
-        return self._get(_DEVICE_STATUS)
+        """The device status (section 2.1): what the driver has set, and NEEDS_RESET if the device has given up.
+
+        Raises
+        ------
+        HostError
+            If it is another, which cannot be: the device has been reset or unplugged, or is broken. Nothing that was
+            read from it since means anything.
+        """
+        status = self._get(_DEVICE_STATUS)
+        if status & ~NEEDS_RESET == self._status_set:
+            return status
+        if not self._is_plugged():
+            why = "the device has been unplugged"
+        elif not status or not self._is_mapped():
+            why = "the device has been reset, and not by its driver"
+        else:
+            why = "the device is broken"
+        raise HostError(f"{why}: its status is {status:#x}, and {self._status_set:#x} was set")
 
     def features(self) -> int:
         """Return the feature bits that the device offers."""
@@ -179,18 +326,31 @@ class VirtioPci:
         return offered
 
     def reset(self) -> None:
-        """Reset the device (section 2.4). When this returns, it has let go of all memory.
+        """Reset the device (section 2.4). When this returns, it has let go of all memory, or is unplugged.
 
         Raises
         ------
         HostTimeoutError
             If the device does not confirm it in time.
         """
-        self._set(_DEVICE_STATUS, 0)
+        self._status_set = 0
         deadline = time.monotonic() + self._timeout
-        while self.status:  # it reads 0 when the reset is complete
+        while self._is_plugged():
+            if (self._is_mapped() or self._map()) and self._confirms_reset(deadline):
+                return
             if time.monotonic() > deadline:
                 raise HostTimeoutError(f"the device was not reset in {self._timeout:g} s")
+
+    def _confirms_reset(self, deadline: float) -> bool:
+        """Tell the device to reset itself, and return True when it has done so; False if it is not mapped any more."""
+        self._set_status(0)
+        while self._is_mapped():
+            # It reads 0 when the reset is complete, and may do so where no BAR is mapped.
+            if not self._get(_DEVICE_STATUS):
+                return self._is_mapped()
+            if time.monotonic() > deadline:
+                return False
+        return False
 
     def negotiate(self, accepted: int) -> None:
         """Take the device through steps 1 to 6 of section 3.1.1, and accept some of its features.
@@ -201,14 +361,16 @@ class VirtioPci:
             If it refuses that choice.
         """
         self.reset()
-        self._set(_DEVICE_STATUS, ACKNOWLEDGE)
-        self._set(_DEVICE_STATUS, ACKNOWLEDGE | DRIVER)
+        self._set_status(ACKNOWLEDGE)
+        self._set_status(ACKNOWLEDGE | DRIVER)
         for half in (0, 1):
             self._set(_DRIVER_FEATURE_SELECT, half)
             self._set(_DRIVER_FEATURE, accepted >> 32 * half & 0xFFFF_FFFF)
         self._set(_DEVICE_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        if not self.status & FEATURES_OK:
+        if self._get(_DEVICE_STATUS) == self._status_set:
             raise HostError(f"the device refused the features {accepted:#x}")
+        self._status_set |= FEATURES_OK
+        _ = self.status  # HostError if it is one that cannot be
 
     def queue_size(self, number: int) -> int:
         """Return the most descriptors that a queue can have, or 0 if there is no such queue."""
@@ -222,12 +384,21 @@ class VirtioPci:
         self._set(_QUEUE_DESC, queue.descriptor_area)
         self._set(_QUEUE_DRIVER, queue.driver_area)
         self._set(_QUEUE_DEVICE, queue.device_area)
-        self._doorbells[number] = self._structures[_NOTIFY] + self._get(_QUEUE_NOTIFY_OFF) * self._notify_multiplier
+        offset = self._get(_QUEUE_NOTIFY_OFF) * self._structures[_NOTIFY].multiplier
+        self._doorbells[number] = self._place_in(_NOTIFY, offset, 2)
         self._set(_QUEUE_ENABLE, 1)
 
     def start(self) -> None:
-        """Tell the device that the driver is ready (section 3.1.1, step 8)."""
-        self._set(_DEVICE_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        """Tell the device that the driver is ready (section 3.1.1, step 8).
+
+        Raises
+        ------
+        HostError
+            If the device has been reset or unplugged meanwhile, and knows nothing of the queues.
+        """
+        _ = self.status
+        self._set_status(_RUNNING)
+        _ = self.status
 
     def notify(self, number: int) -> None:
         """Tell the device that a queue has buffers for it (section 4.1.5.2)."""
@@ -235,12 +406,22 @@ class VirtioPci:
 
     def interrupt_status(self) -> int:
         """Read and clear the ISR status (section 4.1.4.5). The device answers when it has done what it was at."""
-        return self._wire.read(self._structures[_ISR], 1)
+        return self._wire.read(self._structures[_ISR].address, 1)
 
     def read_config(self, offset: int, nr_bytes: int) -> int:
-        """Return a field of the device's own configuration."""
-        return self._wire.read(self._structures[_DEVICE] + offset, nr_bytes)
+        """Return a field of the device's own configuration; HostError if it is not so long."""
+        return self._wire.read(self._place_in(_DEVICE, offset, nr_bytes), nr_bytes)
 
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None:
-        """Write a field of the device's own configuration."""
-        self._wire.write(self._structures[_DEVICE] + offset, nr_bytes, value)
+        """Write a field of the device's own configuration; HostError if it is not so long."""
+        self._wire.write(self._place_in(_DEVICE, offset, nr_bytes), nr_bytes, value)
+
+    def _place_in(self, kind: int, offset: int, nr_bytes: int) -> int:
+        """Return where a part of a structure is in memory; HostError if it is outside."""
+        structure = self._structures[kind]
+        if offset + nr_bytes > structure.nr_bytes:
+            raise HostError(
+                f"virtio device {self._device_id} has a structure {kind} of {structure.nr_bytes} bytes, in which"
+                f" there are no {nr_bytes} at {offset:#x}"
+            )
+        return structure.address + offset

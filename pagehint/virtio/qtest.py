@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
+import time
 
 from pagehint.errors import HostError, HostTimeoutError
 from pagehint.virtio.undisturbed import undisturbed
@@ -55,8 +57,9 @@ class Qtest:
             try:
                 self._owed += 1
                 self._connection.sendall(text.encode() + b"\n")
+                deadline = time.monotonic() + self.timeout
                 while self._owed:
-                    answer = self._line()
+                    answer = self._line(deadline)
             except TimeoutError:
                 raise HostTimeoutError(f"QEMU did not answer {text!r} in {self.timeout:g} s") from None
             except OSError as error:
@@ -66,43 +69,67 @@ class Qtest:
             raise HostError(f"QEMU refused {text!r}: {answer}")
         return rest
 
-    def _line(self) -> str:
+    def _line(self, deadline: float) -> str:
         """Return the next answer. Lines about interrupts are not answers, and are skipped."""
         while True:
             line, found, rest = self._received.partition(b"\n")
             if not found:
+                if len(line) > _LONGEST_ANSWER:
+                    raise HostError(f"QEMU began an answer of over {_LONGEST_ANSWER} bytes")
                 received = self._connection.recv(4096)
                 if not received:
                     raise ConnectionResetError("the connection is closed")
                 self._received += received
-                continue
-            self._received = rest
-            if not line.startswith(b"IRQ "):
-                self._owed -= 1
-                return line.decode(errors="replace")
+            else:
+                self._received = rest
+                if not line.startswith(b"IRQ "):
+                    self._owed -= 1
+                    return line.decode(errors="replace")
+            if time.monotonic() > deadline:  # each recv is in time where there is always more to read
+                raise TimeoutError
 
     def read(self, address: int, nr_bytes: int) -> int:
         """Return the number of 1, 2, 4 or 8 bytes at a physical address."""
-        return self._number(f"read{_WIDTHS[nr_bytes]} {address:#x}")
+        _require_place("", address, nr_bytes, _MEMORY)
+        return self._number(f"read{_WIDTHS[nr_bytes]} {address:#x}", nr_bytes)
 
     def write(self, address: int, nr_bytes: int, value: int) -> None:
         """Write a number of 1, 2, 4 or 8 bytes at a physical address."""
+        _require_place("", address, nr_bytes, _MEMORY)
+        _require_fit(address, nr_bytes, value)
         self.command(f"write{_WIDTHS[nr_bytes]} {address:#x} {value:#x}")
 
     def read_port(self, port: int, nr_bytes: int) -> int:
         """Return the number of 1, 2 or 4 bytes at an I/O port."""
-        return self._number(f"in{_WIDTHS[nr_bytes]} {port:#x}")
+        _require_place("port ", port, nr_bytes, _PORTS)
+        return self._number(f"in{_WIDTHS[nr_bytes]} {port:#x}", nr_bytes)
 
     def write_port(self, port: int, nr_bytes: int, value: int) -> None:
         """Write a number of 1, 2 or 4 bytes at an I/O port."""
+        _require_place("port ", port, nr_bytes, _PORTS)
+        _require_fit(port, nr_bytes, value)
         self.command(f"out{_WIDTHS[nr_bytes]} {port:#x} {value:#x}")
 
-    def _number(self, text: str) -> int:
+    def _number(self, text: str, nr_bytes: int) -> int:
         answer = self.command(text)
-        try:
-            return int(answer, 16)
-        except ValueError:
-            raise HostError(f"QEMU answered {text!r} with {answer!r}, which is no number") from None
+        if _NUMBER.fullmatch(answer) and (number := int(answer, 16)) < 1 << 8 * nr_bytes:
+            return number
+        raise HostError(f"QEMU answered {text!r} with {answer!r}, which is no number of {nr_bytes} bytes")
 
 
 _WIDTHS = {1: "b", 2: "w", 4: "l", 8: "q"}
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+")
+_LONGEST_ANSWER = 1 << 16
+_MEMORY, _PORTS = 1 << 64, 1 << 16  # bytes of the address spaces
+
+
+def _require_place(space: str, at: int, nr_bytes: int, end: int) -> None:
+    """Raise ValueError if so many bytes are not in an address space, whose end the machine would go around."""
+    if not 0 <= at <= end - nr_bytes:
+        raise ValueError(f"there are no {nr_bytes} bytes at {space}{at:#x}")
+
+
+def _require_fit(at: int, nr_bytes: int, value: int) -> None:
+    """Raise ValueError if a number has more bytes, of which the machine would take the lower ones."""
+    if not 0 <= value < 1 << 8 * nr_bytes:
+        raise ValueError(f"{value:#x} does not fit into {nr_bytes} bytes, at {at:#x}")

@@ -4,13 +4,14 @@
 
 It is compiled for its memory barriers, which Python does not have.
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport UINT64_MAX, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 import sys
 
-from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, fence, load16, store16
+from pagehint.sync.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, fence, load16, load32, store16
 
 cdef enum:
     NEXT = 1                    # flags of a descriptor (section 2.7.5)
@@ -71,7 +72,9 @@ cdef class SplitQueue:
     cdef uint16_t *used                         # flags, idx, ring of Used, avail_event
     cdef uint16_t *links                        # for each descriptor the next one, in the free list or in its chain
     cdef uint16_t *lengths                      # of each chain, by its first descriptor; 0 if the device does not have it
+    cdef uint64_t *writable                     # of each chain, by its first descriptor: bytes that the device may write
     cdef readonly int nr_free
+    cdef int nr_chains                          # that the device has
     cdef uint16_t first_free
     cdef uint16_t made_available                # as available.idx is, or will be
     cdef uint16_t notified_at                   # its value when `must_notify` was last asked
@@ -91,9 +94,12 @@ cdef class SplitQueue:
         base = <char *> &there[0]
         if address & 15 or <size_t> base & 15:
             raise ValueError(f"a queue's address must be a multiple of 16, not {address:#x}")
+        if address > UINT64_MAX - <uint64_t> self.nr_bytes(size):
+            raise ValueError(f"a queue of {size} at {address:#x} goes beyond the address space")
         self.links = <uint16_t *> calloc(size, 2)
         self.lengths = <uint16_t *> calloc(size, 2)
-        if self.links == NULL or self.lengths == NULL:
+        self.writable = <uint64_t *> calloc(size, 8)
+        if self.links == NULL or self.lengths == NULL or self.writable == NULL:
             raise MemoryError("no memory for a queue")
         memset(base, 0, self.nr_bytes(size))
         self.size = self.nr_free = size
@@ -111,6 +117,7 @@ cdef class SplitQueue:
     def __dealloc__(self):
         free(self.links)
         free(self.lengths)
+        free(self.writable)
 
     @staticmethod
     def nr_bytes(int size):
@@ -150,26 +157,37 @@ cdef class SplitQueue:
         ------
         ValueError
             If there are no buffers, more than free descriptors, or not as many addresses as lengths.
+        OverflowError
+            If an address has over 64 bits, or a length over 32.
+        TypeError
+            If one is no whole number.
 
         Notes
         -----
         O(buffers).
         """
         cdef int n = len(addresses), i
+        cdef uint64_t writable = 0
+        cdef uint32_t length
         cdef uint16_t head = self.first_free, at = head
         if len(lengths) != n or not 0 <= nr_readable <= n:
             raise ValueError(f"{n} addresses, {len(lengths)} lengths, {nr_readable} to read")
         if not 0 < n <= self.nr_free:
             raise ValueError(f"a chain of {n} buffers in a queue with {self.nr_free} free descriptors of {self.size}")
         for i in range(n):
-            self.descriptors[at].address = addresses[i]
-            self.descriptors[at].length = lengths[i]
+            # A number with a fraction is refused, not cut.
+            self.descriptors[at].address = PyNumber_Index(addresses[i])
+            length = PyNumber_Index(lengths[i])
+            self.descriptors[at].length = length
+            writable += 0 if i < nr_readable else length
             self.descriptors[at].flags = (NEXT if i < n - 1 else 0) | (0 if i < nr_readable else WRITE)
             self.descriptors[at].next = self.links[at] if i < n - 1 else 0
             at = self.links[at]
         self.first_free = at
         self.nr_free -= n
         self.lengths[head] = n
+        self.writable[head] = writable
+        self.nr_chains += 1
         self.available[2 + (self.made_available & (self.size - 1))] = head
         self.made_available += 1
         # A device that sees the index sees the ring's entry and the descriptors, too (section 2.7.13.3.1).
@@ -200,18 +218,27 @@ cdef class SplitQueue:
         Raises
         ------
         ValueError
-            If the device gives back what it did not have. It must be reset then, as its state is not known any more.
+            If the device gives back what it did not have, or says to have written more than there is room for. Nothing
+            has changed then, and the device must be reset, as its state is not known any more.
         """
         cdef Used *entry
-        cdef uint32_t head
+        cdef uint32_t head, written
         cdef int n, _i
-        cdef uint16_t at
-        if load16(&self.used[1], ACQUIRE) == self.seen_used:
+        cdef uint16_t at, nr_used = load16(&self.used[1], ACQUIRE) - self.seen_used
+        if nr_used == 0:
             return None
+        if nr_used > self.nr_chains:
+            raise ValueError(f"the device gave back {nr_used} chains, and had {self.nr_chains}")
+        # Read once: the device may change what has been checked.
         entry = <Used *> &self.used[2] + (self.seen_used & (self.size - 1))
-        head = entry.id
+        head = load32(&entry.id, RELAXED)
+        written = load32(&entry.length, RELAXED)
         if head >= <uint32_t>self.size or self.lengths[head] == 0:
             raise ValueError(f"the device gave back descriptor {head}, which it did not have")
+        if written > self.writable[head]:
+            raise ValueError(
+                f"the device says {written} bytes written to descriptor {head}, whose buffers have {self.writable[head]}"
+            )
         n = self.lengths[head]
         self.lengths[head] = 0
         at = head
@@ -220,9 +247,10 @@ cdef class SplitQueue:
         self.links[at] = self.first_free
         self.first_free = head
         self.nr_free += n
+        self.nr_chains -= 1
         self.seen_used += 1
         self.suppress_interrupts()
-        return head, entry.length
+        return head, written
 
     def __repr__(self):
         return f"<SplitQueue of {self.size} at {self.descriptor_area:#x}: {self.nr_free} descriptors free>"

@@ -16,7 +16,6 @@ from waiting import wait_for
 
 import pagehint as ph
 from pagehint.qemu.ram import FREE
-from pagehint.virtio.balloon import queue_numbers
 
 pytestmark = without_qemu
 host = pytest.fixture(small_host)
@@ -113,7 +112,7 @@ def test_an_interrupted_report_is_not_with_the_host_any_more(host, monkeypatch):
         pfn = FREE // 4096
         with pytest.raises(KeyboardInterrupt):
             host.balloon.report([pfn * 4096], [240 * MIB])
-    transport.notify(queue_numbers(host.balloon.features)["reporting"])
+    transport.notify(host.balloon._queues["reporting"][0])
     host.qmp("query-status")
     assert is_whole(array)
     host.balloon.report([FREE], [240 * MIB])

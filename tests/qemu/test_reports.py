@@ -246,3 +246,12 @@ def test_reports_of_another_allocators_blocks_are_refused(host):
     with pytest.raises(ValueError, match="the driver's own memory"):
         host.balloon.report([0], [4 * MIB])
     assert is_whole(array)
+
+
+def test_a_block_outside_the_guests_ram_is_named(host):
+    out = ph.PageAllocator([ph.ZoneSpec("Normal", 256 * 256, 512)], pcp=False)
+    with out.hinting(host.callbacks(1), workqueue="manual", delay=None):
+        out.flush_hinting()
+        assert out.stats().pages_reported == 0
+        assert "PFN 0x10000, order 9, of zone 0: a block of another allocator" in str(out.last_error)
+    assert host.discards.calls == 0

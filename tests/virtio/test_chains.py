@@ -1,11 +1,11 @@
-"""How the balloon's driver cuts ranges into chains of descriptors, and numbers its queues."""
+"""How the balloon's driver cuts ranges into chains of descriptors."""
 
 from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pagehint.virtio.balloon import REPORTING, STATS_VQ, chains, queue_numbers
+from pagehint.virtio.encoding import chains
 
 
 @given(
@@ -28,11 +28,3 @@ def test_chains_are_what_was_asked_for_and_none_is_too_long(ranges, most):
             assert at == address
             address, nr_bytes = address + length, nr_bytes - length
     assert not pieces
-
-
-def test_queues_are_numbered_by_what_the_device_has():
-    hint = 1 << 3
-    assert queue_numbers(STATS_VQ | REPORTING) == {"inflate": 0, "deflate": 1, "statistics": 2, "reporting": 3}
-    assert queue_numbers(REPORTING) == {"inflate": 0, "deflate": 1, "reporting": 2}
-    assert queue_numbers(STATS_VQ | hint | REPORTING)["reporting"] == 4
-    assert queue_numbers(0) == {"inflate": 0, "deflate": 1}

@@ -1,0 +1,62 @@
+"""What a balloon's driver sends, as the device reads it. What does not fit is refused here, where it is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagehint._core import PageAllocator
+from pagehint.errors import BadPageError
+
+MOST_PAGES: Final = 1 << 32  # PFNs on the queues, and page counts, have 32 bits (sections 5.5.4 and 5.5.6)
+
+_CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
+_LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
+
+
+def encode_pfns(pages: PageAllocator, pfns: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Return PFNs of single pages as numbers of 32 bits, little-endian (section 5.5.6).
+
+    A zone may have grown by hotplug since the balloon was made, so it is not enough to check its end then.
+
+    Raises
+    ------
+    BadPageError
+        If one has more bits: without them it would name another page, which the host would drop.
+    """
+    beyond = pfns[pfns >= MOST_PAGES]
+    if len(beyond):
+        pfn = int(beyond[0])
+        zone = next(zone for zone in pages.zones if zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages)
+        raise BadPageError(
+            f"PFN {pfn:#x}, order 0, of zone {zone.name}: a balloon cannot name it, since its PFNs have 32 bits;"
+            " nothing was sent"
+        )
+    return pfns.astype("<u4")
+
+
+def encode_statistics(figures: Iterable[tuple[int, int]]) -> NDArray[Any]:
+    """Return statistics, as (tag, value), as the device reads them (section 5.5.6.3)."""
+    return np.array(list(figures), np.dtype([("tag", "<u2"), ("value", "<u8")]))
+
+
+def chains(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut ranges, as (address, bytes), into buffers, and collect these in chains.
+
+    A chain has `most` buffers at most, and fewer than _CHAIN_BYTES bytes in all.
+    """
+    chain: list[tuple[int, int]] = []
+    total = 0
+    for address, nr_bytes in ranges:
+        for at in range(address, address + nr_bytes, _LONGEST):
+            length = min(address + nr_bytes - at, _LONGEST)
+            if len(chain) == most or total + length >= _CHAIN_BYTES:
+                yield chain
+                chain, total = [], 0
+            chain.append((at, length))
+            total += length
+    if chain:
+        yield chain
