@@ -335,14 +335,18 @@ def test_no_batch_goes_out_while_an_allocation_counts_on_it():
     pages = real([low, high])
     for pfn in range(end - 8192, end, 2048):
         pages.alloc_pages_at(pfn, 10)  # so that High has pages but no run; to look through its hole takes a while
+    began = time.monotonic()
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages_exact(2049)
+    a_while = time.monotonic() - began  # much longer in a build that counts lines
     out, wanted, served = threading.Event(), threading.Event(), threading.Event()
 
     def hint_pages(blocks):
         if not out.is_set():
             out.set()
-            assert wanted.wait(60)
+            assert wanted.wait(200)
         else:
-            assert served.wait(60)
+            assert served.wait(200)
 
     pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 1), threshold=1, delay=None, max_report_order=9)
     assert out.wait(60)
@@ -358,12 +362,12 @@ def test_no_batch_goes_out_while_an_allocation_counts_on_it():
 
     threads = [threading.Thread(target=allocate), threading.Thread(target=pages.disable_hinting)]
     threads[0].start()
-    time.sleep(1)  # it has failed, and waits for the batch
+    time.sleep(1 + 3 * a_while)  # it has failed, and waits for the batch
     wanted.set()
     time.sleep(0.02)  # it tries again, High first; the worker waits for it, and is told to stop
     threads[1].start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert got == [0]
     pages.verify()
 
