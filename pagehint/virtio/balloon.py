@@ -105,7 +105,8 @@ class Balloon:
 
     The machine may be reset, and the device unplugged and plugged in again, in any slot. The next request then starts
     it, and tells it how many pages are in the balloon, which keep their place. A request that is under way meanwhile
-    fails, and so do all requests as long as there is no device.
+    fails, and so do all requests as long as there is no device. Pages in the balloon of a device that does not come
+    back are free after `forget`.
 
     The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
@@ -166,8 +167,8 @@ class Balloon:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
         queues = self._enable_queues(offered)
         self._transport.start()
-        self._queues = queues
         self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+        self._queues = queues
         if "statistics" in queues:
             self._put_statistics()
 
@@ -232,6 +233,8 @@ class Balloon:
 
     def _report(self, ranges: list[tuple[int, int]]) -> None:
         with self._device(), self._request("a report"):
+            if "reporting" not in self._queues:
+                raise HostError("the device that was plugged in does not offer free page reporting")
             for chain in chains(ranges, self._queues["reporting"][1].size):
                 if interrupted():
                     return
@@ -283,8 +286,8 @@ class Balloon:
         try:
             self._start()
         except HostError as error:
-            # It has let go of the memory, so nothing is lost. The next request tries again.
-            return f"the device has been reset, and is not started: {error}"
+            # Nothing is lost. The next request tries again.
+            return f"the device has let go of the memory, and is not started: {error}"
         return "the device has been reset"
 
     def _fence_off(self) -> None:
@@ -484,7 +487,10 @@ class Balloon:
         return self._pages
 
     def forget(self) -> None:
-        """Free the pages in the balloon without telling the host, which has gone; refuse all requests from now on."""
+        """Free the pages in the balloon without telling the host; refuse all requests from now on.
+
+        For a host that has gone, or a device that has been unplugged for good.
+        """
         undisturbed(self._forget)
 
     def _forget(self) -> None:
