@@ -6,7 +6,8 @@ import atexit
 import os
 import threading
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -16,7 +17,7 @@ import numpy as np
 from pagehint._core import PageHintingCallbacks
 from pagehint.errors import HostError
 from pagehint.qemu.guest_arena import GuestArena
-from pagehint.qemu.process import Discards, QemuProcess, find_qemu
+from pagehint.qemu.process import Discards, QemuProcess, find_qemu, require_options
 from pagehint.qemu.ram import DRIVER, PAGE_SIZE, GuestRam
 from pagehint.sizes import format_size, parse_size
 from pagehint.virtio.balloon import DEVICE_ID, POISON, Balloon
@@ -78,6 +79,9 @@ class Host:
         every report, so `callbacks` refuses.
     timeout : float, default 10.0
         Seconds until QEMU counts as hung.
+    options : sequence of str, default ()
+        More options for QEMU's command line, after those that it is given here, such as
+        ``["-device", "virtio-rng-pci"]``.
 
     Attributes
     ----------
@@ -109,12 +113,14 @@ class Host:
         reporting: bool = True,
         poison: bool = False,
         timeout: float = 10.0,
+        options: Sequence[str] = (),
     ) -> None:
         try:
             import_module("qemu.qmp")
         except ImportError:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
         require_timeout(timeout)
+        self._options = require_options(options)
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
         self.ram = GuestRam(parse_size(memory))
@@ -133,7 +139,7 @@ class Host:
         """Start QEMU, and its balloon."""
         from pagehint.qemu.monitor import Monitor
 
-        process = QemuProcess(self._binary, self.ram, self._reporting)
+        process = QemuProcess(self._binary, self.ram, self._reporting, self._options)
         monitor = None
         try:
             qtest = Qtest(process.qtest, self._timeout)
@@ -148,10 +154,12 @@ class Host:
                 timeout=self._timeout,
             )
         except BaseException as error:
-            ended = isinstance(error, HostError) and process.is_ending()
+            why = process.last_words if isinstance(error, HostError) else ""
             _end(process, monitor)
-            if ended and process.said:
-                raise HostError(f"QEMU did not start: {process.said}") from None
+            if why:
+                raise HostError(f"QEMU did not start: {why}") from None
+            if isinstance(error, HostError) and process.said:
+                raise type(error)(f"{error}; QEMU said: {process.said}") from None
             raise
         self._process, self._monitor = process, monitor
         self._finalizer = weakref.finalize(self, _end_soon, process, monitor)
@@ -225,7 +233,8 @@ class Host:
             )
         # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
-        self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
+        with self._last_words():
+            self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
         return np.array(
             [
                 self.ram.is_dropped(start, nr_bytes)
@@ -272,12 +281,25 @@ class Host:
             If QEMU has gone, or refuses it.
         """
         self._require_open()
-        return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
+        with self._last_words():
+            return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 
     def events(self) -> list[dict[str, Any]]:
         """Return the monitor's events since last asked, oldest first."""
         self._require_open()
-        return self._monitor.events()
+        with self._last_words():
+            return self._monitor.events()
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Add to a HostError what QEMU said, if it said anything and has ended."""
+        process = self._process
+        try:
+            yield
+        except HostError as error:
+            if process.said and process.last_words:
+                raise type(error)(f"{error}; it said: {process.last_words}") from None
+            raise
 
     # -- its life
 

@@ -60,7 +60,9 @@ def firmware() -> int:
     return fd
 
 
-def qemu_command(binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int]) -> list[str]:
+def qemu_command(
+    binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
+) -> list[str]:
     """Return the command line of QEMU, whose memory, firmware and two connections are these file descriptors.
 
     Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
@@ -77,8 +79,23 @@ def qemu_command(binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int]
         "-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest", "-qtest-log", "none",
         "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control",
         "-trace", "ram_block_discard_range",
+        *options,
     ]  # fmt: skip
     return ending_with_us(command)
+
+
+def require_options(options: Sequence[str]) -> list[str]:
+    """Return options of a command line; TypeError or ValueError if they can be none."""
+    if isinstance(options, str) or not all(isinstance(option, str) for option in options):
+        raise TypeError(f"options are a list of strings, one for each word, not {options!r}")
+    for option in options:
+        try:
+            usable = b"\0" not in os.fsencode(option)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise ValueError(f"{option!r} of the options cannot be a word of a command line")
+    return list(options)
 
 
 def ending_with_us(command: list[str]) -> list[str]:
@@ -105,6 +122,8 @@ class QemuProcess:
         Its memory.
     reporting : bool
         Whether the balloon offers free page reporting.
+    options : sequence of str, default ()
+        More words for its command line.
 
     Attributes
     ----------
@@ -112,13 +131,13 @@ class QemuProcess:
         Connected to it, until `close_sockets`.
     """
 
-    def __init__(self, binary: str, ram: GuestRam, reporting: bool) -> None:
+    def __init__(self, binary: str, ram: GuestRam, reporting: bool, options: Sequence[str] = ()) -> None:
         self.qtest, qtest = socket.socketpair()
         self.qmp, qmp = socket.socketpair()
         image = firmware()
         # Not 0 to 2, even if those are closed here: they are QEMU's standard input, output and error.
         self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
-        command = qemu_command(binary, ram.nr_bytes, reporting, self._fds)
+        command = qemu_command(binary, ram.nr_bytes, reporting, self._fds, options)
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
         self._started = threading.Event()
@@ -177,10 +196,28 @@ class QemuProcess:
         return self._process.poll() is None if self.owned else Path(f"/proc/{self.pid}").exists()
 
     def is_ending(self) -> bool:
-        """Whether it has ended, or does now: its sockets close a moment before the kernel says so."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_WORDS)
+        """Whether it has ended, or does now: its sockets close before the kernel says so, which may take long."""
+        if self._hangs_up(_LAST_WORDS):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END)
         return not self.running
+
+    def _hangs_up(self, seconds: float) -> bool:
+        """Whether the other end of its connection closes in time."""
+        if self.qtest.fileno() < 0:
+            return True
+        ended = select.poll()
+        ended.register(self.qtest, 0)  # POLLHUP is always asked for
+        return any(event & select.POLLHUP for _, event in ended.poll(seconds * 1000))
+
+    @property
+    def last_words(self) -> str:
+        """Why it has ended, or does now, in its own words if there are any; else how. Nothing if it goes on."""
+        if not self.is_ending():
+            return ""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_LAST_WORDS)  # not for ever: another process may have its standard error open
+        return self.said or f"it ended with status {self._process.returncode}, and said nothing"
 
     @property
     def discards(self) -> Discards:
@@ -217,12 +254,9 @@ class QemuProcess:
             return
         self.send_kill()
         self._process.wait()
-        if self.qtest.fileno() >= 0:
-            # A process that has the other end may have the RAM, too: QEMU, if the one that was started is a wrapper.
-            ended = select.poll()
-            ended.register(self.qtest, select.POLLHUP)
-            if not any(event & select.POLLHUP for _, event in ended.poll(_END * 1000)):
-                raise HostError(f"process {self.pid} has ended, and QEMU, which it had started, has not")
+        # A process that has the other end may have the RAM, too: QEMU, if the one that was started is a wrapper.
+        if not self._hangs_up(_END):
+            raise HostError(f"process {self.pid} has ended, and QEMU, which it had started, has not")
         if threading.current_thread() is not self._thread:
             self._thread.join(_LAST_WORDS)  # not for ever: a child forked meanwhile may have the pipe open
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.errors import HostError, HostTimeoutError
+from pagehint.errors import HostError, HostTimeoutError, OutOfMemoryError
 from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
@@ -105,7 +105,8 @@ class Balloon:
 
     The machine may be reset, and the device unplugged and plugged in again, in any slot. The next request then starts
     it, and tells it how many pages are in the balloon, which keep their place. A request that is under way meanwhile
-    fails, and so do all requests as long as there is no device.
+    fails, and so do all requests as long as there is no device. Pages in the balloon of a device that does not come
+    back are free after `forget`.
 
     The device belongs to the process that made this. A forked child, which shares the guest's memory, is refused.
     """
@@ -147,7 +148,6 @@ class Balloon:
         self._gone: str | None = None  # why the device cannot be used any more
         self._queues: dict[str, tuple[int, SplitQueue]] = {}  # none as long as the device is not in operation
         self._inflated: list[int] = []  # PFNs
-        self._statistics_out = False
         undisturbed(self._start)
 
     def _start(self) -> None:
@@ -156,7 +156,9 @@ class Balloon:
         offered = self._transport.features()
         if not offered & VERSION_1:
             raise HostError(f"the device is older than virtio 1.0: it offers the features {offered:#x}")
-        wanted = VERSION_1 | EVENT_IDX | STATS_VQ | REPORTING | (PAGE_POISON if self._poison is not None else 0)
+        wanted = VERSION_1 | EVENT_IDX | REPORTING
+        wanted |= STATS_VQ if self._pages is not None else 0
+        wanted |= PAGE_POISON if self._poison is not None else 0
         self.features = offered & wanted
         if self._poison is not None and not self.features & PAGE_POISON:
             raise HostError("the device does not offer page poison")
@@ -165,9 +167,10 @@ class Balloon:
             self._transport.write_config(_POISON_VAL, 4, self._poison)
         queues = self._enable_queues(offered)
         self._transport.start()
-        self._queues = queues
-        self._statistics_out = False
         self._transport.write_config(_ACTUAL, 4, len(self._inflated))
+        self._queues = queues
+        if "statistics" in queues:
+            self._put_statistics()
 
     def _enable_queues(self, offered: int) -> dict[str, tuple[int, SplitQueue]]:
         """Place the queues in the driver's memory one after the other; returns their numbers, and them, by name."""
@@ -230,6 +233,8 @@ class Balloon:
 
     def _report(self, ranges: list[tuple[int, int]]) -> None:
         with self._device(), self._request("a report"):
+            if "reporting" not in self._queues:
+                raise HostError("the device that was plugged in does not offer free page reporting")
             for chain in chains(ranges, self._queues["reporting"][1].size):
                 if interrupted():
                     return
@@ -245,17 +250,18 @@ class Balloon:
             yield
 
     @contextmanager
-    def _request(self, what: str) -> Iterator[None]:
+    def _request(self, what: str) -> Iterator[bool]:
         """Begin with a device in operation; reset or fence it after an exception.
 
         So it has let go of the memory when the exception goes on. A machine may be reset, and a device unplugged and
-        plugged in, at any time. The device that is there then knows nothing, and is started.
+        plugged in, at any time. The device that is there then knows nothing, and is started. A host that has asked for
+        statistics is answered first; gives whether it was.
         """
         try:
             if not self._queues or not self._transport.is_running():
                 self._stop()
                 self._start()
-            yield
+            yield self._answer_statistics()
         except BaseException as error:
             fate = self._recover(error)
             if isinstance(error, HostError):
@@ -280,8 +286,8 @@ class Balloon:
         try:
             self._start()
         except HostError as error:
-            # It has let go of the memory, so nothing is lost. The next request tries again.
-            return f"the device has been reset, and is not started: {error}"
+            # Nothing is lost. The next request tries again.
+            return f"the device has let go of the memory, and is not started: {error}"
         return "the device has been reset"
 
     def _fence_off(self) -> None:
@@ -402,13 +408,37 @@ class Balloon:
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
 
     def follow(self) -> int:
-        """Inflate or deflate to the host's target; returns by how many pages the balloon has grown. One thread only."""
-        change = self.target - self.actual
+        """Inflate or deflate to the host's target, as far as there are free pages. One thread only.
+
+        Returns
+        -------
+        int
+            By how many pages the balloon has grown.
+
+        Notes
+        -----
+        If the host wants more than is free, the balloon takes what is. The rest is for the next call to try.
+        """
+        before = self.actual
+        change = self.target - before
         if change > 0:
-            self.inflate(change)
+            self._inflate_up_to(change)
         elif change < 0:
             self.deflate(-change)
-        return change
+        return self.actual - before
+
+    def _inflate_up_to(self, nr_pages: int) -> None:
+        """Inflate by so many pages, or by as many as there are."""
+        stats = self._allocator().stats()
+        # Watermarks may keep some of these, and other threads may take them: then fewer are tried for.
+        step = min(nr_pages, stats.free_pages + stats.pcp_pages + stats.reporting_pages)
+        while step and nr_pages:
+            step = min(step, nr_pages)
+            try:
+                self.inflate(step)
+                nr_pages -= step
+            except OutOfMemoryError:
+                step //= 2
 
     def send_statistics(self) -> bool:
         """Send how much memory is free and in all, if the host waits for it (section 5.5.6.3).
@@ -416,27 +446,36 @@ class Balloon:
         Returns
         -------
         bool
-            Whether it was sent. It is sent the first time, and then once each time the host has asked anew.
+            Whether it was sent. A device gets it when it is started, and then once each time that its host has asked
+            anew: by this, or by any other request.
         """
+        self._allocator()
         if not self.features & STATS_VQ:
             raise HostError("the device does not offer statistics")
-        return undisturbed(self._send_statistics, self._allocator())
+        return undisturbed(self._send_statistics)
 
-    def _send_statistics(self, pages: PageAllocator) -> bool:
-        with self._device(), self._request("sending statistics"):
-            number, queue = self._queues["statistics"]
-            if self._statistics_out and self._take(queue) is None:
-                return False
-            stats = pages.stats()
-            free = stats.free_pages + stats.pcp_pages
-            figures = {"free": free, "available": free, "total": stats.managed_pages}
-            entries = encode_statistics((tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items())
-            self._statistics_out = True
-            self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
-            queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
-            if queue.must_notify():
-                self._transport.notify(number)
-            return True
+    def _send_statistics(self) -> bool:
+        with self._device(), self._request("sending statistics") as answered:
+            return answered
+
+    def _answer_statistics(self) -> bool:
+        """Send the statistics if the device has given those before back, by which its host asks; returns whether."""
+        if "statistics" not in self._queues or self._take(self._queues["statistics"][1]) is None:
+            return False
+        self._put_statistics()
+        return True
+
+    def _put_statistics(self) -> None:
+        """Give the statistics to the device, which keeps them until its host asks for new ones."""
+        number, queue = self._queues["statistics"]
+        stats = self._allocator().stats()
+        free = stats.free_pages + stats.pcp_pages
+        figures = {"free": free, "available": free, "total": stats.managed_pages}
+        entries = encode_statistics((tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items())
+        self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
+        queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
+        if queue.must_notify():
+            self._transport.notify(number)
 
     def _send_pfns(self, name: str, numbers: NDArray[np.uint32]) -> None:
         self._memory[: numbers.nbytes] = numbers.tobytes()
@@ -448,7 +487,10 @@ class Balloon:
         return self._pages
 
     def forget(self) -> None:
-        """Free the pages in the balloon without telling the host, which has gone; refuse all requests from now on."""
+        """Free the pages in the balloon without telling the host; refuse all requests from now on.
+
+        For a host that has gone, or a device that has been unplugged for good.
+        """
         undisturbed(self._forget)
 
     def _forget(self) -> None:

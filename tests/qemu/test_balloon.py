@@ -53,6 +53,18 @@ def test_a_balloon_cannot_take_more_than_there_is_nor_give_more_than_it_has(host
     assert host.arena().pages.stats().free_pages == free
 
 
+def test_a_target_over_what_is_free_is_followed_as_far_as_can_be(host):
+    kept = filled(host.arena(), 40 * MIB)
+    host.qmp("balloon", value=1 * MIB)
+    assert host.balloon.target == 255 * 256
+    assert host.balloon.follow() == (254 - 40) * 256
+    assert host.qmp("query-balloon") == {"actual": 42 * MIB}
+    assert is_whole(kept)
+    del kept
+    assert host.balloon.follow() == 40 * 256
+    host.balloon.deflate(host.balloon.actual)
+
+
 def test_a_balloon_whose_host_dies_keeps_count(host):
     pages = host.arena().pages
     host.balloon.inflate(3000)
@@ -69,8 +81,7 @@ def test_statistics_go_to_the_host_when_it_asks(host):
     def sent():
         return host.qmp("qom-get", path="/machine/peripheral/balloon", property="guest-stats")["stats"]
 
-    assert host.balloon.send_statistics()
-    wait_for(lambda: sent()["stat-total-memory"] == 254 * MIB, "the figures")
+    wait_for(lambda: sent()["stat-total-memory"] == 254 * MIB, "the figures, without a request")
     assert not host.balloon.send_statistics(), "it has not asked anew"
     kept = filled(host.arena(), 54 * MIB)
     host.qmp("qom-set", path="/machine/peripheral/balloon", property="guest-stats-polling-interval", value=1)
@@ -135,7 +146,7 @@ def test_the_balloon_of_before_a_restart_is_of_no_use(host):
             call()
     assert is_whole(array)
     assert host.arena().pages.stats().allocated_pages == 40 * 256
-    assert host.balloon.send_statistics()
+    assert not host.balloon.send_statistics(), "the new one has them from its start"
 
 
 @pytest.mark.parametrize(("address", "nr_bytes"), [(-4096, 4096), (FREE, 0), (FREE, -1), ((1 << 64) - 4096, 8192)])

@@ -242,3 +242,75 @@ def test_standard_files_that_are_closed_do_not_matter():
     """
     done = subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(code)], timeout=60, check=False)
     assert done.returncode == 7
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "say(); os.closerange(3, 4096); time.sleep(1.3); os._exit(1)",
+        "os.closerange(3, 4096); time.sleep(1.3); say(); os._exit(1)",
+        "say(); os.closerange(3, 4096); os.abort()",
+        "say(); os.closerange(3, 4096); os.fork() or time.sleep(30); os._exit(1)",  # a child has its standard error
+    ],
+)
+def test_why_qemu_did_not_start_was_lost_when_it_took_its_time_to_end(tmp_path, steps):
+    """Its connections closed, "Failed to establish session: EOFError", and it had not ended a second later."""
+    fake = tmp_path / "qemu"
+    fake.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\n"
+        f"def say(): print('qemu: -nonsense: invalid option', file=sys.stderr, flush=True)\n{steps}\n"
+    )
+    fake.chmod(0o755)
+    with pytest.raises(ph.HostError, match="QEMU did not start: qemu: -nonsense: invalid option"):
+        ph.qemu.Host("64MiB", qemu=fake)
+
+
+def test_qemu_that_ends_without_a_word_says_how(tmp_path):
+    fake = tmp_path / "qemu"
+    fake.write_text("#!/bin/sh\nexit 3\n")
+    fake.chmod(0o755)
+    with pytest.raises(ph.HostError, match="QEMU did not start: it ended with status 3, and said nothing"):
+        ph.qemu.Host("64MiB", qemu=fake)
+
+
+def test_options_of_ones_own_are_qemus_and_what_it_does_not_like_it_says():
+    for _ in range(5):
+        with pytest.raises(ph.HostError, match=r"QEMU did not start: .*-device nosuchdevice: .*not a valid device"):
+            ph.qemu.Host("64MiB", options=["-device", "nosuchdevice"])
+    with ph.qemu.Host("64MiB", options=["-device", "virtio-rng-pci,id=mine", "-name", "two"]) as host:
+        for _ in range(2):
+            assert host.qmp("qom-list", path="/machine/peripheral/mine")
+            host.balloon.report([4 * MIB], [2 * MIB])
+            host.restart()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [("-S", TypeError), ([1], TypeError), (["a\0b"], ValueError), (["\ud800"], ValueError)]
+)
+def test_options_that_are_none_are_refused(options, error):
+    before = open_files()
+    with pytest.raises(error, match="options"):
+        ph.qemu.Host("64MiB", options=options)
+    assert open_files() == before
+
+
+def test_what_qemu_said_as_it_went_is_in_the_error(tmp_path):
+    wrapper = tmp_path / "qemu"
+    wrapper.write_text('#!/bin/sh\nqemu-system-x86_64 "$@"\necho "qemu: assertion failed" >&2\n')
+    wrapper.chmod(0o755)
+    with ph.qemu.Host("64MiB", qemu=wrapper) as host:
+        host.qmp("quit")
+        wait_for(lambda: not host.running, "its end")
+        with pytest.raises(ph.HostError, match=r"QEMU has gone: .*it said: qemu: assertion failed"):
+            host.qmp("query-status")
+        with host.arena().hinting(delay=None, workqueue="manual"):
+            host.arena().pages.flush_hinting()
+            assert "it said: qemu: assertion failed" in str(host.arena().pages.last_error)
+
+
+def test_what_a_qemu_said_that_does_not_answer_is_in_the_error(tmp_path):
+    fake = tmp_path / "qemu"
+    fake.write_text("#!/bin/sh\necho qemu: waiting for Godot >&2\nexec sleep 30\n")
+    fake.chmod(0o755)
+    with pytest.raises(ph.HostTimeoutError, match=r"did not answer .*; QEMU said: qemu: waiting for Godot"):
+        ph.qemu.Host("64MiB", qemu=fake, timeout=0.5)
