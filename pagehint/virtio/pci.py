@@ -203,6 +203,8 @@ class VirtioPci:
         command = self._config(_COMMAND, 2)
         if not command & _MASTER or any(placed[_BARS + 4 * number] & ~0xF != bar for number, bar in bars.items()):
             return False
+        if malformed is not None and not self._is_plugged():
+            return False
         if malformed is not None:
             self._set_config(_COMMAND, 2, 0)
             raise HostError(f"virtio device {self._device_id} {malformed}")
@@ -334,23 +336,15 @@ class VirtioPci:
             If the device does not confirm it in time.
         """
         self._status_set = 0
+        # Where the registers do not stay as they are set, the machine is reset, or the device is unplugged: either ends
+        # what the device does with the memory, however often it comes.
+        if not self._is_plugged() or not (self._is_mapped() or self._map()):
+            return
+        self._set_status(0)
         deadline = time.monotonic() + self._timeout
-        while self._is_plugged():
-            if (self._is_mapped() or self._map()) and self._confirms_reset(deadline):
-                return
+        while self._is_mapped() and self._get(_DEVICE_STATUS):  # it reads 0 when the reset is complete
             if time.monotonic() > deadline:
                 raise HostTimeoutError(f"the device was not reset in {self._timeout:g} s")
-
-    def _confirms_reset(self, deadline: float) -> bool:
-        """Tell the device to reset itself, and return True when it has done so; False if it is not mapped any more."""
-        self._set_status(0)
-        while self._is_mapped():
-            # It reads 0 when the reset is complete, and may do so where no BAR is mapped.
-            if not self._get(_DEVICE_STATUS):
-                return self._is_mapped()
-            if time.monotonic() > deadline:
-                return False
-        return False
 
     def negotiate(self, accepted: int) -> None:
         """Take the device through steps 1 to 6 of section 3.1.1, and accept some of its features.

@@ -79,7 +79,7 @@ def test_resets_at_any_moment_of_reports_and_inflating_tear_nothing(host):
     stop = threading.Event()
 
     def resetting():
-        while not stop.wait(0.005):
+        while not stop.wait(0.01):
             host.qmp("system_reset")
 
     thread = threading.Thread(target=resetting)
@@ -87,7 +87,7 @@ def test_resets_at_any_moment_of_reports_and_inflating_tear_nothing(host):
     failed = 0
     try:
         with arena.hinting(delay=None, workqueue="manual"):
-            for turn in range(60):
+            for turn in range(25):
                 filled(arena, 20 * MIB, turn)
                 arena.pages.flush_hinting()
                 for request, count in ((host.balloon.inflate, 3000), (host.balloon.deflate, 1000)):

@@ -176,6 +176,25 @@ def test_a_device_that_is_plugged_in_with_fewer_features_says_what_it_cannot(mod
     assert (pages.stats().allocated_pages, model.fenced) == (0, 0)
 
 
+def test_resets_that_come_faster_than_a_start_were_the_end_of_the_host(model, pages):
+    balloon = driven(model, pages=pages)
+    balloon.inflate(10)
+    real = model.write_port
+
+    def write_port(port, nr_bytes, value):
+        real(port, nr_bytes, value)
+        if port == 0xCFC and model.selected & 0xFC == 0x10:
+            model.system_reset()
+
+    model.system_reset()
+    model.write_port = write_port
+    with pytest.raises(ph.HostError, match="was reset or unplugged while its BARs were placed"):
+        balloon.report([0], [4096])
+    del model.write_port
+    assert (model.fenced, balloon.actual) == (0, 10)
+    balloon.report([0], [4096])
+
+
 @pytest.mark.parametrize("status", [0xFF, 0x7F, 0x8F, 0x0B, 0x1F, 0x00])
 def test_a_status_that_cannot_be_is_an_error(model, status):
     transport = VirtioPci(model, 5)
