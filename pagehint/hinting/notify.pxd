@@ -21,7 +21,7 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     cdef bint queued
     cdef int64_t look_at
     z.notify_at = INT64_MAX
-    store_i32(&h.at_gate, False, RELAXED)       # if it is what the zone waited for; else the next pass finds it closed
+    store_i32(&h.at_gate, False, RELAXED)       # if the gate is not open, the next pass finds that out
     queue_over_limit(z)
     if h.count >= h.threshold:
         queue_zone(h)

@@ -71,7 +71,7 @@ cdef inline void watch_broken_by(PageZone *z, hook_fn broken, int order) noexcep
 
 
 cdef inline int *watched_from(PageZone *z) noexcept nogil:
-    """From which order on the watcher is told of frees: for who adds pages that it is not to be told of."""
+    """From which order on the watcher is told of frees; an arena that grows sets it aside, as its new pages get no hints."""
     return &z.freed_from if z.extents == NULL else &z.extents.freed_from
 
 

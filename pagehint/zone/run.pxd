@@ -52,7 +52,7 @@ cdef inline uint64_t first_not_free(const PageZone *z, uint64_t page, uint64_t e
 cdef inline bint goes_by_leaf(const PageZone *z, uint64_t n) noexcept nogil:
     """Whether so many pages of one leaf are taken and freed at once, in one step of bit arithmetic, and not by blocks.
 
-    The watcher is told of a page of it only, so that must do for any granule that it is in.
+    The watcher is told of one page of it, which names its granule, as no granule is smaller than a leaf.
     """
     return n < LEAF_PAGES and z.min_order >= LEAF_SHIFT and z.max_leaf_order == LEAF_SHIFT
 
