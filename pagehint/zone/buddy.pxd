@@ -163,7 +163,7 @@ cdef inline int buddy_free(PageZone *z, uint64_t page, int order) noexcept nogil
 
 cdef inline int buddy_free_cold(PageZone *z, uint64_t page, int order) noexcept nogil:
     """As `buddy_free`, of a block that the host has dropped: what it becomes is taken last among those of its order."""
-    cdef int merged, mt
+    cdef int merged, mt, listed
     cdef uint64_t i
     if order >= LEAF_SHIFT:
         add64(&z.free_pages, <uint64_t>1 << order)
@@ -171,8 +171,9 @@ cdef inline int buddy_free_cold(PageZone *z, uint64_t page, int order) noexcept 
     merged = leaf_free(z, page, order)
     i = (page >> merged << merged) >> LEAF_SHIFT
     mt = type_of(z, i)
-    list_del(z, i, mt, merged if merged >= LEAF_SHIFT else z.kinds[i] - SPLIT)
-    list_add_last(z, i, mt, merged if merged >= LEAF_SHIFT else z.kinds[i] - SPLIT)
+    listed = merged if merged >= LEAF_SHIFT else z.kinds[i] - SPLIT
+    list_del(z, i, mt, listed)
+    list_add_last(z, i, mt, listed)
     return merged
 
 
