@@ -16,7 +16,7 @@ from libc.string cimport memset
 from pagehint.hinting.age cimport Ripe, age_change, has_ages, set_ages
 from pagehint.hinting.batch cimport Batch, batch_grow, isolate_batch, next_ripe, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.hinting.gate cimport gate_is_open
+from pagehint.hinting.gate cimport gate_is_open, zone_batch
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
 from pagehint.hinting.limit cimport Limit, must_yield, zone_excess
@@ -489,7 +489,7 @@ cdef class HintingEngine:
         began = monotonic_ns()
         open[0] = gate_is_open(z, self.queue, most)
         if open[0]:
-            n = self.isolate(z, cursor, most, ripe)
+            n = self.isolate(z, cursor, zone_batch(z, most), ripe)
         note_hold(hints_of(z), began)
         end_round(z)
         if n:

@@ -137,8 +137,12 @@ class OracleAllocator(OracleMemory):
     def _threshold(self) -> int:
         return self._limit or self._most
 
+    def _batch(self, zone: OracleZone) -> int:
+        """Blocks that are out at once: in a small zone no more granules than an eighth of its memory."""
+        return min(self._most, max(zone.managed_pages // 8 >> self.min_order, 1))
+
     def _gate(self, zone: OracleZone) -> int:
-        return zone.watermarks.low + (self._most << self.min_order)
+        return zone.watermarks.low + (self._batch(zone) << self.min_order)
 
     def enable_hinting(
         self,
@@ -292,7 +296,7 @@ class OracleAllocator(OracleMemory):
             if not self._passes_gate(zone):
                 return False, failed
             batch: list[tuple[int, int]] = []
-            while len(batch) < self._most:
+            while len(batch) < self._batch(zone):
                 granules = sorted(self._ripe(zone, ripe))
                 ahead = [g for g in granules if g >= cursor and not zone.isolate[g << self.min_order]]
                 if not ahead:

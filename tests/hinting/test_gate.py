@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from allocators import real
 
 import pagehint as ph
@@ -57,3 +58,28 @@ def test_a_smaller_batch_opens_the_gate(few_host):
     assert pages.run_pending() == 1
     assert pages.stats().hints_pending == 0
     pages.disable_hinting()
+
+
+@pytest.mark.parametrize(
+    ("memory", "options"),
+    [
+        ([ph.ZoneSpec("Normal", 1 << 20, 28 << 8)], {}),  # what Host("3100MiB") has above 4 GiB
+        ([ph.ZoneSpec("DMA", 1, 4095)], {"watermarks": "linux"}),
+        ("4GiB", {"page_size": 65536, "max_page_order": 13}),  # granules of 256 MiB
+        ("2MiB", {}),
+    ],
+)
+def test_a_zone_smaller_than_its_gate_never_reported(make, host, memory, options):
+    """In a small zone a batch has fewer blocks, at least one, so that the gate can open."""
+    pages = make(memory, **options)
+    zone = pages.zones[0]
+    with pages.hinting(host.callbacks, workqueue="manual"):
+        pages.flush_hinting()
+    granule = 1 << pages.min_order
+    whole = zone.spanned_pages // granule - (zone.start_pfn % granule != 0)
+    most = max(zone.managed_pages // 8 // granule, 1)
+    reported = sum(1 << order for _, order in host.blocks)
+    assert max(map(len, host.batches)) <= most
+    assert whole * granule - reported <= zone.watermarks.low + most * granule - granule
+    assert reported
+    pages.verify()
