@@ -12,7 +12,7 @@ import pagehint as ph
 
 @pytest.mark.parametrize("most", [1, 3, 16, 60])
 def test_never_more_than_max_pages_are_out(make, most):
-    pages = make("256MiB")
+    pages = make("1GiB")
     host = RecordingHost(most)
     out = []
     host.answer = lambda blocks: out.append((len(blocks), pages.stats().reporting_pages))

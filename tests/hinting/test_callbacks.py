@@ -14,7 +14,7 @@ import pagehint as ph
 
 
 def test_wrong_answers_are_failures(few_host):
-    pages = real("16MiB")
+    pages = real("32MiB")
     pages.enable_hinting(few_host.callbacks, workqueue="manual")
     for answer, kind in (
         ([True], TypeError),
@@ -49,7 +49,7 @@ def test_cleanup_runs_after_every_successful_prepare(make, few_host):
     pages.enable_hinting(few_host.callbacks, workqueue="manual")
     few_host.answer = RuntimeError("broken")
     pages.flush_hinting()
-    assert few_host.calls == ["prepare", "hint_pages", "hint_pages", "cleanup"]
+    assert few_host.calls == ["prepare", "hint_pages", "hint_pages", "hint_pages", "hint_pages", "cleanup"]
     few_host.take()
     few_host.prepare_answer = -5
     pages.flush_hinting()
@@ -57,7 +57,7 @@ def test_cleanup_runs_after_every_successful_prepare(make, few_host):
     few_host.take()
     few_host.prepare_answer = few_host.answer = None
     pages.flush_hinting()
-    assert few_host.calls == ["prepare", "hint_pages", "hint_pages", "cleanup"]
+    assert few_host.calls == ["prepare", "hint_pages", "hint_pages", "hint_pages", "hint_pages", "cleanup"]
     few_host.take()
     pages.flush_hinting()
     assert few_host.calls == []  # nothing to report, nobody called
@@ -97,7 +97,8 @@ def test_from_inside_a_callback_nothing_waits_for_itself(workqueue):
             except ph.HintingActiveError as error:
                 errors.append(error)
 
-    with pages.hinting(ph.PageHintingCallbacks(hint_pages, 16), workqueue=workqueue):
+    with pages.hinting(ph.PageHintingCallbacks(hint_pages, 16), workqueue=workqueue, mark_free=False):
+        pages.free_pages(pages.alloc_pages(9), 9)
         pages.flush_hinting()
     assert len(errors) == (4 if workqueue == "manual" else 3)
     assert pages.last_error is None

@@ -79,7 +79,9 @@ def test_reporting_thread_does_not_wait_on_itself(few_host):
 @pytest.mark.parametrize("call", ["alloc_pages", "alloc_pages_bulk", "alloc_pages_exact", "alloc_pages_at", "offline"])
 def test_no_false_out_of_memory_while_blocks_are_out(call):
     """Whoever needs memory that is out for reporting waits for it."""
-    pages = real("128MiB")
+    pages = real("512MiB")  # an eighth of it in granules is 32 blocks; all but these are in use
+    for pfn in range(32768, 131072, 1024):
+        pages.alloc_pages_at(pfn, 10)
     reporting, go_on = threading.Event(), threading.Event()
 
     def hint_pages(blocks):

@@ -232,7 +232,7 @@ def test_split_losing_the_other_half(few_host):
 
 def test_refused_isolation_eating_the_hint(host):
     """Under the watermark gate nothing is isolated and no hint is lost; when memory is back, all is reported."""
-    pages = real("64MiB", watermarks=(0, 1024, 2048))
+    pages = real("64MiB", watermarks=(0, 4096, 8192))
     taken = pages.alloc_pages_bulk(24, 9)
     pages.enable_hinting(host.callbacks, workqueue="manual")
     hinted = bits(pages)
@@ -250,7 +250,7 @@ def test_refused_isolation_eating_the_hint(host):
 
 def test_refused_isolation_is_tried_again_when_the_gate_opens(host):
     """Memory that is freed and hints nothing, being parts of granules, is enough of a wake-up."""
-    pages = real("64MiB", watermarks=(0, 1024, 2048))
+    pages = real("64MiB", watermarks=(0, 4096, 8192))
     halves = pages.alloc_pages_bulk(48, 8)
     pages.enable_hinting(host.callbacks, workqueue="manual", threshold=8, delay=None)
     hinted = bits(pages)

@@ -13,7 +13,7 @@ def test_a_zone_under_the_gate_wakes_when_hotplug_lowers_its_watermarks(host):
     specs = [ph.ZoneSpec("DMA", 0, 32768), ph.ZoneSpec("Normal", 32768, 32768)]
     pages = real(specs, watermarks="linux")
     dma = pages.zones[0]
-    gate = dma.watermarks.low + (16 << 9)
+    gate = dma.watermarks.low + (8 << 9)
     pages.alloc_pages_at(0, 10)
     for pfn in range(1, (32768 - gate) // 1024):
         pages.alloc_pages_at(pfn * 1024, 10)
@@ -22,7 +22,7 @@ def test_a_zone_under_the_gate_wakes_when_hotplug_lowers_its_watermarks(host):
         pages.run_pending()
         assert all(pfn >= 32768 for pfn, _ in host.take())
         pages.online(65536, 32768)
-        assert dma.free_pages >= dma.watermarks.low + (16 << 9)
+        assert dma.free_pages >= dma.watermarks.low + (8 << 9)
         pages.run_pending()
         assert any(pfn < 32768 for pfn, _ in host.take())
 
@@ -48,7 +48,7 @@ def test_every_free_queueing_a_run_under_the_gate(few_host):
 
 def test_a_smaller_batch_opens_the_gate(few_host):
     """The gate moves with `max_pages`, also for a zone that waits at it."""
-    pages = real("64MiB")
+    pages = real("64MiB", watermarks=(0, 16384 - 1024, 16384 - 1024))
     few_host.answer = True
     pages.enable_hinting(few_host.callbacks, workqueue="manual", delay=None, threshold=1)
     pages.max_pages = 100

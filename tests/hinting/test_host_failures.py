@@ -161,7 +161,7 @@ def test_a_host_that_blocks_for_long_holds_up_nobody_who_does_not_need_its_block
     with pages.hinting(host.callbacks, delay=None, threshold=1):
         assert begun.wait(60)
         out = pages.stats().reporting_pages
-        assert out == 2048
+        assert out == 1024  # one block, in a zone so small
         for _ in range(100):
             pages.free_pages(pages.alloc_pages(9), 9)
         pages.verify()

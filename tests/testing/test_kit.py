@@ -103,7 +103,7 @@ def test_an_assertion_in_a_callback_is_no_failed_report(workqueue):
 @pytest.mark.parametrize("workqueue", ["manual", "thread"])
 def test_a_wrong_answer_of_the_users_is_no_failed_report(workqueue):
     callbacks = ph.PageHintingCallbacks(lambda blocks: [True] * 3)
-    with pytest.raises(AssertionError, match=r"returned \[True, True, True\] for 2 blocks"):
+    with pytest.raises(AssertionError, match=r"returned \[True, True, True\] for 1 blocks"):
         run_operations(LAYOUTS["one zone"], [ON], lambda checker: callbacks, workqueue=workqueue)
 
 
