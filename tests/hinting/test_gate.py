@@ -18,7 +18,7 @@ def test_a_zone_under_the_gate_wakes_when_hotplug_lowers_its_watermarks(host):
     for pfn in range(1, (32768 - gate) // 1024):
         pages.alloc_pages_at(pfn * 1024, 10)
     pages.alloc_pages_bulk(dma.free_pages - gate + 1, zone="DMA")
-    with pages.hinting(host.callbacks, workqueue="manual", delay=None):
+    with pages.hinting(host.callbacks, workqueue="manual", threshold=8, delay=None):
         pages.run_pending()
         assert all(pfn >= 32768 for pfn, _ in host.take())
         pages.online(65536, 32768)
