@@ -85,7 +85,8 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @property
     def gate_is_open(self):
-        return (~self.used).sum() >= self.pages.max_pages * GRANULE
+        batch = min(self.pages.max_pages, max(self.pages.zones[0].managed_pages // 8 // GRANULE, 1))
+        return (~self.used).sum() >= batch * GRANULE
 
     def over_the_limit(self):
         """Pages, by what is in use or warm."""

@@ -6,7 +6,7 @@ import pytest
 from processes import run_code
 
 
-@pytest.mark.parametrize("call", ["pages.flush_hinting()", "pages.disable_hinting()", "pages.alloc_pages(10)"])
+@pytest.mark.parametrize("call", ["pages.flush_hinting()", "pages.disable_hinting()", "more_than_is_not_out()"])
 def test_ctrl_c_ends_a_wait(call):
     code = f"""
         import threading
@@ -16,6 +16,9 @@ def test_ctrl_c_ends_a_wait(call):
         def hint_pages(blocks):
             begun.set()
             go_on.wait()
+        def more_than_is_not_out():
+            for _ in range(16):
+                pages.alloc_pages(10)
         pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 16), delay=0.0)
         begun.wait()
         print("ready", flush=True)
