@@ -106,7 +106,7 @@ def test_offline_holding_the_hotplug_lock_while_it_waits_for_a_batch():
     code = """
         import threading, time
         import pagehint as ph
-        pages = ph.PageAllocator("256MiB", pcp=False)
+        pages = ph.PageAllocator("1GiB", pcp=False)
         begun, waiting = threading.Event(), threading.Event()
         def hint_pages(blocks):
             begun.set()
