@@ -4,6 +4,7 @@ Begin with `events.py`, which says what a row is, and `table.py`. Uses `pagehint
 """
 
 from pagehint.traces.events import EVENT_DTYPE, NO_CPU, NO_ORDER, NO_PFN, NO_PID, NO_TYPE, Event, Flag
+from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations
 from pagehint.traces.table import Reading, Trace
 
 __all__ = [
@@ -13,8 +14,13 @@ __all__ = [
     "NO_PFN",
     "NO_PID",
     "NO_TYPE",
+    "OPERATION_DTYPE",
+    "Contradiction",
     "Event",
     "Flag",
+    "Operation",
+    "OperationFlag",
+    "Operations",
     "Reading",
     "Trace",
 ]
