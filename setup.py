@@ -28,6 +28,9 @@ MODULES = {
     "allocator.fork": False,
     "allocator.refusal": False,
     "hinting.callbacks": False,
+    "policies.simulation": True,
+    "policies.scoring": True,
+    "traces.find_intervals": True,
     "virtio.undisturbed": False,
     "available_memory": False,
 }
