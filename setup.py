@@ -21,6 +21,7 @@ MODULES = {
     "arena.mapping": True,
     "hinting.engine": True,
     "numpy.handler": True,
+    "traces.derive": True,
     "allocator.memory": False,
     "arena.heap": False,
     "virtio.split_queue": False,
