@@ -23,6 +23,8 @@ MODULES = {
     "numpy.handler": True,
     "traces.derive": True,
     "allocator.memory": False,
+    "traces.text": True,
+    "traces.trace_cmd": True,
     "arena.heap": False,
     "virtio.split_queue": False,
     "hinting.report": True,
