@@ -21,7 +21,7 @@ MODULES = {
     "arena.mapping": True,
     "hinting.engine": True,
     "numpy.handler": True,
-    "traces.derive": True,
+    "traces.views.derive": True,
     "allocator.memory": False,
     "traces.text": True,
     "traces.trace_cmd": True,

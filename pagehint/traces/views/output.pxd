@@ -4,7 +4,7 @@ from libc.stdlib cimport realloc
 
 from pagehint.traces.events cimport NO_TYPE
 from pagehint.traces.operations cimport OperationRow
-from pagehint.traces.places cimport Places, place_of
+from pagehint.traces.views.places cimport Places, place_of
 
 cdef struct Output:
     OperationRow *rows

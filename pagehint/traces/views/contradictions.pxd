@@ -27,6 +27,7 @@ cdef struct Example:
 
 cdef struct Contradictions:
     uint64_t counts[NR_CAUSES]
+    uint64_t nr_at_start        # of pages that had not moved since the start
     Example examples[NR_CAUSES][MOST_EXAMPLES]
 
 

@@ -7,7 +7,7 @@ keeps what was added so, since it had happened earlier.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from pagehint.traces.contradictions cimport (CAUSE_ALLOC_FREE, CAUSE_ALLOC_IN_USE, CAUSE_FREE_FREE, CAUSE_FREE_TWICE,
+from pagehint.traces.views.contradictions cimport (CAUSE_ALLOC_FREE, CAUSE_ALLOC_IN_USE, CAUSE_FREE_FREE, CAUSE_FREE_TWICE,
                                              CAUSE_GIVE_FREE, CAUSE_GIVE_IN_USE, CAUSE_ISOLATE_NOT_FREE,
                                              CAUSE_NOT_A_BLOCK, CAUSE_ORDER_MISMATCH, CAUSE_OUTSIDE,
                                              CAUSE_PUTBACK_NOT_OUT, CAUSE_RESERVED, CAUSE_TAKE_NOT_FREE,
@@ -15,8 +15,8 @@ from pagehint.traces.contradictions cimport (CAUSE_ALLOC_FREE, CAUSE_ALLOC_IN_US
 from pagehint.traces.events cimport NO_TYPE, EventRow
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_PUTBACK, OPERATION_SET_TYPE,
                                          OPERATION_TAKE)
-from pagehint.traces.output cimport Output, emit, emit_parts
-from pagehint.traces.places cimport (FREE, HOLE, LISTED, MOST_ORDER, NO_BLOCK_TYPE, PAGEBLOCK_ORDER, REPORTING, RESERVED,
+from pagehint.traces.views.output cimport Output, emit, emit_parts
+from pagehint.traces.views.places cimport (FREE, HOLE, LISTED, MOST_ORDER, NO_BLOCK_TYPE, PAGEBLOCK_ORDER, REPORTING, RESERVED,
                                      TARGET, UNKNOWN, USED, Places, first_in, is_one_block, latest_row, pages_in,
                                      place_of, places_in, set_block)
 
@@ -37,6 +37,7 @@ cdef struct Derivation:
     Output out
     Output late                 # what happened unseen: `row` is when it can have happened first, `time` the row at the latest
     Contradictions found
+    int pageblock_order
     uint64_t nr_captured        # blocks that compaction handed to the task that it ran for
     uint64_t nr_isolated        # blocks that free page reporting isolated
     uint64_t nr_isolated_wrong  # those that were not wholly free here
@@ -56,7 +57,9 @@ cdef inline bint is_block(Derivation *d, uint32_t row, uint64_t pfn, int order) 
 
 cdef inline void accuse(Derivation *d, int cause, uint32_t row, uint64_t pfn, int order, uint32_t set) noexcept nogil:
     """Count a contradiction, by the first page whose place is one of these."""
-    contradict(&d.found, cause, row, first_in(&d.places, pfn, set), order)
+    cdef uint64_t page = first_in(&d.places, pfn, set)
+    d.found.nr_at_start += d.places.since[page] == 0
+    contradict(&d.found, cause, row, page, order)
 
 
 cdef inline void keep_late(Derivation *d, int op, uint32_t row, uint64_t pfn, int order, int place) noexcept nogil:
@@ -219,7 +222,7 @@ cdef inline void compare_report(Derivation *d, uint64_t pfn, int order) noexcept
 
 cdef inline void set_types(Derivation *d, uint32_t row, uint64_t pfn, int order, int migratetype) noexcept nogil:
     """The pageblocks of a block get a migratetype. What they have already is no operation."""
-    cdef int whole = max(order, <int>PAGEBLOCK_ORDER)
+    cdef int whole = max(order, d.pageblock_order)
     cdef uint64_t first = pfn >> whole << whole, block
     cdef bint changes = False
     for block in range(first >> PAGEBLOCK_ORDER, (first >> PAGEBLOCK_ORDER) + (<uint64_t>1 << (whole - PAGEBLOCK_ORDER))):
@@ -233,13 +236,13 @@ cdef inline void isolate_types(Derivation *d, uint32_t row, uint64_t pfn, int or
     """Linux makes pageblocks movable of which at least half is isolated, if they are unmovable or reclaimable."""
     cdef uint64_t page = pfn
     cdef int migratetype
-    if order < PAGEBLOCK_ORDER - 1:
+    if order < d.pageblock_order - 1:
         return
     while page < pfn + (<uint64_t>1 << order):
         migratetype = d.places.types[page >> PAGEBLOCK_ORDER]
         if migratetype == 0 or migratetype == 2:
-            set_types(d, row, page, PAGEBLOCK_ORDER, 1)
-        page += 1 << PAGEBLOCK_ORDER
+            set_types(d, row, page, d.pageblock_order, 1)
+        page += <uint64_t>1 << d.pageblock_order
 
 
 # ---- what users have, alone: as if there were no lists of the CPUs

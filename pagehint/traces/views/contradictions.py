@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 
 class Cause(IntEnum):
@@ -66,19 +65,3 @@ LABELS = {
 
 MOST_EXAMPLES = 5
 """How many contradictions of each cause are kept."""
-
-
-class Contradiction(NamedTuple):
-    """An event that says what the events before it exclude."""
-
-    row: int
-    """Its index in the recording's events."""
-    time: int
-    """Nanoseconds, by the clock of the recording."""
-    pfn: int
-    """The first page of its block that contradicts."""
-    order: int
-    """Of its block."""
-
-    def __str__(self) -> str:
-        return f"row {self.row}, {self.time / 1e9:.6f} s, PFN {self.pfn:#x}, order {self.order}"

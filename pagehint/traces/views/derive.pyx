@@ -10,17 +10,17 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from pagehint.traces.contradictions cimport (CAUSE_ISOLATE_HALF, MOST_EXAMPLES, NR_CAUSES, Contradictions, contradict)
+from pagehint.traces.views.contradictions cimport (CAUSE_ISOLATE_HALF, MOST_EXAMPLES, NR_CAUSES, Contradictions, contradict)
 from pagehint.traces.events cimport (EVENT_ALLOC, EVENT_BULK_ALLOC, EVENT_EXTFRAG, EVENT_FREE, EVENT_FREE_DIRECT,
                                      EVENT_ISOLATE, EVENT_ISOLATE_RET, EVENT_LOST, EVENT_MARK, EVENT_MOVE_BLOCK,
                                      EVENT_PCPU_DRAIN, EVENT_PUTBACK, EVENT_REPORT_CALL, EVENT_REPORT_CALL_END,
                                      EVENT_ZONE_LOCKED, FLAG_BY_REPORTING, FLAG_CHANGE_OWNERSHIP, NO_ORDER, NO_TYPE, EventRow)
-from pagehint.traces.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back, set_types,
+from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back, set_types,
                                     take, user_alloc, user_free)
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_LOST, OPERATION_MARK,
                                          OPERATION_PUTBACK, OPERATION_REPORTED, OPERATION_TAKE, OperationRow)
-from pagehint.traces.output cimport Output, emit
-from pagehint.traces.places cimport FREE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, TARGET, Places, place_of, set_block
+from pagehint.traces.views.output cimport Output, emit
+from pagehint.traces.views.places cimport FREE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, TARGET, Places, place_of, set_block
 
 from pagehint.traces.operations import OPERATION_DTYPE
 
@@ -71,9 +71,9 @@ cdef void set_roles(Reading *r) noexcept nogil:
         r.roles[<int>EVENT_MOVE_BLOCK] = RETYPES
 
 
-cdef inline bint goes_past_the_lists(int order) noexcept nogil:
-    """Whether a free of this order always goes to the free lists: the CPUs have lists of orders 0 to 3 and 9 alone."""
-    return 3 < order != PAGEBLOCK_ORDER
+cdef inline bint goes_past_the_lists(const Derivation *d, int order) noexcept nogil:
+    """Whether a free of this order always goes to the free lists: the CPUs have lists of 0 to 3 and huge pages alone."""
+    return 3 < order != d.pageblock_order
 
 
 cdef void find_removals(const Reading *r, uint32_t nr_rows, uint32_t *after, uint8_t *removals) noexcept nogil:
@@ -99,7 +99,7 @@ cdef void free_event(Reading *r, uint32_t row, const EventRow *event, Cpu *cpu) 
     """A free; and what always follows it with some orders."""
     free(&r.derivation, row, event.pfn, event.order)
     cpu.given = UINT64_MAX
-    if goes_past_the_lists(event.order):
+    if goes_past_the_lists(&r.derivation, event.order):
         give(&r.derivation, row, event.pfn, event.order, NO_TYPE)
         cpu.given, cpu.given_order = event.pfn, event.order
 
@@ -203,7 +203,7 @@ cdef inline void one_event(Reading *r, uint32_t row) noexcept nogil:
         report(r, row, event, &r.cpus[event.cpu])
     elif role == RETYPES:       # in Linux 6.12 it sets the type; in 6.1, which does not tell the old one, pages move alone
         if event.fallback_migratetype != NO_TYPE and event.pfn < r.derivation.places.nr_pages:
-            set_types(&r.derivation, row, event.pfn, PAGEBLOCK_ORDER, event.migratetype)
+            set_types(&r.derivation, row, event.pfn, r.derivation.pageblock_order, event.migratetype)
     elif role == NOTED:
         emit(&r.derivation.out, row, OPERATION_MARK if event.event == EVENT_MARK else OPERATION_LOST,
              <uint64_t>max(event.value, 0), NO_ORDER, NO_TYPE, 0)
@@ -256,7 +256,7 @@ cdef object examples_of(const Contradictions *found):
             for cause in range(NR_CAUSES)]
 
 
-def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::1] types,
+def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::1] types, int pageblock_order,
            const OperationRow[::1] corrections):
     """Lead a recording's events to operations.
 
@@ -269,7 +269,9 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
     places : array of uint8, shape (pages,)
         Where each page lies at the start; afterwards, where it lies at the end. A multiple of 8192 pages.
     types : array of uint8, shape (pages / 512,)
-        The migratetype of each pageblock, likewise; 255 if it is not known.
+        The migratetype of each 512 pages, likewise; 255 if it is not known.
+    pageblock_order : int
+        Of the kernel, 9 to 13. Its huge pages are as large.
     corrections : array of `OPERATION_DTYPE`, shape (corrections,)
         What happened besides, by ascending row: takes and gives of single pages, before the event of this row.
 
@@ -280,6 +282,8 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
         it can have been, ``time`` the last.
     found : list
         By cause, how many contradictions, and the first of them as (row, pfn, order).
+    nr_at_start : int
+        Contradictions of pages that lay where they did at the start.
     since : array of uint32, shape (pages,)
         The row after that which brought the page to its place; 0 if it was there at the start.
     figures : tuple of int
@@ -304,10 +308,10 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
     cdef uint32_t[::1] since_view = since, after_view = after
     cdef uint8_t[::1] removals_view = removals
     cdef const OperationRow *first_correction = &corrections[0] if corrections.shape[0] else NULL
-    r.view = view
+    r.view, r.derivation.pageblock_order = view, pageblock_order
     set_roles(&r)
     if nr_rows == 0 or places.shape[0] == 0:
-        return rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), since, (0, 0, 0, 0)
+        return rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), 0, since, (0, 0, 0, 0)
     r.derivation.places = Places(places.shape[0], &places[0], &since_view[0], &types[0])
     r.events, r.removals = &events[0], &removals_view[0]
     r.cpus = <Cpu *>calloc(nr_cpus, sizeof(Cpu))
@@ -320,7 +324,8 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
             find_removals(&r, nr_rows, &after_view[0], &removals_view[0])
             all_events(&r, nr_rows, first_correction, corrections.shape[0])
             unended(&r, nr_cpus)
-        return (rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), since,
+        return (rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found),
+                r.derivation.found.nr_at_start, since,
                 (r.derivation.nr_captured, r.derivation.nr_isolated, r.derivation.nr_isolated_wrong,
                  r.derivation.nr_wrong_pages))
     finally:
