@@ -1,0 +1,274 @@
+"""A recording as policies need it: what happened, and the state in which it began, in arrays that can be mapped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagehint.errors import BadPageError, PageHintError
+from pagehint.traces.intervals import OPEN, Intervals, check_order, granule_intervals, packed
+from pagehint.traces.operations import OPERATION_DTYPE, Operation, Operations
+
+ZONE_DTYPE = np.dtype(
+    [
+        ("start", "<u8"),  # PFN of its first page
+        ("end", "<u8"),  # one more than that of its last
+        ("managed", "<u8"),  # pages
+        ("watermark_min", "<u8"),  # pages
+        ("watermark_low", "<u8"),  # pages
+    ]
+)
+"""The dtype of a zone."""
+
+LISTED_DTYPE = np.dtype([("pfn", "<u8"), ("order", "<u4"), ("migratetype", "<u4")])
+"""The dtype of a block on a free list. Blocks of one list stand in its order, from the front."""
+
+CHANGE_DTYPE = np.dtype([("time", "<i8"), ("pfn", "<u8"), ("position", "<u4"), ("whole", "u1"), ("unused", "u1", 3)])
+"""The dtype of a change of a granule: at `time` it became whole, or was broken; `position` operations had happened."""
+
+ARRAYS = ("operations", "free", "zones", "blocks", "types", "resident")
+NUMBERS = ("name", "begin", "granule_order", "max_order", "pageblock_order", "isolate_type", "page_size")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a policy is run on. Make it by `Recording.of`, or `Recording.load` what another has saved.
+
+    Attributes
+    ----------
+    operations : ndarray of `OPERATION_DTYPE`
+    free : ndarray of bool, shape (pages,)
+        The pages on the free lists before the first operation.
+    zones : ndarray of `ZONE_DTYPE`
+        By address.
+    blocks : ndarray of `LISTED_DTYPE`
+        The free lists before the first operation, for blocks of `granule_order` and more.
+    types : ndarray of uint8
+        The migratetype of each pageblock then; 255 where there is no memory.
+    resident : ndarray of bool, shape (pages,), or None
+        The pages that the host had memory behind then. None: all of them.
+    name : str
+    begin : int
+        Nanoseconds, by the clock of the recording: when policies are switched on.
+    granule_order : int
+        The least that is reported is ``2**granule_order`` pages.
+    max_order, pageblock_order : int
+        Of the kernel.
+    isolate_type : int
+        The kernel's number of the migratetype "isolate": 4, or 5 with CONFIG_CMA.
+    page_size : int
+        Bytes.
+    """
+
+    operations: NDArray[np.void]
+    free: NDArray[np.bool_]
+    zones: NDArray[np.void]
+    blocks: NDArray[np.void]
+    types: NDArray[np.uint8]
+    resident: NDArray[np.bool_] | None
+    name: str
+    begin: int
+    granule_order: int
+    max_order: int
+    pageblock_order: int
+    isolate_type: int
+    page_size: int
+
+    @classmethod
+    def of(
+        cls,
+        operations: Operations | NDArray[np.void],
+        free: NDArray[np.bool_],
+        *,
+        zones: NDArray[np.void] | None = None,
+        blocks: NDArray[np.void] | None = None,
+        types: NDArray[np.uint8] | None = None,
+        resident: NDArray[np.bool_] | None = None,
+        name: str = "recording",
+        begin: int | str | None = None,
+        granule_order: int = 9,
+        max_order: int = 10,
+        pageblock_order: int = 9,
+        isolate_type: int = 4,
+        page_size: int = 4096,
+    ) -> Self:
+        """Make a recording of what is known, and defaults.
+
+        Parameters
+        ----------
+        operations, free, resident, name, granule_order, max_order, pageblock_order, isolate_type, page_size
+            As the attributes.
+        zones : ndarray of `ZONE_DTYPE`, optional
+            By default one, of all pages, with watermarks of zero.
+        blocks : ndarray of `LISTED_DTYPE`, optional
+            Smaller blocks than a granule are passed over. By default the lists have the free blocks by address, with
+            their pageblocks' types: whatever depends on their order is a guess then.
+        types : ndarray of uint8, optional
+            By default all are movable.
+        begin : int or str, optional
+            Nanoseconds, or a part of a mark's text: the first such mark of `operations`. By default the time of the
+            first operation.
+
+        Raises
+        ------
+        BadPageError
+            If the arrays do not fit together.
+        ValueError
+            If an order is out of range, or no mark has the text.
+        """
+        table = operations.table if isinstance(operations, Operations) else operations
+        if table.dtype != OPERATION_DTYPE or table.ndim != 1:
+            raise TypeError(f"operations must be one-dimensional and of OPERATION_DTYPE, not {table.dtype}")
+        check_order(granule_order)
+        if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
+            raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"
+                             " block: out of range")  # fmt: skip
+        if resident is not None and len(resident) != len(free):
+            raise BadPageError(f"{len(resident)} pages are said to be resident or not, but {len(free)} free or not")
+        if zones is None:
+            zones = np.array([(0, max(len(free), 1), len(free), 0, 0)], ZONE_DTYPE)
+        if types is None:
+            types = np.ones((len(free) >> pageblock_order) + 1, np.uint8)
+        if blocks is None:
+            blocks = blocks_by_address(free, types, granule_order, max_order, pageblock_order)
+        return cls(
+            table, free, zones, blocks[blocks["order"] >= granule_order], types, resident, name,
+            begin_of(operations, begin), granule_order, max_order, pageblock_order, isolate_type, page_size,
+        )  # fmt: skip
+
+    @cached_property
+    def begin_position(self) -> int:
+        """How many operations had happened when policies are switched on."""
+        return int(np.searchsorted(self.operations["time"], self.begin, side="left"))
+
+    @cached_property
+    def end(self) -> int:
+        """Nanoseconds: the time of the last operation."""
+        return max(self.begin, int(self.operations["time"][-1])) if len(self.operations) else self.begin
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        """When each granule was entirely free."""
+        return granule_intervals(self.operations, self.free, granule_order=self.granule_order, begin=self.begin)
+
+    @cached_property
+    def free_words(self) -> NDArray[np.uint64]:
+        """`free`, a bit a page."""
+        return packed(np.asarray(self.free), self.granule_order)
+
+    @cached_property
+    def charged_words(self) -> NDArray[np.uint64]:
+        """`resident`, a bit a page."""
+        everything = np.ones(len(self.free), bool)
+        return packed(everything if self.resident is None else np.asarray(self.resident), self.granule_order)
+
+    @cached_property
+    def changes(self) -> NDArray[np.void]:
+        """When granules became whole and were broken, in order: `CHANGE_DTYPE`."""
+        table = self.intervals.table
+        ended = table[table["end_position"] != OPEN]
+        changes = np.zeros(len(table) + len(ended), CHANGE_DTYPE)
+        for part, rows, time, whole in (
+            (slice(0, len(table)), table, "start", True),
+            (slice(len(table), None), ended, "end", False),
+        ):
+            changes["time"][part], changes["pfn"][part], changes["whole"][part] = rows[time], rows["pfn"], whole
+        changes["position"][: len(table)] = table["start_position"]
+        changes["position"][len(table) :] = ended["end_position"] + 1
+        return changes[np.argsort(changes["position"], kind="stable")]
+
+    @cached_property
+    def charged_intervals(self) -> NDArray[np.bool_]:
+        """For each interval, whether the host had memory behind any of it when it began."""
+        table = self.intervals.table
+        if self.resident is None:
+            return np.ones(len(table), bool)
+        granule = 1 << self.granule_order
+        pages = np.zeros(-(-len(self.free) // granule) * granule, bool)
+        pages[: len(self.free)] = self.resident
+        touched = pages.reshape(-1, granule).any(axis=1)
+        before = self.operations[: self.begin_position]
+        for row in before[before["op"] == Operation.TAKE]:
+            first = int(row["pfn"]) >> self.granule_order
+            touched[first : first + max(1, 1 << max(0, int(row["order"]) - self.granule_order))] = True
+        first_of_granule = table["start_position"] == self.begin_position
+        first_of_granule[self.nr_at_begin :] = False
+        return ~first_of_granule | touched[table["pfn"] >> self.granule_order]
+
+    @property
+    def nr_at_begin(self) -> int:
+        """How many granules were whole when policies are switched on: the first rows of the intervals."""
+        pfns = self.intervals.table["pfn"][self.intervals.table["start_position"] == self.begin_position]
+        falls = np.flatnonzero(pfns[1:] <= pfns[:-1]) if len(pfns) else np.array([], int)
+        return int(falls[0]) + 1 if len(falls) else len(pfns)
+
+    def since(self, begin: int | str | None, operations: Operations | None = None) -> Self:
+        """Return the same recording with policies switched on at another time, as `begin` of `of`."""
+        return replace(self, begin=begin_of(self.operations if operations is None else operations, begin))
+
+    def save(self, folder: str | Path) -> None:
+        """Write all of it into a folder, as arrays that `load` maps."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            if getattr(self, name) is not None:
+                np.save(folder / f"{name}.npy", getattr(self, name))
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        (folder / "recording.json").write_text(json.dumps(numbers))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Map what `save` has written: processes that load one recording share its memory.
+
+        Raises
+        ------
+        PageHintError
+            If the folder does not hold a recording.
+        """
+        folder = Path(folder)
+        try:
+            numbers = json.loads((folder / "recording.json").read_text())
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
+                for name in ARRAYS
+            }
+            return cls(**arrays, **{name: numbers[name] for name in NUMBERS})
+        except (OSError, ValueError, KeyError) as error:
+            raise PageHintError(f"{folder} holds no recording that Recording.save has written: {error}") from error
+
+
+def begin_of(operations: Operations | NDArray[np.void], begin: int | str | None) -> int:
+    """Return a time given as such, by a mark, or not at all."""
+    table = operations.table if isinstance(operations, Operations) else operations
+    if isinstance(begin, str):
+        texts = operations.marks if isinstance(operations, Operations) else []
+        for row in table[table["op"] == Operation.MARK]:
+            if int(row["pfn"]) < len(texts) and begin in texts[int(row["pfn"])]:
+                return int(row["time"])
+        raise ValueError(f"no mark of the recording has {begin!r} in its text: {', '.join(texts) or 'it has none'}")
+    if begin is not None:
+        return int(begin)
+    return int(table["time"][0]) if len(table) else 0
+
+
+def blocks_by_address(
+    free: NDArray[np.bool_], types: NDArray[np.uint8], order: int, max_order: int, pageblock_order: int
+) -> NDArray[np.void]:
+    """Return the maximal free blocks of an order and more, by address."""
+    nr_granules = len(free) >> order
+    whole = np.asarray(free)[: nr_granules << order].reshape(nr_granules, -1).all(axis=1)
+    found = []
+    for of_block in range(max_order, order - 1, -1):
+        unit = 1 << (of_block - order)
+        of_units = whole[: len(whole) // unit * unit].reshape(-1, unit)
+        for block in np.flatnonzero(of_units.all(axis=1)):
+            pfn = int(block) << of_block
+            found.append((pfn, of_block, min(int(types[pfn >> pageblock_order]), 2)))
+            of_units[block] = False  # a view: what is in a larger block is in no smaller one
+    return np.array(sorted(found), LISTED_DTYPE)
