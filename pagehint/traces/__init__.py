@@ -8,10 +8,12 @@ Begin with `events.py`, which says what a row is, and `table.py`; then `files.py
 from pagehint.errors import TraceError
 from pagehint.traces.events import EVENT_DTYPE, NO_CPU, NO_ORDER, NO_PFN, NO_PID, NO_TYPE, Event, Flag
 from pagehint.traces.files import convert, open_source, read
-from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations
+from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations, Reports
 from pagehint.traces.reading import Reading
 from pagehint.traces.series import SERIES_DTYPE, read_series
 from pagehint.traces.table import Trace
+from pagehint.traces.views.checking import Check, ViewCheck, check
+from pagehint.traces.views.view import operations_of
 
 __all__ = [
     "EVENT_DTYPE",
@@ -22,6 +24,7 @@ __all__ = [
     "NO_TYPE",
     "OPERATION_DTYPE",
     "SERIES_DTYPE",
+    "Check",
     "Contradiction",
     "Event",
     "Flag",
@@ -29,10 +32,14 @@ __all__ = [
     "OperationFlag",
     "Operations",
     "Reading",
+    "Reports",
     "Trace",
     "TraceError",
+    "ViewCheck",
+    "check",
     "convert",
     "open_source",
+    "operations_of",
     "read",
     "read_series",
 ]
