@@ -15,7 +15,8 @@ from pagehint.traces.views.contradictions cimport (CAUSE_ISOLATE_HALF, MOST_EXAM
 from pagehint.traces.events cimport (EVENT_ALLOC, EVENT_BULK_ALLOC, EVENT_EXTFRAG, EVENT_FREE, EVENT_FREE_DIRECT,
                                      EVENT_ISOLATE, EVENT_ISOLATE_RET, EVENT_LOST, EVENT_MARK, EVENT_MOVE_BLOCK,
                                      EVENT_PCPU_DRAIN, EVENT_PUTBACK, EVENT_REPORT_CALL, EVENT_REPORT_CALL_END,
-                                     EVENT_ZONE_LOCKED, FLAG_BY_REPORTING, FLAG_CHANGE_OWNERSHIP, NO_ORDER, NO_TYPE, EventRow)
+                                     EVENT_ZONE_LOCKED, FLAG_BY_REPORTING, FLAG_CHANGE_OWNERSHIP, NO_ORDER, NO_TYPE,
+                                     EventRow)
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_LOST, OPERATION_MARK,
                                          OPERATION_PUTBACK, OPERATION_REPORTED, OPERATION_TAKE, OperationRow)
 from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back,
