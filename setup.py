@@ -21,6 +21,7 @@ MODULES = {
     "arena.mapping": True,
     "hinting.engine": True,
     "numpy.handler": True,
+    "replaying.replay": True,
     "allocator.memory": False,
     "arena.heap": False,
     "virtio.split_queue": False,

@@ -1,0 +1,11 @@
+from typing import Final, Self
+
+from pagehint.replaying.replayed import Replayed
+from typing_extensions import disjoint_base
+
+WHY: Final[dict[int, str]]
+
+@disjoint_base
+class Replay:
+    def __new__(cls) -> Self: ...
+    def run(self) -> Replayed: ...
