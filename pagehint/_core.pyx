@@ -1009,6 +1009,12 @@ cdef class PageAllocator:
         return run_until(self.engine, as_moment(seconds, "seconds"))
 
     @property
+    def now(self):
+        """The time in seconds by the clock of hinting: in a callback, when its report begins."""
+        self.engine.require_hinting("now")
+        return self.engine.now() / <double>SECOND
+
+    @property
     def next_due(self):
         """When the next pass is due, in seconds by the clock of hinting; None if nothing waits for one. Not in the past."""
         cdef int64_t due

@@ -7,7 +7,7 @@ from pagehint.zone.trace cimport Round
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
-    NR_CAUSES = 16              # `E_` codes, and UNKNOWN and TIME_FALLS
+    NR_CAUSES = 16              # `E_` codes, and TIME_FALLS
     EXAMPLES = 3                # operations that are kept of each cause
 
 cdef struct Cause:              # why operations of one kind were refused
@@ -73,6 +73,7 @@ cdef class Replay:
     cdef uint64_t mark(self, const PageZone *z, uint64_t page, int order, bint value) noexcept nogil
     cdef void look_up(self) noexcept nogil
     cdef object refusal(self)
+    cdef str cause(self, int kind, int rc)
     cdef object replayed(self)
 
 cdef object replay(Memory memory, HintingEngine engine, object operations, bint strict, object host_latency,

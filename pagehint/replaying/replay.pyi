@@ -4,6 +4,7 @@ from pagehint.replaying.replayed import Replayed
 from typing_extensions import disjoint_base
 
 WHY: Final[dict[int, str]]
+WHY_NONE: Final[dict[int, str]]
 
 @disjoint_base
 class Replay:

@@ -51,8 +51,7 @@ cdef enum:
     LOOK_UP = 1 << 17           # operations after which progress is told and signals are looked for: some milliseconds
     CLOCK_ERROR = 1000          # nanoseconds by which a clock in seconds may be later than the first operation
 
-cdef enum:                      # causes beside the `E_` codes
-    UNKNOWN = 0                 # no such operation; OK is no cause
+cdef enum:                      # a cause beside the `E_` codes
     TIME_FALLS = 15             # the time is before that of the operation before; it is carried out all the same
 
 WHY = {
@@ -64,9 +63,8 @@ WHY = {
     E_ISOLATE: "in a pageblock of type isolate",
     E_SIZE: "of a part of a run",
     E_SLOT: "of an order out of range",
-    UNKNOWN: "unknown operation",
-    TIME_FALLS: "time falls",
 }
+WHY_NONE = {E_SLOT: "unknown operation", TIME_FALLS: "time falls"}      # where the kind does not matter
 
 
 cdef object replay(Memory memory, HintingEngine engine, object operations, bint strict, object host_latency,
@@ -173,25 +171,30 @@ cdef class Replay:
 
     cdef int go(self) except -1:
         """Carry out operations and run passes by turns, up to the end, or a reason to stop."""
+        cdef uint64_t at
         while self.at < self.n and not self.stopped:
+            at = self.at
             if self.driving:
-                run_due(self.engine, max(self.rows[self.at].time, self.now))
-            with nogil:
-                self.to_next_pass()
+                run_due(self.engine, max(self.rows[at].time, self.now))
+            if self.at == at:       # else it went on inside a report, and something else may be due first
+                with nogil:
+                    self.to_next_pass()
         if self.driving and not self.stopped:
             run_due(self.engine, self.now)
         return 0
 
     cdef void to_next_pass(self) noexcept nogil:
         """Carry out operations, one or more, until a pass is due, to the end, or to a reason to stop."""
-        cdef int64_t stop = INT64_MAX
-        while self.at < self.n and not self.stopped:
+        cdef int64_t stop = due_at(self.engine.queue) if self.driving else INT64_MAX
+        while True:
             self.carry_out(stop)
             if self.at - self.told >= LOOK_UP:
                 self.look_up()
+            if self.at == self.n or self.stopped:
+                break
             if self.driving:
                 stop = due_at(self.engine.queue)
-                if self.at < self.n and max(self.rows[self.at].time, self.now) >= stop:
+                if max(self.rows[self.at].time, self.now) >= stop:
                     break
 
     cdef void carry_out(self, int64_t stop) noexcept nogil:
@@ -346,13 +349,8 @@ cdef class Replay:
 
     cdef void refuse(self, const OperationRow *op, uint64_t index, int rc) noexcept nogil:
         """Count an operation that contradicts what is here, or stop at it."""
-        cdef int kind = op.op if op.op < NR_OPERATIONS else 0
-        cdef Cause *cause
-        if rc == E_SLOT and not OPERATION_TAKE <= op.op < NR_OPERATIONS:
-            kind, rc = 0, UNKNOWN
-        elif rc == TIME_FALLS:
-            kind = 0
-        cause = &self.causes[kind][rc]
+        cdef int kind = op.op if op.op < NR_OPERATIONS and rc != TIME_FALLS else 0
+        cdef Cause *cause = &self.causes[kind][rc]
         if cause.count < EXAMPLES:
             cause.first[cause.count] = index
         cause.count += 1
@@ -450,10 +448,17 @@ cdef class Replay:
         """The error of the operation that has stopped a strict replay."""
         cdef OperationRow op = self.rows[self.at]
         what = f"operation {self.at}, row {op.row}, {op.time / <double>SECOND:.6f} s, order {op.order}"
-        if self.refused in (UNKNOWN, TIME_FALLS, E_SLOT, E_SIZE) or op.op == OPERATION_ISOLATE:
-            why = "isolate of what is in use" if op.op == OPERATION_ISOLATE else WHY[self.refused]
+        if self.refused in (TIME_FALLS, E_SLOT, E_SIZE) or (self.refused == E_BUSY and op.op == OPERATION_ISOLATE):
+            why = self.cause(op.op, self.refused)
             return errors.BadPageError(f"PFN {op.pfn:#x} ({what}): {why}; nothing was changed")
         return refusal(self.memory, self.refused, op.pfn, what, <uint64_t>1 << op.order)
+
+    cdef str cause(self, int kind, int rc):
+        """A cause in words."""
+        from pagehint.traces.operations import Operation
+        if rc == TIME_FALLS or not OPERATION_TAKE <= kind < NR_OPERATIONS:
+            return WHY_NONE[rc]
+        return f"{Operation(kind).name.lower()} {WHY[rc]}"
 
     cdef object replayed(self):
         """What has come of it."""
@@ -467,7 +472,7 @@ cdef class Replay:
             for rc in range(NR_CAUSES):
                 if self.causes[kind][rc].count == 0:
                     continue
-                cause = f"{Operation(kind).name.lower()} {WHY[rc]}" if kind else WHY[rc]
+                cause = self.cause(kind, rc)
                 contradictions[cause] = self.causes[kind][rc].count
                 first = []
                 for i in range(min(self.causes[kind][rc].count, <uint64_t>EXAMPLES)):
