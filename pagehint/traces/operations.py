@@ -68,6 +68,20 @@ class Contradiction(NamedTuple):
     order: int
     """Of its block."""
 
+    def __str__(self) -> str:
+        return f"row {self.row}, {self.time / 1e9:.6f} s, PFN {self.pfn:#x}, order {self.order}"
+
+
+class Reports(NamedTuple):
+    """The recorded kernel's free page reporting, as a check: every block that it isolates is free."""
+
+    blocks: int = 0
+    """How many it isolated."""
+    wrong_blocks: int = 0
+    """Those that were not wholly free by this view."""
+    wrong_pages: int = 0
+    """Pages in these that were not."""
+
 
 @dataclass(eq=False)
 class Operations:
@@ -80,18 +94,41 @@ class Operations:
     view : {"all", "kmem", "user"}
         Which of the recording's events are believed in.
     contradictions : dict of str to int
-        How often an event said what the events before it exclude, by cause.
+        How often an event said what the events before it exclude, by cause. Some views have them always: what is not
+        seen contradicts what is (`views/checking.py`).
     examples : dict of str to tuple of `Contradiction`
         The first few of each cause.
+    contradictions_at_start : int
+        Contradictions of pages that lay where the snapshot has them: it is these that a wrong one has.
     marks : list of str
         The texts of the rows `Operation.MARK`.
+    captured : int
+        Blocks that compaction handed to the task that it ran for, past the free lists.
+    corrections : int
+        Takes and gives of single pages that no event told, dated in a second pass.
+    reports : Reports
+        The check against the recorded kernel's own reports.
+    managed_pages : int
+        Pages that the kernel's allocator has or has handed out, as far as they are known.
+    wrong_pages_end : int or None
+        Managed pages that are free at the end by this view, and not by the snapshot, or the other way round; None
+        without a snapshot of the end.
+    free_at_end : ndarray of bool, shape (pages,)
+        By PFN: whether the page is free at the end.
     """
 
     table: NDArray[np.void]
     view: str
     contradictions: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, tuple[Contradiction, ...]] = field(default_factory=dict)
+    contradictions_at_start: int = 0
     marks: list[str] = field(default_factory=list)
+    captured: int = 0
+    corrections: int = 0
+    reports: Reports = field(default_factory=Reports)
+    managed_pages: int = 0
+    wrong_pages_end: int | None = None
+    free_at_end: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __post_init__(self) -> None:
         if self.table.dtype != OPERATION_DTYPE or self.table.ndim != 1:
