@@ -21,6 +21,7 @@ MODULES = {
     "arena.mapping": True,
     "hinting.engine": True,
     "numpy.handler": True,
+    "replaying.replay": True,
     "traces.views.derive": True,
     "allocator.memory": False,
     "traces.text": True,

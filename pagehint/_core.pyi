@@ -12,8 +12,10 @@ from pagehint.allocator.memory import _PageblockType, _Pfn
 from pagehint.hinting.callbacks import BLOCK_DTYPE as BLOCK_DTYPE
 from pagehint.hinting.callbacks import PageHintingCallbacks as PageHintingCallbacks
 from pagehint.layout import Watermarks, ZoneSpec
+from pagehint.replaying.replayed import Replayed
 from pagehint.stats.explain import Explanation
 from pagehint.stats.stats import Stats
+from pagehint.traces.operations import Operations
 
 _Order = SupportsIndex
 _Workqueue = Literal["thread", "manual"]
@@ -39,7 +41,7 @@ class _HintingOptions(TypedDict, total=False):
     min_age: float | None
     reserve: str | SupportsIndex | None
     reserve_age: float
-    clock: Callable[[], float] | None
+    clock: Callable[[], float] | float | None
 
 @type_check_only
 class _PcOptions(TypedDict, total=False):
@@ -150,11 +152,25 @@ class PageAllocator:
         min_age: float | None = None,
         reserve: str | SupportsIndex | None = None,
         reserve_age: float = 1.5,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] | float | None = None,
     ) -> None: ...
     def disable_hinting(self) -> None: ...
     def flush_hinting(self) -> None: ...
     def run_pending(self) -> int: ...
+    def run_until(self, seconds: float) -> int: ...
+    @property
+    def now(self) -> float: ...
+    @property
+    def next_due(self) -> float | None: ...
+    def replay(
+        self,
+        operations: Operations | NDArray[np.void],
+        *,
+        strict: bool = False,
+        host_latency: float = 0.0,
+        host_rate: str | SupportsIndex | None = None,
+        progress: Callable[[int, int], object] | Literal[True] | None = None,
+    ) -> Replayed: ...
     def hinting(
         self, callbacks: PageHintingCallbacks, **options: Unpack[_HintingOptions]
     ) -> AbstractContextManager[Self, None]: ...

@@ -20,10 +20,11 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as_reserve, as_reserve_age, as_settings
+from pagehint.allocator.arguments cimport (as_duration, as_moment, as_order, as_order_at, as_reserve, as_reserve_age,
+                                            as_settings)
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
@@ -36,7 +37,9 @@ from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
 from pagehint.hinting.queue cimport (SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_RESERVE, SET_RESERVE_AGE, SET_THRESHOLD,
                                      Settings, WorkQueue)
+from pagehint.hinting.timed cimport due_at, run_until
 from pagehint.numbers cimport as_count, as_pfn, as_positive
+from pagehint.replaying.replay cimport replay
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8, load_i32
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
@@ -1050,10 +1053,10 @@ cdef class PageAllocator:
             the lowest addresses, is reported only when it has been free for `reserve_age`. Default: none.
         reserve_age : float, default 1.5
             Seconds for which the reserve must have been free before it is reported. `min_age` if that is longer.
-        clock : callable, optional
+        clock : callable or float, optional
             Returns seconds, for the delay, the age and the back-off. Only with ``workqueue="manual"``. It is read by
-            the methods that free, so what compiled code frees counts from the last reading. Default: the monotonic
-            clock.
+            the methods that free, so what compiled code frees counts from the last reading. A number is the time at
+            which a clock stands that `run_until` and `replay` move on. Default: the monotonic clock.
 
         Raises
         ------
@@ -1140,6 +1143,91 @@ cdef class PageAllocator:
             With ``workqueue="thread"``, where the worker runs the work.
         """
         return self.engine.run_pending()
+
+    def run_until(self, seconds):
+        """With a clock that was given: run the passes that are due by a time, each at its own time; then it is that time.
+
+        Parameters
+        ----------
+        seconds : float
+            By the clock of `enable_hinting`. If that is a callable it is not called meanwhile, and should say this time
+            from then on.
+
+        Returns
+        -------
+        int
+            Passes that were run. At one time it is 64 at the most, as in `run_pending`.
+
+        Raises
+        ------
+        ValueError
+            If it is later already.
+        HintingInactiveError, HintingActiveError
+            If hinting is off; from inside a callback.
+        PageHintError
+            With ``workqueue="thread"``; without a clock; while another thread sets the time.
+        """
+        return run_until(self.engine, as_moment(seconds, "seconds"))
+
+    @property
+    def now(self):
+        """The time in seconds by the clock of hinting: in a callback, when its report begins."""
+        self.engine.require_hinting("now")
+        return self.engine.now() / <double>SECOND
+
+    @property
+    def next_due(self):
+        """When the next pass is due, in seconds by the clock of hinting; None if nothing waits for one. Not in the past."""
+        cdef int64_t due
+        self.engine.require_hinting("next_due")
+        self.engine.tick()
+        due = due_at(&self.memory.queue)
+        return None if due == INT64_MAX else due / <double>SECOND
+
+    def replay(self, operations, *, bint strict=False, host_latency=0.0, host_rate=None, progress=None):
+        """Carry out what happened to a kernel's free lists, page by page where it happened, as its recording says.
+
+        With hinting on, its clock goes by the operations' times, and its passes are run on this thread, when they are due.
+
+        Parameters
+        ----------
+        operations : pagehint.traces.Operations or ndarray of `OPERATION_DTYPE`
+            What a block is taken for, and when, does not matter: only its place. What is given may be a part of a block
+            that was taken as one, or parts of several. Of migratetypes those of pageblocks are set. The kernel's own
+            reports change nothing here: their blocks are compared.
+        strict : bool, default False
+            Raise for the first operation that contradicts what is here, rather than count it and go on.
+        host_latency : float, default 0.0
+            Seconds that a report takes, by the recording's clock. Its blocks are out meanwhile, and what takes a page of
+            them waits; at the end of the operations they come back at once.
+        host_rate : str or int, optional
+            Bytes a second that a report takes on top, or a size such as "4GiB". Default: any number in no time.
+        progress : callable or True, optional
+            Called now and then with the number of operations done and that of all; what it raises stops the replay.
+            True shows a bar (needs the extra "demo").
+
+        Returns
+        -------
+        Replayed
+            What was done, refused, and reported.
+
+        Raises
+        ------
+        BadPageError
+            If `strict`, for an operation that was refused and has changed nothing; its attribute `index` is that of the
+            operation, and those before it stay done. KeyboardInterrupt, and whatever stops it early, has `index`, too.
+        PageHintError
+            If there are page sets (`pcp`) or it is an arena; if hinting is on, but not with ``workqueue="manual"`` and a
+            number for its ``clock``; or while another thread sets the time.
+        TypeError, ValueError
+            If an argument is not of its type or out of range, or hinting's clock is later than the first operation.
+
+        Notes
+        -----
+        O(max_page_order) an operation, without the GIL but for the passes. A zone's lock is held for up to 64 operations at
+        a time. The waits are open-loop: operations have the times of the recording, however long one would have waited.
+        """
+        return replay(self.memory, self.engine, operations, strict, host_latency, host_rate, progress)
 
     def hinting(self, callbacks, **options):
         """Return a context manager that calls `enable_hinting` with these arguments, at its end `disable_hinting`.

@@ -24,6 +24,7 @@ FLOORS = (
     ("allocator",),
     ("stats",),
     ("traces",),
+    ("replaying",),
     ("_core",),
     ("arena",),
     ("numpy",),

@@ -38,6 +38,14 @@ cdef inline int64_t as_duration(object duration, str what) except -2:
     return <int64_t>(seconds * SECOND)
 
 
+cdef inline int64_t as_moment(object moment, str what) except? -1:
+    """Seconds of a clock as nanoseconds, rounded: a moment that was nanoseconds is the same again, within 26 days."""
+    cdef double seconds = moment
+    if not 0 <= seconds <= 4e9:
+        raise ValueError(f"{what} must be from 0 to 4e9 seconds, not {moment!r}")
+    return <int64_t>(seconds * SECOND + 0.5)
+
+
 cdef inline uint64_t as_reserve(Memory memory, object reserve) except? -1:
     """A size as granules, rounded up; 0 for None."""
     cdef object granule = <uint64_t>memory.page_size << memory.min_order
@@ -76,8 +84,9 @@ cdef inline Settings as_settings(Memory memory, uint64_t max_pages, object workq
         raise ValueError(f"workqueue must be 'thread' or 'manual', not {workqueue!r}")
     settings.manual = workqueue == "manual"
     settings.injected_clock = clock is not None
-    if settings.injected_clock and not callable(clock):
-        raise TypeError(f"clock must be callable or None, not {type(clock).__name__}")
+    if settings.injected_clock and not callable(clock) and not hasattr(clock, "__float__"):
+        raise TypeError(f"clock must be callable, a number of seconds, or None, not {type(clock).__name__}")
+    settings.set_clock = NEVER if clock is None or callable(clock) else as_moment(clock, "clock")
     if settings.injected_clock and not settings.manual:
         raise ValueError("a clock can be injected with workqueue='manual' only; the worker sleeps by the real one")
     return settings

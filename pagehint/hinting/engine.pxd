@@ -8,12 +8,18 @@ from pagehint.hinting.report cimport Reporter
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
+ctypedef void (*host_fn)(void *owner) noexcept nogil
+
 cdef class HintingEngine:
     cdef readonly object memory         # keeps the zones alive while the worker uses them
     cdef Machine *m                     # the memory's, as the next two are
     cdef WorkQueue *queue
     cdef Batch *batch
     cdef Reporter reporter              # makes the calls of a pass
+    # While a replay drives this engine: called after each report with the batch out, until the modelled host is done with
+    # it; may put blocks of the batch back earlier. NULL, or set while no pass is on.
+    cdef host_fn host
+    cdef void *host_owner               # what it is called with
     # Protected by the queue's mutex.
     cdef bint abandoned                 # the allocator is gone, so the worker lets go of the engine as it ends
     cdef object __weakref__

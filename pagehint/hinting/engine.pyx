@@ -111,7 +111,7 @@ cdef class HintingEngine:
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
             self.reporter.burst_logged = False
-            self.reporter.clock = clock
+            self.reporter.clock = clock if settings.set_clock == NEVER else None
             self.now()
             if self.queue.session != session:
                 raise errors.HintingInactiveError("enable_hinting was interrupted by a fork, and this is the child")
@@ -229,13 +229,13 @@ cdef class HintingEngine:
         return 0
 
     cdef int64_t now(self) except? -1:
-        """The time in nanoseconds, by the injected clock if there is one.
+        """The time in nanoseconds, by the injected clock if there is one. One that is set by hand is not called.
 
         A clock that raises an Exception is logged, and stands still. What is no Exception is raised.
         """
         clock = self.reporter.clock
-        if clock is None:
-            return monotonic_ns()
+        if clock is None or self.queue.driven:
+            return queue_now(self.queue)
         try:
             seconds = float(clock())
             if not abs(seconds) < MOST_SECONDS:
@@ -496,12 +496,14 @@ cdef class HintingEngine:
             memset(self.batch.failed, 0, n)
             test_point(AT_BEFORE_THE_REPORT)
             failed = self.reporter.report(n, session)
+            if self.host != NULL and self.queue.session == session:
+                self.host(self.host_owner)
             if self.queue.session != session:
                 open[0] = False
                 return failed
             lock_acquire(&z.lock, True)
             began = monotonic_ns()
-            put_back(z, self.batch.blocks, n, self.batch.failed)
+            put_back(z, self.batch.blocks, self.batch.n, self.batch.failed)
             self.batch.n = 0
             note_hold(hints_of(z), began)
             end_round(z)

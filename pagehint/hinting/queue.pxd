@@ -6,7 +6,7 @@ signalled, with its mutex held. Nothing else is taken while that is held. A zone
 its own lock.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
-from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, store_i32, unlikely
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, atomic_i64, atomic_u64, load64, store64, store_i32, unlikely
 from pagehint.sync.clock cimport NEVER, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_t,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -30,6 +30,7 @@ cdef enum Setting:              # one that can be changed during a session
 cdef struct Settings:           # of a session, as `enable_hinting` was called; local to that call
     bint manual                 # passes run on threads that call `run_pending` or `flush`; there is no worker
     bint injected_clock         # the caller has given a clock
+    int64_t set_clock           # nanoseconds at which one stands that is set by hand; NEVER: it is read by a call
     uint64_t max_pages          # blocks in a batch, at most
     uint64_t threshold          # hints in a zone at which a pass is due at once; 0: as max_pages
     int64_t delay               # nanoseconds, or NEVER
@@ -61,7 +62,8 @@ cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also r
     atomic_i32 in_children      # a session goes on in forked children, if its callbacks are compiled
     bint compiled               # the session's callbacks are
     atomic_i32 injected_clock   # the time is `clock_read`, since only Python code can call the clock
-    atomic_i64 clock_read       # nanoseconds that the injected clock has shown last
+    atomic_i64 clock_read       # nanoseconds that the injected clock has shown last, or that it was set to
+    atomic_i32 driven           # a thread sets the time, in `run_until` or a replay: no clock is called meanwhile
     int64_t work_at             # nanoseconds: when to look at the queued zones; 0: now; INT64_MAX: there are none
     atomic_i64 delay            # nanoseconds from the first hints to their report, if they stay few; or NEVER
     atomic_i64 min_age          # nanoseconds; NEVER or 0: no age is asked for
@@ -106,6 +108,12 @@ cdef inline int64_t queue_now(const WorkQueue *q) noexcept nogil:
     return q.clock_read if q.injected_clock else monotonic_ns()
 
 
+cdef inline void queue_set_time(WorkQueue *q, int64_t now) noexcept nogil:
+    """Set the session's clock, which the caller drives, unless it would go back."""
+    if now > <int64_t>load64(<const uint64_t *> &q.clock_read, RELAXED):
+        store64(<uint64_t *> &q.clock_read, <uint64_t>now, RELAXED)
+
+
 cdef inline void queue_disarm(WorkQueue *q) noexcept nogil:
     """Stop the delay. Queue's mutex held."""
     q.deadline = NEVER
@@ -116,6 +124,8 @@ cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogi
     """Take over the settings of a session that is about to begin, without any work. Queue's mutex held."""
     q.manual = settings.manual
     q.injected_clock = settings.injected_clock
+    if settings.injected_clock and settings.set_clock != NEVER:
+        q.clock_read = settings.set_clock
     q.max_pages = settings.max_pages
     q.threshold = settings.threshold
     q.max_report_order = settings.max_report_order
@@ -257,7 +267,7 @@ cdef inline void queue_forked(WorkQueue *q, bint goes_on) noexcept nogil:
     But if it `goes_on`, only its number changes, for a pass that was on, and a worker is started when one is needed.
     """
     queue_init(q)
-    q.out = q.joinable = False
+    q.out = q.joinable = q.driven = False
     q.waiters = 0
     if not goes_on:
         queue_over(q)

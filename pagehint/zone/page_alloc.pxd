@@ -320,11 +320,24 @@ cdef inline int machine_resize_run(Machine *m, uint64_t pfn, uint64_t n, uint64_
     return rc
 
 
+cdef inline int zone_take_at(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Take this very block, past the page sets. Zone lock held."""
+    cdef int source
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
+        return E_ISOLATE
+    source = buddy_take(z, page, order, USED)
+    if source == NOT_FREE:
+        return E_BUSY
+    notice_broken(z, page, order, source)
+    return OK
+
+
 cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_block) noexcept nogil:
     """Take this very block, whatever the watermarks and its migratetype are, unless it is isolate."""
     cdef PageZone *z = NULL
-    cdef uint64_t page
-    cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z), source
+    cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z)
     if rc != OK and m.grow != NULL:
         if not may_block:
             return E_AGAIN
@@ -332,19 +345,9 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
             rc = locate(m, pfn, <uint64_t>1 << order, &z)
     if rc != OK:
         return rc
-    page = pfn - z.base_pfn
-    if page & ((<uint64_t>1 << order) - 1):
-        return E_ALIGN
     if not lock_acquire(&z.lock, may_block):
         return E_AGAIN
-    rc = E_BUSY
-    if type_of(z, page >> LEAF_SHIFT) == MT_ISOLATE:
-        rc = E_ISOLATE
-    else:
-        source = buddy_take(z, page, order, USED)
-        if source != NOT_FREE:
-            notice_broken(z, page, order, source)
-            rc = OK
+    rc = zone_take_at(z, pfn - z.base_pfn, order)
     zone_unlock(z)
     return rc
 

@@ -400,7 +400,7 @@ def test_a_delay_in_letters_was_read():
 def test_a_clock_that_cannot_be_called_was_a_failed_report():
     world = World(hinting=False)
     with pytest.raises(TypeError, match="clock must be callable"):
-        world.pages.enable_hinting(world.callbacks, workqueue="manual", clock=5)
+        world.pages.enable_hinting(world.callbacks, workqueue="manual", clock="time")
     assert not world.pages.hinting_enabled
 
 

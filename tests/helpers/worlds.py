@@ -22,7 +22,7 @@ class World:
         self.pages.offline(1024 + 512, 128)
         self.callbacks = ph.PageHintingCallbacks(lambda blocks: None, 4)
         if hinting:
-            self.pages.enable_hinting(self.callbacks, workqueue="manual", delay=None)
+            self.pages.enable_hinting(self.callbacks, workqueue="manual", delay=None, clock=0.0)
         self.arena = ph.Arena("4MiB")
         self.array = self.arena.empty(1000)
         self.table = np.arange(4, dtype=np.uint64)

@@ -22,7 +22,8 @@ BAD = [
     ({"max_report_order": 99}, ph.BadPageError, "order"),
     ({"max_report_order": 0}, ValueError, "max_report_order"),
     ({"workqueue": "threads"}, ValueError, "workqueue"),
-    ({"clock": 5}, TypeError, "clock"),
+    ({"clock": "5"}, TypeError, "clock"),
+    ({"clock": 5}, ValueError, "manual"),
     ({"clock": float}, ValueError, "manual"),
 ]
 
