@@ -47,6 +47,10 @@ class TraceError(PageHintError, ValueError):
     """A file is no recording that can be read. The message names it, and says why."""
 
 
+class SnapshotError(PageHintError, ValueError):
+    """The files are no snapshot of a machine: cut, of another kind, or of a machine that cannot be."""
+
+
 def refuse_what_is_not_compiled(package: Path) -> None:
     """Raise an ImportError that says what to do if a source there is not compiled for this Python.
 

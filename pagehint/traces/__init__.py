@@ -1,17 +1,24 @@
-"""Recordings of a kernel's page allocator, read from what tracers write into one table, and kept as Parquet.
+"""Recordings of a kernel's page allocator, and snapshots of its state: what happened to which page, and when.
 
-Begin with `events.py`, which says what a row is, and `table.py`; then `files.py`, which knows the readers: each is a
-`Source` (`source.py`). What is hot is compiled: `text.pyx`, `trace_cmd.pyx`. Uses `pagehint/errors.py`,
-`pagehint/extras.py` and `sync`. Parquet, and what zstd has compressed, need pyarrow: the extra "traces".
+Begin with `events.py`, which says what a row of a recording is, and `table.py`; then `files.py`, which knows the
+readers: each is a `Source` (`source.py`). `snapshot.py` says what a snapshot holds, `snapshot_files.py` reads it,
+`snapshot_check.py` says where its parts contradict each other. From both, `views/` makes `operations.py`: what happened
+to the free lists. What is hot is compiled. Uses `errors`, `layout`, `extras.py`, `sync`, and `MachineState` of
+`allocator/`. Parquet, and what zstd has compressed, need pyarrow: the extra "traces".
 """
 
 from pagehint.errors import TraceError
 from pagehint.traces.events import EVENT_DTYPE, NO_CPU, NO_ORDER, NO_PFN, NO_PID, NO_TYPE, Event, Flag
 from pagehint.traces.files import convert, open_source, read
-from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations
+from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations, Reports
 from pagehint.traces.reading import Reading
 from pagehint.traces.series import SERIES_DTYPE, read_series
+from pagehint.traces.snapshot import Snapshot
+from pagehint.traces.snapshot_check import check_snapshot
+from pagehint.traces.snapshot_files import live_snapshot, read_snapshot, write_snapshot
 from pagehint.traces.table import Trace
+from pagehint.traces.views.checking import Check, ViewCheck, check
+from pagehint.traces.views.view import operations_of
 
 __all__ = [
     "EVENT_DTYPE",
@@ -22,6 +29,7 @@ __all__ = [
     "NO_TYPE",
     "OPERATION_DTYPE",
     "SERIES_DTYPE",
+    "Check",
     "Contradiction",
     "Event",
     "Flag",
@@ -29,10 +37,19 @@ __all__ = [
     "OperationFlag",
     "Operations",
     "Reading",
+    "Reports",
+    "Snapshot",
     "Trace",
     "TraceError",
+    "ViewCheck",
+    "check",
+    "check_snapshot",
     "convert",
+    "live_snapshot",
     "open_source",
+    "operations_of",
     "read",
     "read_series",
+    "read_snapshot",
+    "write_snapshot",
 ]

@@ -68,15 +68,18 @@ class Contradiction(NamedTuple):
     order: int
     """Of its block."""
 
+    def __str__(self) -> str:
+        return f"row {self.row}, {self.time / 1e9:.6f} s, PFN {self.pfn:#x}, order {self.order}"
+
 
 class Reports(NamedTuple):
     """The recorded kernel's free page reporting, as a check: every block that it isolates is free."""
 
-    blocks: int
+    blocks: int = 0
     """How many it isolated."""
-    wrong_blocks: int
+    wrong_blocks: int = 0
     """Those that were not wholly free by this view."""
-    wrong_pages: int
+    wrong_pages: int = 0
     """Pages in these that were not."""
 
 
@@ -122,7 +125,7 @@ class Operations:
     marks: list[str] = field(default_factory=list)
     captured: int = 0
     corrections: int = 0
-    reports: Reports = Reports(0, 0, 0)
+    reports: Reports = field(default_factory=Reports)
     managed_pages: int = 0
     wrong_pages_end: int | None = None
     free_at_end: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))

@@ -38,6 +38,7 @@ MODULE = {
     "PageAllocator",
     "PageHintError",
     "PageHintingCallbacks",
+    "SnapshotError",
     "Stats",
     "Watermarks",
     "Zone",

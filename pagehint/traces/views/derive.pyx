@@ -10,17 +10,20 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from pagehint.traces.views.contradictions cimport (CAUSE_ISOLATE_HALF, MOST_EXAMPLES, NR_CAUSES, Contradictions, contradict)
+from pagehint.traces.views.contradictions cimport (CAUSE_ISOLATE_HALF, MOST_EXAMPLES, NR_CAUSES, Contradictions,
+                                                   contradict)
 from pagehint.traces.events cimport (EVENT_ALLOC, EVENT_BULK_ALLOC, EVENT_EXTFRAG, EVENT_FREE, EVENT_FREE_DIRECT,
                                      EVENT_ISOLATE, EVENT_ISOLATE_RET, EVENT_LOST, EVENT_MARK, EVENT_MOVE_BLOCK,
                                      EVENT_PCPU_DRAIN, EVENT_PUTBACK, EVENT_REPORT_CALL, EVENT_REPORT_CALL_END,
-                                     EVENT_ZONE_LOCKED, FLAG_BY_REPORTING, FLAG_CHANGE_OWNERSHIP, NO_ORDER, NO_TYPE, EventRow)
-from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back, set_types,
-                                    take, user_alloc, user_free)
+                                     EVENT_ZONE_LOCKED, FLAG_BY_REPORTING, FLAG_CHANGE_OWNERSHIP, NO_ORDER, NO_TYPE,
+                                     EventRow)
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_LOST, OPERATION_MARK,
                                          OPERATION_PUTBACK, OPERATION_REPORTED, OPERATION_TAKE, OperationRow)
+from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back,
+                                          set_types, take, user_alloc, user_free)
 from pagehint.traces.views.output cimport Output, emit
-from pagehint.traces.views.places cimport FREE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, TARGET, Places, place_of, set_block
+from pagehint.traces.views.places cimport (FREE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, TARGET, Places, place_of,
+                                           set_block)
 
 from pagehint.traces.operations import OPERATION_DTYPE
 
@@ -108,7 +111,7 @@ cdef inline void move(Reading *r, uint32_t row, const EventRow *event, Cpu *cpu)
     """An event that moves the pages of a block, between the free lists, the CPUs' lists and users."""
     cdef Derivation *d = &r.derivation
     cdef int kind = event.event
-    if kind == EVENT_EXTFRAG and event.flags & FLAG_CHANGE_OWNERSHIP:
+    if kind == EVENT_EXTFRAG and event.flags & FLAG_CHANGE_OWNERSHIP and 0 <= event.fallback_order <= MOST_ORDER:
         set_types(d, row, event.pfn, event.fallback_order, event.migratetype)
     if kind == EVENT_ALLOC:
         alloc(d, r.events, row, event.pfn, event.order)
@@ -311,7 +314,7 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
     r.view, r.derivation.pageblock_order = view, pageblock_order
     set_roles(&r)
     if nr_rows == 0 or places.shape[0] == 0:
-        return rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), 0, since, (0, 0, 0, 0)
+        return rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), 0, since, (0,) * 4
     r.derivation.places = Places(places.shape[0], &places[0], &since_view[0], &types[0])
     r.events, r.removals = &events[0], &removals_view[0]
     r.cpus = <Cpu *>calloc(nr_cpus, sizeof(Cpu))

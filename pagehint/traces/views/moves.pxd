@@ -7,18 +7,18 @@ keeps what was added so, since it had happened earlier.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from pagehint.traces.views.contradictions cimport (CAUSE_ALLOC_FREE, CAUSE_ALLOC_IN_USE, CAUSE_FREE_FREE, CAUSE_FREE_TWICE,
-                                             CAUSE_GIVE_FREE, CAUSE_GIVE_IN_USE, CAUSE_ISOLATE_NOT_FREE,
-                                             CAUSE_NOT_A_BLOCK, CAUSE_ORDER_MISMATCH, CAUSE_OUTSIDE,
-                                             CAUSE_PUTBACK_NOT_OUT, CAUSE_RESERVED, CAUSE_TAKE_NOT_FREE,
-                                             CAUSE_TAKE_REPORTING, Contradictions, contradict)
 from pagehint.traces.events cimport NO_TYPE, EventRow
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_PUTBACK, OPERATION_SET_TYPE,
                                          OPERATION_TAKE)
+from pagehint.traces.views.contradictions cimport (CAUSE_ALLOC_FREE, CAUSE_ALLOC_IN_USE, CAUSE_FREE_FREE,
+                                                   CAUSE_FREE_TWICE, CAUSE_GIVE_FREE, CAUSE_GIVE_IN_USE,
+                                                   CAUSE_ISOLATE_NOT_FREE, CAUSE_NOT_A_BLOCK, CAUSE_ORDER_MISMATCH,
+                                                   CAUSE_OUTSIDE, CAUSE_PUTBACK_NOT_OUT, CAUSE_RESERVED,
+                                                   CAUSE_TAKE_NOT_FREE, CAUSE_TAKE_REPORTING, Contradictions, contradict)
 from pagehint.traces.views.output cimport Output, emit, emit_parts
-from pagehint.traces.views.places cimport (FREE, HOLE, LISTED, MOST_ORDER, NO_BLOCK_TYPE, PAGEBLOCK_ORDER, REPORTING, RESERVED,
-                                     TARGET, UNKNOWN, USED, Places, first_in, is_one_block, latest_row, pages_in,
-                                     place_of, places_in, set_block)
+from pagehint.traces.views.places cimport (FREE, HOLE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, PLACE_BITS, REPORTING, RESERVED,
+                                           TARGET, UNKNOWN, USED, Places, first_in, is_one_block, latest_row, pages_in,
+                                           place_of, places_in, set_block)
 
 cdef enum:                      # places as sets
     IS_UNKNOWN = 1 << UNKNOWN
@@ -35,7 +35,7 @@ cdef enum:                      # places as sets
 cdef struct Derivation:
     Places places
     Output out
-    Output late                 # what happened unseen: `row` is when it can have happened first, `time` the row at the latest
+    Output late                 # what happened unseen: before `row` at the first, before the row `time` at the latest
     Contradictions found
     int pageblock_order
     uint64_t nr_captured        # blocks that compaction handed to the task that it ran for
@@ -183,7 +183,7 @@ cdef inline bint is_more_than_one(const Places *places, uint64_t pfn, int order)
 
 cdef inline bint is_first_part(const Places *places, uint64_t pfn, int order) noexcept nogil:
     """Whether the block is the first part of a larger one."""
-    return places.place[pfn] >> 3 > order + 1
+    return places.place[pfn] >> PLACE_BITS > order + 1
 
 
 cdef inline void isolate(Derivation *d, uint32_t row, uint64_t pfn, int order, bint by_reporting) noexcept nogil:

@@ -19,7 +19,6 @@ cdef enum:                      # a place; `places.py` has the same for Python
     PLACE_MASK = 7
     MOST_ORDER = 13             # the largest that Linux has with any configuration
     PAGEBLOCK_ORDER = 9
-    NO_BLOCK_TYPE = 255         # of a pageblock of which nothing is known
 
 cdef struct Places:
     uint64_t nr_pages           # a multiple of the largest block

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.snapshot import PAGE_ABSENT, PAGE_FREE, PAGE_PCP, PAGE_RESERVED, PAGE_USED, Snapshot
+from pagehint.traces.snapshot import PAGE_ABSENT, PAGE_FREE, PAGE_OFFLINE, PAGE_PCP, PAGE_RESERVED, PAGE_USED, Snapshot
 
 PAGEBLOCK_ORDER = 9
 MOST_ORDER = 13
@@ -82,6 +82,7 @@ class Places(NamedTuple):
 _OF_SNAPSHOT = {
     PAGE_ABSENT: Place.HOLE,
     PAGE_RESERVED: Place.RESERVED,
+    PAGE_OFFLINE: Place.USED,  # a balloon has it, and gives it back as any user
     PAGE_USED: Place.USED,
     PAGE_FREE: Place.FREE,
     PAGE_PCP: Place.LISTED,

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.events import NO_PFN, Event
+from pagehint.traces.events import Event
 from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, Operations, Reports
 from pagehint.traces.snapshot import Snapshot
 from pagehint.traces.table import Trace
@@ -43,7 +43,12 @@ class _Pass(NamedTuple):
 
 
 def operations_of(
-    trace: Trace, view: View = "all", before: Snapshot | None = None, after: Snapshot | None = None
+    trace: Trace,
+    view: View = "all",
+    before: Snapshot | None = None,
+    after: Snapshot | None = None,
+    *,
+    passes: Literal[1, 2] | None = None,
 ) -> Operations:
     """Return what happened to the free lists.
 
@@ -57,8 +62,11 @@ def operations_of(
     before, after : Snapshot, optional
         The memory at the beginning and at the end; if the recording has the marks ``REC SNAP0`` and ``REC SNAP1``, at
         these, and what lies outside them is left out. Without `before`, a page is believed to be what its first event
-        needs, up to 1 TiB. With `after`, the view "kmem" goes through the recording twice, the second time with what
-        the first has found to have happened unseen.
+        needs, up to 1 TiB.
+    passes : {1, 2}, optional
+        How often the view "kmem" goes through the recording: a second time with what the first has found to have
+        happened unseen, dated. That takes `after`, and is the default with it. The other views see all, or nothing
+        of it, and go once.
 
     Returns
     -------
@@ -69,7 +77,7 @@ def operations_of(
     Raises
     ------
     ValueError
-        There is no such view.
+        There is no such view, or two passes are asked for without `after`.
     SnapshotError
         A snapshot does not say which pages are free.
     MemoryError
@@ -82,14 +90,16 @@ def operations_of(
     """
     if view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, not {view!r}")
-    view = _possible(trace, view)
+    if passes not in (None, 1, 2) or (passes == 2 and after is None):
+        raise ValueError(f"passes must be 1, or 2 with a snapshot of the end, not {passes!r}")
+    view = possible_view(trace, view)
     begin, end = _extent(trace, before, after)
     events = trace.events[begin:end]
     start = unknown_places(events["pfn"]) if before is None else places_of(before)
     last = None if after is None else places_of(after)
     first_pass = result = _pass(events, view, start, _NONE)
     corrections = _NONE
-    if view == "kmem" and last is not None:
+    if view == "kmem" and last is not None and passes != 1:
         corrections = _corrections(trace, events, first_pass, last)
         result = _pass(events, view, start, corrections)
     table = result.table
@@ -111,8 +121,8 @@ def operations_of(
     )
 
 
-def _possible(trace: Trace, view: View) -> View:
-    """The view that the recording's events allow, at most this one."""
+def possible_view(trace: Trace, view: View) -> View:
+    """Return the view that the recording's events allow, at most this one."""
     counts = trace.counts
     if view == "all" and not any(event in counts for event in _OF_KPROBES):
         view = "kmem"
@@ -123,14 +133,19 @@ def _possible(trace: Trace, view: View) -> View:
 
 def _extent(trace: Trace, before: Snapshot | None, after: Snapshot | None) -> tuple[int, int]:
     """The rows between the snapshots."""
-    begin, end = 0, len(trace)
-    rows = np.flatnonzero(trace.events["event"] == Event.MARK)
-    marks = {trace.marks[trace.events["value"][row]]: int(row) for row in rows}
-    if before is not None:
-        begin = marks.get(_BEGIN, begin)
-    if after is not None:
-        end = marks.get(_END, end - 1) + 1
-    return begin, max(begin, end)
+    begin = _rows_of_mark(trace, _BEGIN)[:1] if before is not None else []
+    end = _rows_of_mark(trace, _END)[-1:] if after is not None else []
+    first = int(begin[0]) if len(begin) else 0
+    return first, max(first, int(end[0]) + 1 if len(end) else len(trace))
+
+
+def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
+    """The rows of the marks with this text."""
+    numbers = [number for number, mark in enumerate(trace.marks) if mark == text]
+    result: NDArray[np.int64] = np.flatnonzero(
+        (trace.events["event"] == Event.MARK) & np.isin(trace.events["value"], numbers)
+    )
+    return result
 
 
 def _pass(events: NDArray[np.void], view: View, start: Places, corrections: NDArray[np.void]) -> _Pass:
