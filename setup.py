@@ -35,7 +35,7 @@ MODULES = {
     "hinting.callbacks": False,
     "policies.simulation": True,
     "policies.scoring": True,
-    "traces.find_intervals": True,
+    "traces.intervals.find": True,
     "virtio.undisturbed": False,
     "available_memory": False,
 }

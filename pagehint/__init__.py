@@ -37,6 +37,7 @@ except (ImportError, ValueError):  # ValueError: an editable install has put in 
 if typing.TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from pagehint import policies as policies
     from pagehint import traces as traces
 
 __version__ = version("pagehint")
@@ -65,6 +66,7 @@ __all__ = [
     "Zone",
     "ZoneSpec",
     "get_include",
+    "policies",
     "qemu",
     "traces",
     "virtio",
@@ -72,10 +74,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import `pagehint.traces` when it is asked for: most programs never read a recording."""
-    if name != "traces":
+    """Import `pagehint.traces` and `pagehint.policies` when asked for: most programs never read a recording."""
+    if name not in ("policies", "traces"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("pagehint.traces")
+    return importlib.import_module(f"pagehint.{name}")
 
 
 def get_include() -> str:

@@ -26,6 +26,7 @@ FLOORS = (
     ("traces",),
     ("replaying",),
     ("_core",),
+    ("policies",),
     ("arena",),
     ("numpy",),
     ("virtio",),

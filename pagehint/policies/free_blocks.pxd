@@ -15,7 +15,7 @@ one. Lists are circular, and a list's head is a node behind those of the leaves.
 """
 from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
 
-from pagehint.traces.free_pages cimport FreePages, clear_bits, is_block, set_bits
+from pagehint.traces.intervals.free_pages cimport FreePages, clear_bits, is_block, set_bits
 
 cdef enum:
     NR_TYPES = 8

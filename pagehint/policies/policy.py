@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,7 +42,7 @@ class Rule(Protocol):
         """Say what it reports, and when."""
 
 
-class Policy(ABC):
+class Policy:
     """A policy in Python. Override `report`, `next_time`, and `whole` and `broken` or `changes`.
 
     A run begins with `start`, and `whole` for each granule that is free then. Whatever happens up to `next_time` is
@@ -87,13 +86,13 @@ class Policy(ABC):
     def start(self, recording: Recording) -> None:
         """Begin anew, at ``recording.begin``."""
 
-    @abstractmethod
     def next_time(self) -> int | None:
         """Return when to ask next, or None: not before something else has changed."""
+        raise NotImplementedError(f"{self.name} does not say when to ask it next: it has no next_time()")
 
-    @abstractmethod
     def report(self, now: int) -> ArrayLike:
         """Return the first pages of the granules to report now. All of them must be entirely free."""
+        raise NotImplementedError(f"{self.name} does not say what to report: it has no report()")
 
     def whole(self, pfn: int, time: int) -> None:
         """Learn that a granule has become entirely free."""
@@ -213,9 +212,7 @@ class _Run:
         wrong = (pfns < 0) | (pfns >= len(self.recording.free)) | (pfns & ((1 << order) - 1) != 0)
         wrong[~wrong] = ~self.is_whole[pfns[~wrong] >> order]
         if wrong.any():
-            raise BadPageError(f"{self.policy.name} reports PFN {pfns[wrong][0]}, order {order}, at {now / SECOND:.6f} s,"
-                               " which is not a granule that is entirely free")  # fmt: skip
+            raise BadPageError(f"{self.policy.name} reports PFN {pfns[wrong][0]}, order {order}, at"
+                               f" {now / SECOND:.6f} s, which is not a granule that is entirely free")  # fmt: skip
         reports["time"], reports["pfn"], reports["order"] = now, pfns, order
         reports["position"], reports["call"] = position, len(self.found) - 1
-
-

@@ -6,14 +6,17 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.errors import BadPageError, PageHintError
-from pagehint.traces.intervals import OPEN, Intervals, check_order, granule_intervals, packed
+from pagehint.traces.intervals.table import OPEN, Intervals, check_order, granule_intervals, packed
 from pagehint.traces.operations import OPERATION_DTYPE, Operation, Operations
+
+if TYPE_CHECKING:
+    from pagehint.traces.snapshot import Snapshot
 
 ZONE_DTYPE = np.dtype(
     [
@@ -142,6 +145,42 @@ class Recording:
             begin_of(operations, begin), granule_order, max_order, pageblock_order, isolate_type, page_size,
         )  # fmt: skip
 
+    @classmethod
+    def of_snapshot(cls, operations: Operations, snapshot: Snapshot, **options: Any) -> Self:
+        """Make a recording that begins with a snapshot.
+
+        Parameters
+        ----------
+        operations : Operations
+            What happened from the moment of the snapshot on.
+        snapshot : Snapshot
+            With the kernel's free lists if somebody has looked there; without them their order is a guess.
+        **options
+            As `of` has them: `begin`, `granule_order`, `name`, or what the snapshot is wrong about.
+
+        Raises
+        ------
+        SnapshotError
+            If the snapshot does not say which pages are free.
+        """
+        pages = snapshot.known_pages()
+        bits = np.unpackbits(snapshot.free_bitmap().view(np.uint8), bitorder="little")
+        free = np.zeros(len(pages), bool)
+        free[: len(bits)] = bits[: len(pages)]
+        names = snapshot.migratetype_names
+        known = {
+            "zones": np.array([(zone.start_pfn, zone.end_pfn, zone.managed_pages, *zone.watermarks[:2])
+                               for zone in snapshot.zones], ZONE_DTYPE),
+            "blocks": None if snapshot.free_lists is None else in_list_order(snapshot.free_lists),
+            "types": snapshot.pageblocks,
+            "resident": None if snapshot.resident is None else snapshot.resident == 1,
+            "isolate_type": names.index("Isolate") if "Isolate" in names else 4,
+            "max_order": snapshot.max_page_order,
+            "pageblock_order": snapshot.pageblock_order,
+            "page_size": snapshot.page_size,
+        }  # fmt: skip
+        return cls.of(operations, free, **(known | options))
+
     @cached_property
     def begin_position(self) -> int:
         """How many operations had happened when policies are switched on."""
@@ -185,28 +224,26 @@ class Recording:
 
     @cached_property
     def charged_intervals(self) -> NDArray[np.bool_]:
-        """For each interval, whether the host had memory behind any of it when it began."""
-        table = self.intervals.table
+        """For each interval, whether the host had memory behind any of it when it began: from the start, or by use."""
+        table, order = self.intervals.table, self.granule_order
+        granules = table["pfn"] >> order
         if self.resident is None:
             return np.ones(len(table), bool)
-        granule = 1 << self.granule_order
-        pages = np.zeros(-(-len(self.free) // granule) * granule, bool)
+        nr_granules = len(self.free_words) * 64 >> order
+        pages = np.zeros(nr_granules << order, bool)
         pages[: len(self.free)] = self.resident
-        touched = pages.reshape(-1, granule).any(axis=1)
-        before = self.operations[: self.begin_position]
-        for row in before[before["op"] == Operation.TAKE]:
-            first = int(row["pfn"]) >> self.granule_order
-            touched[first : first + max(1, 1 << max(0, int(row["order"]) - self.granule_order))] = True
-        first_of_granule = table["start_position"] == self.begin_position
-        first_of_granule[self.nr_at_begin :] = False
-        return ~first_of_granule | touched[table["pfn"] >> self.granule_order]
-
-    @property
-    def nr_at_begin(self) -> int:
-        """How many granules were whole when policies are switched on: the first rows of the intervals."""
-        pfns = self.intervals.table["pfn"][self.intervals.table["start_position"] == self.begin_position]
-        falls = np.flatnonzero(pfns[1:] <= pfns[:-1]) if len(pfns) else np.array([], int)
-        return int(falls[0]) + 1 if len(falls) else len(pfns)
+        first_take = np.full(nr_granules, OPEN, np.uint32)
+        positions = np.flatnonzero(
+            (self.operations["op"] == Operation.TAKE) & (self.operations["pfn"] < nr_granules << order)
+        )[::-1]  # so the first of a granule is written last
+        first_take[self.operations["pfn"][positions] >> order] = positions
+        for at in positions[self.operations["order"][positions] > order].tolist():
+            row = self.operations[at]
+            reach = slice(int(row["pfn"]) >> order, (int(row["pfn"]) + (1 << int(row["order"]))) >> order)
+            first_take[reach] = np.minimum(first_take[reach], at)
+        charged: NDArray[np.bool_] = np.logical_or.reduce(pages.reshape(nr_granules, -1), axis=1)[granules]
+        charged |= first_take[granules] < table["start_position"]
+        return charged
 
     def since(self, begin: int | str | None, operations: Operations | None = None) -> Self:
         """Return the same recording with policies switched on at another time, as `begin` of `of`."""
@@ -234,7 +271,7 @@ class Recording:
         folder = Path(folder)
         try:
             numbers = json.loads((folder / "recording.json").read_text())
-            arrays = {
+            arrays: dict[str, Any] = {
                 name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
                 for name in ARRAYS
             }
@@ -257,12 +294,20 @@ def begin_of(operations: Operations | NDArray[np.void], begin: int | str | None)
     return int(table["time"][0]) if len(table) else 0
 
 
+def in_list_order(lists: NDArray[np.void]) -> NDArray[np.void]:
+    """Return a snapshot's free lists as `LISTED_DTYPE`. Zones do not overlap, so blocks of several may be mixed."""
+    blocks = np.zeros(len(lists), LISTED_DTYPE)
+    for column in LISTED_DTYPE.names or ():
+        blocks[column] = lists[column]
+    return blocks[np.argsort(lists["position"], kind="stable")]
+
+
 def blocks_by_address(
     free: NDArray[np.bool_], types: NDArray[np.uint8], order: int, max_order: int, pageblock_order: int
 ) -> NDArray[np.void]:
     """Return the maximal free blocks of an order and more, by address."""
     nr_granules = len(free) >> order
-    whole = np.asarray(free)[: nr_granules << order].reshape(nr_granules, -1).all(axis=1)
+    whole = np.logical_and.reduce(np.asarray(free)[: nr_granules << order].reshape(nr_granules, -1), axis=1)
     found = []
     for of_block in range(max_order, order - 1, -1):
         unit = 1 << (of_block - order)

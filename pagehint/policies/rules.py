@@ -11,7 +11,7 @@ from pagehint.policies.policy import SECOND, Decisions
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import REPORT_DTYPE, granule_reports, recorded_reports
 from pagehint.policies.simulation import Lists
-from pagehint.traces.intervals import OPEN
+from pagehint.traces.intervals.table import OPEN
 from pagehint.traces.operations import Operation
 
 WHEEL = 32_000_000
@@ -182,9 +182,9 @@ class Linux:
         Blocks of a report.
     clock : {"fitted", "recorded", "own"}
         When the worker moves. "own": by the rules alone, with a host that answers at once. "fitted": by the rules, but
-        with the recording's phase of the timer wheel, the time at which its first pass began, and the median of the time
-        that its host took. "recorded": a pass begins, and the host answers, where the recording has that; so what is
-        predicted is which blocks, and nothing else. The last two are "own" where the recording has no such operations.
+        with the recording's phase of the timer wheel, the time at which its first pass began, and the median of what
+        its host took for an answer. "recorded": a pass begins, and the host answers, where the recording has that; so
+        what is predicted is which blocks, and nothing else. These two are "own" where the recording has no such rows.
     """
 
     delay: float = 2.0

@@ -18,7 +18,7 @@ from pagehint.policies.rules import Age, lists_of
 from pagehint.policies.scoring import run_scoring
 
 BREAK_EVENS = (0.1, 1.0, 5.0)
-"""Break-even ages in seconds: a report, and the faults that follow it, cost as much as keeping a granule for so long."""
+"""Break-even ages in seconds: a report, and the faults that follow, cost as much as keeping a granule for so long."""
 
 WINDOWS = (1.0, 5.0)
 """Seconds within which use after a report counts as too soon."""
@@ -158,8 +158,8 @@ def _sums(recording: Recording, reports: NDArray[np.void], ages: Iterable[float]
         wrong = reports[right]
         raise BadPageError(
             f"{what}: report {right} is of PFN {wrong['pfn']}, order {wrong['order']}, after {wrong['position']}"
-            f" operations ({wrong['time'] / SECOND:.6f} s): not free granules of order {recording.granule_order} then, or"
-            " out of order"
+            f" operations ({wrong['time'] / SECOND:.6f} s): not free granules of order {recording.granule_order} then,"
+            " or out of order"
         )
     return sums
 
@@ -179,6 +179,7 @@ def score(
     recording : Recording
         With `Recording.resident` the host begins with that memory, else with all.
     decisions : Decisions
+        What the policy reported.
     policy : str
         Its name.
     break_evens, windows : sequence of float
@@ -229,6 +230,7 @@ def evaluate(recording: Recording, policies: Iterable[str | Rule], **options: An
     Parameters
     ----------
     recording : Recording
+        What they are run on.
     policies : iterable of str or of policies
         By name, as `policy_of` has it, or objects.
     **options
@@ -244,6 +246,7 @@ def floor_of(recording: Recording, user: Recording | None = None, *, capacity: i
     Parameters
     ----------
     recording : Recording
+        By its buddy lists.
     user : Recording, optional
         The same by what users had: its operations are those of the view "user", and its free pages those of the CPUs'
         lists, too. The difference is what lay on the CPUs' lists.

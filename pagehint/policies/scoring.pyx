@@ -12,8 +12,8 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from pagehint.policies.reports cimport ReportRow
-from pagehint.traces.free_pages cimport (FreePages, bits_set, clear_bits, count_granules, is_block, mask_of, popcount,
-                                         set_bits)
+from pagehint.traces.intervals.free_pages cimport (FreePages, bits_set, clear_bits, count_granules, is_block, mask_of,
+                                                   popcount, set_bits)
 from pagehint.traces.operations cimport OPERATION_GIVE, OPERATION_TAKE, OperationRow
 
 cdef enum:

@@ -17,7 +17,7 @@ from pagehint.policies.linux_worker cimport (MOST_CAPACITY, PASS_NONE, Worker, b
 from pagehint.policies.report_buffer cimport ReportBuffer
 from pagehint.policies.series_2019 cimport MOST_BATCH, Series2019, freed
 from pagehint.policies.threshold_engine cimport Threshold, delay_is_over, evaluate, forget_leaf, hint_leaf
-from pagehint.traces.free_pages cimport bits_set, count_granules, is_block
+from pagehint.traces.intervals.free_pages cimport bits_set, count_granules, is_block
 from pagehint.traces.operations cimport OPERATION_GIVE, OPERATION_SET_TYPE, OPERATION_TAKE, OperationRow
 
 from pagehint.errors import BadPageError

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagehint.errors import PageHintError
+from pagehint.extras import require
 from pagehint.policies.names import policy_of
 from pagehint.policies.policy import Rule
 from pagehint.policies.recording import ARRAYS, Recording
@@ -41,10 +42,8 @@ def run_task(task: Task) -> dict[str, Any]:
 
 def needed(module: str) -> Any:
     """Import what a sweep needs, or say how to install it."""
-    try:
-        return import_module(module)
-    except ImportError:
-        raise PageHintError(f"a sweep needs {module}: pip install 'pagehint[policies]'") from None
+    require(module, "a sweep", "policies")
+    return import_module(module)
 
 
 def sweep(

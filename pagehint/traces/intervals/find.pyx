@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: embedsignature=False, freethreading_compatible=False
-"""The one pass over operations that finds when granules become whole and are broken. `intervals.py` is its face."""
+"""The one pass over operations that finds when granules become whole and are broken. `table.py` is its face."""
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from pagehint.traces.free_pages cimport FreePages, clear_bits, count_granules, is_block, set_bits
+from pagehint.traces.intervals.free_pages cimport FreePages, clear_bits, count_granules, is_block, set_bits
 from pagehint.traces.operations cimport OPERATION_GIVE, OPERATION_TAKE, OperationRow
 
 cdef struct Interval:           # as the dtype `INTERVAL_DTYPE`

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.errors import BadPageError
-from pagehint.traces.find_intervals import find_intervals
+from pagehint.traces.intervals.find import find_intervals
 from pagehint.traces.operations import Operations
 
 OPEN = 2**32 - 1
