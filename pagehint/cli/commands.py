@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pagehint.cli.command import Command
 from pagehint.cli.demo import Demo
+from pagehint.cli.replay import Replay
 from pagehint.cli.soak import Soak
+from pagehint.cli.traces import Traces
 
 COMMANDS: list[Command] = [
     Demo(),
+    Replay(),
+    Traces(),
     Soak(),
 ]

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from pagehint.cli.arguments import memory_size, seconds
 from pagehint.cli.command import Command
+from pagehint.extras import require
 from pagehint.sizes import format_size
+from pagehint.traces.files import convert
+from pagehint.traces.folder import read_recording, recording_files
 from pagehint.traces.record import TOOLS, record, script
+from pagehint.traces.views.checking import check
 
 _DESCRIPTION = """\
 Recordings of what a kernel's page allocator did: events, and the state of all
@@ -62,9 +66,35 @@ class Traces(Command):
         converting.add_argument("parquet", type=Path, help="the file to write")
 
     def check(self, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-        """Nothing but the arguments can be known to be wrong beforehand."""
+        """Refuse a Parquet file without the extra that writes it."""
+        if args.verb == "convert":
+            require("pyarrow", "Parquet", "traces")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the verb. `check` exits with 1 if the recording is not to be believed."""
-        verb: int = getattr(self, f"_{args.verb}")(args)
-        return verb
+        """Run the verb. `check` exits with 1 if the recording has a problem."""
+        if args.verb == "record":
+            return self._record(args)
+        if args.verb == "check":
+            return self._check(args)
+        return self._convert(args)
+
+    def _record(self, args: argparse.Namespace) -> int:
+        options = (args.folder, args.seconds, args.tool, args.buffer)
+        if args.run:
+            record(*options)
+            print(f"recorded in {args.folder}; next: pagehint traces check {args.folder}")
+        else:
+            print(script(*options), end="")
+        return 0
+
+    def _check(self, args: argparse.Namespace) -> int:
+        found = check(*read_recording(args.trace, args.snapshot, args.after))
+        print(json.dumps(found.to_dict(), indent=1) if args.json else found)
+        return 0 if found.ok else 1
+
+    def _convert(self, args: argparse.Namespace) -> int:
+        source = recording_files(args.trace).trace
+        convert(source, args.parquet)
+        sizes = [format_size(each.stat().st_size) for each in (source, args.parquet)]
+        print(f"{source}, {sizes[0]}: {args.parquet}, {sizes[1]}")
+        return 0

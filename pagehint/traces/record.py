@@ -35,7 +35,7 @@ state() {{
     for file in buddyinfo iomem meminfo pagetypeinfo vmstat zoneinfo; do
         cat "/proc/$file" > "$1/$file"
     done
-    cat /proc/kpageflags | gzip -1 > "$1/kpageflags.gz"
+    cat /proc/kpageflags > "$1/kpageflags"
 }}
 
 # All of this ignores Ctrl-C, which only ends the sleep.
@@ -133,7 +133,9 @@ def script(folder: str | os.PathLike[str], seconds: float = 10.0, tool: str = "t
     )
 
 
-def record(folder: str | os.PathLike[str], seconds: float = 10.0, tool: str = "tracefs", buffer: int = 64 << 20) -> None:
+def record(
+    folder: str | os.PathLike[str], seconds: float = 10.0, tool: str = "tracefs", buffer: int = 64 << 20
+) -> None:
     """Record this machine, as root: run what `script` returns.
 
     Ctrl-C ends the recording early, and what it leaves is whole.
@@ -150,7 +152,9 @@ def record(folder: str | os.PathLike[str], seconds: float = 10.0, tool: str = "t
     """
     text = script(folder, seconds, tool, buffer)
     if os.geteuid() != 0:
-        raise PageHintError("recording needs root: sudo pagehint traces record --run ..., or run as root what it prints")
+        raise PageHintError(
+            "recording needs root: sudo pagehint traces record --run ..., or run as root what it prints"
+        )
     if Path(folder).exists():
         raise PageHintError(f"{os.fspath(folder)!r} exists already; a recording makes its folder itself")
     with subprocess.Popen(["sh", "-c", text]) as shell:

@@ -1,0 +1,200 @@
+"""Policies compared on one recording: what it says, how far to believe it, and what each policy would have returned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pagehint._core import PageAllocator
+from pagehint.policies.policy import Rule
+from pagehint.policies.recording import Recording
+from pagehint.policies.rules import Recorded
+from pagehint.policies.scores import BREAK_EVENS, Floor, Score, evaluate, floor_of
+from pagehint.policies.table import comparison_html, comparison_text
+from pagehint.replaying.replayed import Replayed
+from pagehint.traces.operations import Operation, Operations
+from pagehint.traces.snapshot import Snapshot
+from pagehint.traces.table import Trace
+from pagehint.traces.views.view import View, operations_of, possible_view
+
+MIB = 1 << 20
+BEGIN = "load balloon"
+"""The part of a mark's text at which policies are switched on by default, where a recording has it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What `replay` returns.
+
+    Attributes
+    ----------
+    recording : Recording
+        What the policies were run on.
+    operations : Operations
+        What happened to the free lists, with the contradictions by cause.
+    replayed : Replayed or None
+        What came of it on an allocator; None without a snapshot of the beginning.
+    wrong_pages_end : int or None
+        Managed pages that were not at the end as the kernel has them; None without a snapshot of the end.
+    scores : list of Score
+        One a policy.
+    floor : Floor
+        What no policy can have returned.
+    """
+
+    recording: Recording
+    operations: Operations
+    replayed: Replayed | None
+    wrong_pages_end: int | None
+    scores: list[Score]
+    floor: Floor = field(compare=False)
+
+    @property
+    def contradictions(self) -> Mapping[str, int]:
+        """By cause: of the events with each other, and of the operations with the allocator."""
+        both = dict(self.operations.contradictions)
+        for cause, count in (self.replayed.contradictions if self.replayed else {}).items():
+            both[cause] = max(count, both.get(cause, 0))
+        return both
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures, for JSON: sizes in MiB, costs in GiB·s by break-even age."""
+        return {
+            "recording": self.recording.name,
+            "view": self.operations.view,
+            "seconds": (self.recording.end - self.recording.begin) / 1e9,
+            "operations": len(self.operations),
+            "managed_pages": self.operations.managed_pages,
+            "wrong_pages_end": self.wrong_pages_end,
+            "wrong_pages_at_reports": (
+                self.replayed.wrong_pages_at_reports if self.replayed else self.operations.reports.wrong_pages
+            ),
+            "contradictions": dict(self.contradictions),
+            "optimum": _by_age(self.scores[0].optimum) if self.scores else {},
+            "floor": {
+                "fragmented_gib_s": self.floor.fragmented,
+                "gates_gib_s": self.floor.gates,
+                "per_cpu_gib_s": self.floor.per_cpu,
+                "free_gib_s": self.floor.free,
+            },
+            "policies": {score.policy: _figures(score) for score in self.scores},
+        }
+
+    def __repr__(self) -> str:
+        return comparison_text(self)
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
+
+
+def _by_age(costs: Mapping[float, float]) -> dict[str, float]:
+    return {f"{age:g}": cost for age, cost in costs.items()}
+
+
+def _figures(score: Score) -> dict[str, Any]:
+    return {
+        "reported_mib": score.reported / MIB,
+        "again_mib": score.again / MIB,
+        **{f"reused_{window:g}s_mib": size / MIB for window, size in score.reused.items()},
+        "free_charged_gib_s": score.free_charged,
+        "free_charged_whole_gib_s": score.free_charged_whole,
+        "cost": _by_age(score.cost),
+        "calls": score.calls,
+        "uncharged_mib": score.uncharged / MIB,
+        "refault_pages": score.refaults,
+        "latency_s": score.latency,
+    }
+
+
+def replay(
+    trace: Trace,
+    policies: str | Rule | Iterable[str | Rule] = ("linux", "threshold", "age:1s"),
+    *,
+    before: Snapshot | None = None,
+    after: Snapshot | None = None,
+    events: View | None = None,
+    begin: int | str | None = None,
+    resident: bool = False,
+    name: str = "recording",
+    break_evens: Iterable[float] = BREAK_EVENS,
+    **options: Any,
+) -> Comparison:
+    """Replay a recording page by page, and say what each policy would have returned, how soon, and at what cost.
+
+    Parameters
+    ----------
+    trace : Trace
+        The recording: `pagehint.traces.read`.
+    policies : a policy or several
+        Names, as `policy_of` has them, or objects: `Policy` says how to write one.
+    before, after : Snapshot, optional
+        The memory at the beginning and at the end. Without the first, pages are believed to be what their first event
+        needs, and the free lists' order is a guess.
+    events : {"all", "kmem", "user"}, optional
+        What to believe of the recording: every event, those of the kernel alone, alloc and free alone. Default: all
+        there is.
+    begin : int or str, optional
+        When policies are switched on: nanoseconds by the recording's clock, or a part of a mark's text. Default: where
+        it says that the balloon was loaded; else at its beginning.
+    resident : bool, default False
+        The host begins with the memory that the snapshot says it had; by default with all.
+    name : str, default "recording"
+        Of the recording, for people.
+    break_evens : iterable of float
+        Ages in seconds, for costs.
+    **options
+        As `Recording.of` has them, such as `granule_order`.
+
+    Returns
+    -------
+    Comparison
+        Its `repr` is a table of 80 columns, ``to_dict()`` is for JSON.
+
+    Raises
+    ------
+    ValueError
+        If there is no such view, policy or mark.
+    SnapshotError
+        If a snapshot does not say which pages are free.
+
+    Notes
+    -----
+    Placement is the kernel's own, whatever a policy does: the recording is an open loop. O(operations) for each policy.
+    """
+    operations = operations_of(trace, events or possible_view(trace, "all"), before, after)
+    if begin is None and any(BEGIN in mark for mark in operations.marks):
+        begin = BEGIN
+    options |= {"name": name, "begin": begin}
+    if before is None:
+        recording = Recording.of(operations, np.zeros(len(operations.free_at_end), np.bool_), **options)
+    else:
+        if not resident:
+            options["resident"] = None
+        recording = Recording.of_snapshot(operations, before, **options)
+    several = [policies] if isinstance(policies, str) or hasattr(policies, "decide") else list(policies)
+    if not (operations.table["op"] == Operation.ISOLATE).any():
+        several = [each for each in several if not isinstance(each, Recorded)]
+    scores = [
+        dataclasses.replace(score, policy=each) if isinstance(each, str) else score
+        for each, score in zip(several, evaluate(recording, several, break_evens=break_evens), strict=True)
+    ]
+    replayed, wrong = _on_an_allocator(operations, before, after)
+    return Comparison(recording, operations, replayed, wrong, scores, floor_of(recording))
+
+
+def _on_an_allocator(
+    operations: Operations, before: Snapshot | None, after: Snapshot | None
+) -> tuple[Replayed | None, int | None]:
+    """Carry the operations out at their places; returns what came of it, and the pages that are wrong at the end."""
+    if before is None:
+        return None, operations.wrong_pages_end
+    pages = PageAllocator.from_snapshot(before)
+    replayed = pages.replay(operations)
+    if after is None:
+        return replayed, None
+    free, wanted = pages.free_bitmap(), after.free_bitmap()
+    return replayed, int(np.bitwise_count(free ^ wanted).sum())
