@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pagehint._core import PageAllocator
-from pagehint.policies.policy import Rule
+from pagehint.policies.names import policy_of
+from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
 from pagehint.policies.rules import Recorded
-from pagehint.policies.scores import BREAK_EVENS, Floor, Score, evaluate, floor_of
+from pagehint.policies.scores import BREAK_EVENS, Floor, Score, floor_of, score
 from pagehint.policies.table import comparison_html, comparison_text
 from pagehint.replaying.replayed import Replayed
 from pagehint.traces.operations import Operation, Operations
@@ -42,6 +42,8 @@ class Comparison:
         Managed pages that were not at the end as the kernel has them; None without a snapshot of the end.
     scores : list of Score
         One a policy.
+    decisions : dict of str to Decisions
+        What each policy reported, and when.
     floor : Floor
         What no policy can have returned.
     """
@@ -51,7 +53,8 @@ class Comparison:
     replayed: Replayed | None
     wrong_pages_end: int | None
     scores: list[Score]
-    floor: Floor = field(compare=False)
+    decisions: Mapping[str, Decisions]
+    floor: Floor
 
     @property
     def contradictions(self) -> Mapping[str, int]:
@@ -81,7 +84,7 @@ class Comparison:
                 "per_cpu_gib_s": self.floor.per_cpu,
                 "free_gib_s": self.floor.free,
             },
-            "policies": {score.policy: _figures(score) for score in self.scores},
+            "policies": {each.policy: _figures(each) for each in self.scores},
         }
 
     def __repr__(self) -> str:
@@ -178,12 +181,12 @@ def replay(
     several = [policies] if isinstance(policies, str) or hasattr(policies, "decide") else list(policies)
     if not (operations.table["op"] == Operation.ISOLATE).any():
         several = [each for each in several if not isinstance(each, Recorded)]
-    scores = [
-        dataclasses.replace(score, policy=each) if isinstance(each, str) else score
-        for each, score in zip(several, evaluate(recording, several, break_evens=break_evens), strict=True)
-    ]
+    rules = {each if isinstance(each, str) else each.name: policy_of(each) if isinstance(each, str) else each
+             for each in several}  # fmt: skip
+    decisions = {called: rule.decide(recording) for called, rule in rules.items()}
+    scores = [score(recording, made, called, break_evens=break_evens) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)
-    return Comparison(recording, operations, replayed, wrong, scores, floor_of(recording))
+    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording))
 
 
 def _on_an_allocator(

@@ -1,7 +1,7 @@
 """Recording this machine: a shell script that does it with tracefs, perf or trace-cmd, to be read first or run at once.
 
-What it leaves is a folder: the trace, and in ``before`` and ``after`` what /proc says of every page and zone. With tracefs
-both are read while the events are recorded, between marks, so that events tell of pages that changed meanwhile.
+What it leaves is a folder: the trace, and in ``before`` and ``after`` what /proc says of every page and zone. With
+tracefs both are read while the events are recorded, between marks, so that events tell of pages that changed meanwhile.
 """
 
 from __future__ import annotations
