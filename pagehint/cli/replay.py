@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 from pagehint.cli.command import Command
+from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
 from pagehint.policies.names import BUILT_IN, policy_of
+from pagehint.traces.events import Event
 from pagehint.traces.folder import read_recording
 from pagehint.traces.views.view import VIEWS
 
@@ -76,16 +78,20 @@ class Replay(Command):
     def run(self, args: argparse.Namespace) -> int:
         """Compare, and print or write. The exit status is 0."""
         trace, before, after = read_recording(args.trace, args.snapshot, args.after)
-        found = replay(
-            trace,
-            args.policy or DEFAULT,
-            before=before,
-            after=after,
-            events=args.events,
-            begin=args.begin,
-            resident=args.resident,
-            name=args.trace.resolve().name,
-        )
+        known = [name for name in DEFAULT if name != "recorded" or Event.PUTBACK in trace.counts]
+        try:
+            found = replay(
+                trace,
+                args.policy or known,
+                before=before,
+                after=after,
+                events=args.events,
+                begin=args.begin,
+                resident=args.resident,
+                name=args.trace.resolve().name,
+            )
+        except ValueError as error:  # a mark that the recording does not have
+            raise PageHintError(str(error)) from None
         if args.html or args.plot:
             from pagehint.policies.plots import plot_comparison, write_page
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.policies.names import policy_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
-from pagehint.policies.rules import Recorded
 from pagehint.policies.scores import BREAK_EVENS, Floor, Score, floor_of, score
 from pagehint.policies.table import comparison_html, comparison_text
 from pagehint.replaying.replayed import Replayed
@@ -22,6 +22,7 @@ from pagehint.traces.table import Trace
 from pagehint.traces.views.view import View, operations_of, possible_view
 
 MIB = 1 << 20
+CHUNK = 1 << 18  # operations at a time
 BEGIN = "load balloon"
 """The part of a mark's text at which policies are switched on by default, where a recording has it."""
 
@@ -173,20 +174,30 @@ def replay(
         begin = BEGIN
     options |= {"name": name, "begin": begin}
     if before is None:
-        recording = Recording.of(operations, np.zeros(len(operations.free_at_end), np.bool_), **options)
+        recording = Recording.of(operations, _free_before(operations), **options)
     else:
         if not resident:
             options["resident"] = None
         recording = Recording.of_snapshot(operations, before, **options)
-    several = [policies] if isinstance(policies, str) or hasattr(policies, "decide") else list(policies)
-    if not (operations.table["op"] == Operation.ISOLATE).any():
-        several = [each for each in several if not isinstance(each, Recorded)]
-    rules = {each if isinstance(each, str) else each.name: policy_of(each) if isinstance(each, str) else each
-             for each in several}  # fmt: skip
+    if isinstance(policies, str) or not isinstance(policies, Iterable):
+        policies = [policies]
+    rules = dict((each, policy_of(each)) if isinstance(each, str) else (each.name, each) for each in policies)
     decisions = {called: rule.decide(recording) for called, rule in rules.items()}
     scores = [score(recording, made, called, break_evens=break_evens) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)
     return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording))
+
+
+def _free_before(operations: Operations) -> NDArray[np.bool_]:
+    """Return which pages the first operation of each needs to have been free."""
+    moves = operations.table[np.isin(operations.table["op"], (Operation.TAKE, Operation.GIVE))]
+    free = np.zeros(len(operations.free_at_end), np.bool_)
+    for end in range(len(moves), 0, -CHUNK):
+        rows = moves[max(end - CHUNK, 0) : end][::-1]
+        each = np.repeat(np.arange(len(rows)), 1 << rows["order"].astype(np.int64))
+        page = rows["pfn"][each].astype(np.int64) + np.arange(len(each)) - np.searchsorted(each, each)
+        free[page] = rows["op"][each] == Operation.TAKE  # of several, NumPy keeps the last, which happened first
+    return free
 
 
 def _on_an_allocator(
@@ -200,4 +211,6 @@ def _on_an_allocator(
     if after is None:
         return replayed, None
     free, wanted = pages.free_bitmap(), after.free_bitmap()
-    return replayed, int(np.bitwise_count(free ^ wanted).sum())
+    common = min(len(free), len(wanted))
+    beyond = np.bitwise_count(free[common:]).sum() + np.bitwise_count(wanted[common:]).sum()
+    return replayed, int(np.bitwise_count(free[:common] ^ wanted[:common]).sum() + beyond)

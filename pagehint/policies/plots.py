@@ -18,7 +18,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pagehint.policies.recording import Recording
+from pagehint.policies.reports import first_reports
+from pagehint.policies.scores import WINDOWS
 from pagehint.policies.table import comparison_html
+from pagehint.traces.intervals.table import OPEN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 AGES = np.geomspace(0.01, 30, 60)
+WINDOW = WINDOWS[-1]
 HEAT_BINS = 200  # of time, and of addresses
 
 
@@ -64,33 +68,12 @@ def draw(comparison: Comparison) -> Figure:
     recording = comparison.recording
     _draw_over_time(over_time, comparison)
     _draw_pareto(pareto, comparison)
-    _draw_by_address(by_address, recording)
+    _draw_by_address(figure, by_address, recording)
     _draw_latency(latency, comparison)
     for axes in (over_time, pareto, by_address, latency):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{recording.name}: hinting policies on {(recording.end - recording.begin) / SECOND:.1f} s")
     return figure
-
-
-def first_reports(recording: Recording, reports: NDArray[np.void]) -> NDArray[np.int64]:
-    """Return, for each free interval of a granule, when the granule was first reported in it; -1 if it was not.
-
-    O((intervals + reported granules) log).
-    """
-    table = recording.intervals.table
-    each = np.repeat(np.arange(len(reports)), 1 << (reports["order"] - recording.granule_order))
-    before = np.arange(len(each)) - np.searchsorted(each, each)  # which granule of its block
-    granules = (reports["pfn"][each] >> np.uint64(recording.granule_order)) + before.astype(np.uint64)
-    keys = (granules << np.uint64(32)) | reports["position"][each].astype(np.uint64)
-    order = np.argsort(keys, kind="stable")
-    keys, times = keys[order], reports["time"][each][order]
-    own = (table["pfn"] >> np.uint64(recording.granule_order)) << np.uint64(32)
-    found = np.searchsorted(keys, own | table["start_position"].astype(np.uint64))
-    result = np.full(len(table), -1)
-    inside = found < len(keys)
-    inside[inside] = keys[found[inside]] <= (own | table["end_position"])[inside]
-    result[inside] = times[found[inside]]
-    return result
 
 
 def _steps(starts: NDArray[np.int64], ends: NDArray[np.int64], begin: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -108,7 +91,7 @@ def _draw_over_time(axes: Axes, comparison: Comparison) -> None:
     axes.fill_between(times, counts * gib, step="post", color="0.9", label="free, in whole granules")
     charged = recording.charged_intervals
     for name, decisions in comparison.decisions.items():
-        first = first_reports(recording, decisions.reports)
+        first = first_reports(recording.intervals, decisions.reports)
         ends = np.where(first < 0, table["end"], first)
         times, counts = _steps(table["start"][charged], ends[charged], recording.begin)
         axes.step(times, counts * gib, where="post", linewidth=1.2, label=name)
@@ -123,29 +106,30 @@ def _draw_over_time(axes: Axes, comparison: Comparison) -> None:
 def _draw_pareto(axes: Axes, comparison: Comparison) -> None:
     recording = comparison.recording
     granule = recording.page_size << recording.granule_order
-    lengths = recording.intervals.lengths[recording.charged_intervals] / SECOND
-    kept = [float(np.minimum(lengths, age).sum()) * granule / 2**30 for age in AGES]
-    sent = [float((lengths > age).sum()) * granule / 2**20 for age in AGES]
-    axes.plot(sent, kept, color="0.6", linewidth=1, label=f"by age, {AGES[0]:g} to {AGES[-1]:g} s")
-    long_first = np.sort(lengths)[::-1]
-    axes.plot(
-        np.arange(len(long_first) + 1) * (granule / 2**20),
-        (long_first.sum() - np.concatenate([[0.0], np.cumsum(long_first)])) * (granule / 2**30),
-        color="0.6", linewidth=1, linestyle="--", label="who knows the future",
-    )  # fmt: skip
+    mib, gib = granule / 2**20, granule / 2**30
+    charged, table = recording.charged_intervals, recording.intervals.table
+    lengths = recording.intervals.lengths[charged] / SECOND
+    ends = table["end_position"][charged] != OPEN
+    by_age = [float(np.minimum(lengths, age).sum()) * gib for age in AGES]
+    by_age_soon = [float((ends & (lengths > age) & (lengths - age < WINDOW)).sum()) * mib for age in AGES]
+    axes.plot(by_age_soon, by_age, color="0.6", linewidth=1, label="by age")
+    best = [float(lengths[lengths <= age].sum()) * gib for age in AGES]
+    best_soon = [float((ends & (lengths > age) & (lengths < WINDOW)).sum()) * mib for age in AGES]
+    axes.plot(best_soon, best, color="0.6", linewidth=1, linestyle="--", label="who knows the future")
     for score in comparison.scores:
-        (point,) = axes.plot(score.reported / 2**20, score.free_charged_whole, "o")
-        axes.annotate(score.policy, (score.reported / 2**20, score.free_charged_whole), xytext=(5, 4),
-                      textcoords="offset points", fontsize="small", color=point.get_color())  # fmt: skip
-    axes.set_xlabel("MiB reported")
+        place = score.reused[WINDOW] / 2**20, score.free_charged_whole
+        (point,) = axes.plot(*place, "o")
+        axes.annotate(score.policy, place, xytext=(5, 4), textcoords="offset points", fontsize="small",
+                      color=point.get_color())  # fmt: skip
+    axes.set_xlabel(f"MiB used within {WINDOW:g} s of their report")
     axes.set_ylabel("GiB·s free but charged")
-    axes.set_title("What it costs against what it leaves", loc="left")
+    axes.set_title(f"Too late or too soon (curves: {AGES[0]:g} to {AGES[-1]:g} s)", loc="left")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize="small")
 
 
-def _draw_by_address(axes: Axes, recording: Recording) -> None:
+def _draw_by_address(figure: Figure, axes: Axes, recording: Recording) -> None:
     table, seconds = recording.intervals.table, (recording.end - recording.begin) / SECOND
     granules = max(len(recording.free) >> recording.granule_order, 1)
     per_row = -(-granules // HEAT_BINS)
@@ -162,7 +146,7 @@ def _draw_by_address(axes: Axes, recording: Recording) -> None:
     gib = granules * (recording.page_size << recording.granule_order) / 2**30
     image = axes.imshow(share, aspect="auto", origin="lower", extent=(0, seconds, 0, gib), cmap="viridis",
                         interpolation="nearest", vmin=0, vmax=1)  # fmt: skip
-    axes.figure.colorbar(image, ax=axes, label="share of whole free granules")
+    figure.colorbar(image, ax=axes, label="share of whole free granules")
     axes.set_xlabel("seconds")
     axes.set_ylabel("address, GiB")
     axes.set_title("Where memory is free", loc="left")
@@ -171,7 +155,7 @@ def _draw_by_address(axes: Axes, recording: Recording) -> None:
 def _draw_latency(axes: Axes, comparison: Comparison) -> None:
     table = comparison.recording.intervals.table
     for name, decisions in comparison.decisions.items():
-        first = first_reports(comparison.recording, decisions.reports)
+        first = first_reports(comparison.recording.intervals, decisions.reports)
         waits = np.sort((first - table["start"])[first >= 0]) / SECOND
         axes.step(np.maximum(waits, 1e-6), np.arange(1, len(waits) + 1) / max(len(table), 1), where="post", label=name)
     axes.set_xscale("log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pagehint.traces.intervals.table import Intervals
 from pagehint.traces.operations import Operation, OperationFlag
 
 REPORT_DTYPE = np.dtype(
@@ -46,3 +47,49 @@ def recorded_reports(table: NDArray[np.void]) -> NDArray[np.void]:
     isolations = np.cumsum(table["op"] == Operation.ISOLATE)[where]
     reports["call"] = np.unique(isolations, return_inverse=True)[1]
     return reports
+
+
+def granules_of(reports: NDArray[np.void], granule_order: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Return the granules that reports are of: for each the index of its report, and its number."""
+    each = np.repeat(np.arange(len(reports)), 1 << (reports["order"] - granule_order))
+    place_in_block = (np.arange(len(each)) - np.searchsorted(each, each)).astype(np.uint64)
+    return each, (reports["pfn"][each] >> np.uint64(granule_order)) + place_in_block
+
+
+def _keys(granules: NDArray[np.uint64], positions: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Granules and positions as one number, which sorts by both."""
+    return (granules << np.uint64(32)) | positions.astype(np.uint64)
+
+
+def first_reports(intervals: Intervals, reports: NDArray[np.void]) -> NDArray[np.int64]:
+    """Return for each free interval of a granule when the granule was first reported in it; -1 if it was not.
+
+    O((intervals + reported granules) log).
+    """
+    table = intervals.table
+    each, granules = granules_of(reports, intervals.granule_order)
+    keys = _keys(granules, reports["position"][each])
+    order = np.argsort(keys, kind="stable")
+    keys, times = keys[order], reports["time"][each][order]
+    own = table["pfn"] >> np.uint64(intervals.granule_order)
+    found = np.searchsorted(keys, _keys(own, table["start_position"]))
+    result = np.full(len(table), -1)
+    inside = found < len(keys)
+    inside[inside] = keys[found[inside]] <= _keys(own, table["end_position"])[inside]
+    result[inside] = times[found[inside]]
+    return result
+
+
+def of_free_memory(intervals: Intervals, reports: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Return for each report whether all of its block was free then. O((intervals + reported granules) log)."""
+    each, granules = granules_of(reports, intervals.granule_order)
+    own = intervals.table["pfn"] >> np.uint64(intervals.granule_order)
+    keys = _keys(own, intervals.table["start_position"])
+    order = np.argsort(keys, kind="stable")
+    own, ends = own[order], intervals.table["end_position"][order]
+    last = np.searchsorted(keys[order], _keys(granules, reports["position"][each]), "right") - 1
+    free = last >= 0
+    free[free] = (own[last] == granules)[free] & (reports["position"][each] <= ends[last])[free]
+    result = np.ones(len(reports), np.bool_)
+    result[each[~free]] = False
+    return result

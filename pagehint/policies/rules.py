@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pagehint.policies.policy import SECOND, Decisions
 from pagehint.policies.recording import Recording
-from pagehint.policies.reports import REPORT_DTYPE, granule_reports, recorded_reports
+from pagehint.policies.reports import REPORT_DTYPE, granule_reports, of_free_memory, recorded_reports
 from pagehint.policies.simulation import Lists
 from pagehint.traces.intervals.table import OPEN
 from pagehint.traces.operations import Operation
@@ -122,9 +122,11 @@ class Recorded:
     name: str = "recorded"
 
     def decide(self, recording: Recording) -> Decisions:
-        """Say what it reported since the beginning."""
+        """Say what it reported since the beginning, but for what a weaker view takes for memory in use."""
         reports = recorded_reports(recording.operations)
-        return Decisions(reports[reports["position"] > recording.begin_position])
+        reports = reports[reports["position"] > recording.begin_position]
+        free = of_free_memory(recording.intervals, reports)
+        return Decisions(reports[free], {"not_free": int((~free).sum())})
 
 
 @dataclass(frozen=True)

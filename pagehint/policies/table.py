@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def facts(comparison: Comparison) -> list[str]:
 
 def comparison_text(comparison: Comparison) -> str:
     """Return the facts, a row a policy, and what the columns mean."""
-    lines = [*facts(comparison), ""]
+    lines = [*(part for fact in facts(comparison) for part in wrap(fact, WIDTH, subsequent_indent="  ")), ""]
     if comparison.scores:
         table = [*_headings(comparison), *_rows(comparison)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
