@@ -16,6 +16,7 @@ from clocks import Clock
 from hosts import RecordingHost
 
 from pagehint.testing.oracle import OracleAllocator
+from pagehint.traces.record import record
 
 # `nightly` is 20,000 steps of each state machine; the default is for everybody's every run.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
@@ -44,3 +45,14 @@ def host() -> RecordingHost:
 def few_host() -> RecordingHost:
     """Takes two blocks at a time, so that zones of a few granules are above the watermark gate."""
     return RecordingHost(max_pages=2)
+
+
+@pytest.fixture
+def live_recording(tmp_path):
+    """The folder of a recording of two seconds of this machine, where it may be recorded."""
+    if os.geteuid() != 0 or not Path("/proc/kpageflags").exists():
+        pytest.skip("recording needs root, and a kernel that shows its page flags")
+    if not any(Path(place, "instances").is_dir() for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")):
+        pytest.skip("no tracefs is mounted here")
+    record(tmp_path / "recording", seconds=2.0)
+    return tmp_path / "recording"

@@ -31,17 +31,20 @@ folder={folder}
 [ -r /proc/kpageflags ] && [ "$(id -u)" = 0 ] || {{ echo "recording needs root, and /proc/kpageflags" >&2; exit 1; }}
 mkdir "$folder" "$folder/before" "$folder/after"
 
+# Ctrl-C ends the pause, now or when it is its turn, and nothing else.
+early=
+trap early=yes INT
 state() {{
-    for file in buddyinfo iomem meminfo pagetypeinfo vmstat zoneinfo; do
-        cat "/proc/$file" > "$1/$file"
-    done
-    cat /proc/kpageflags > "$1/kpageflags"
+    (
+        trap '' INT
+        for file in buddyinfo iomem meminfo pagetypeinfo vmstat zoneinfo; do
+            cat "/proc/$file" > "$1/$file"
+        done
+        cat /proc/kpageflags > "$1/kpageflags"
+    )
 }}
-
-# All of this ignores Ctrl-C, which only ends the sleep.
-trap '' INT
 pause() {{
-    (trap - INT; exec sleep {seconds:g}) || true
+    [ "$early" ] || (exec sleep {seconds:g}) || true
 }}
 """
 

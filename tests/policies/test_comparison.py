@@ -1,0 +1,75 @@
+"""Policies compared on a recording: names, what is not known, and what each reported in which interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from recordings import DATA
+
+import pagehint as ph
+from pagehint.policies.comparison import replay
+from pagehint.policies.reports import first_reports, of_free_memory
+from pagehint.policies.rules import Age
+
+NAME = "frag-2g-smp2-thp"
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return ph.traces.read(DATA / f"{NAME}.parquet")
+
+
+@pytest.fixture(scope="module")
+def whole(trace):
+    before, after = (ph.traces.read_snapshot(DATA / NAME / moment) for moment in ("before", "after"))
+    return replay(trace, ["recorded", "linux", "age:300ms"], before=before, after=after, name=NAME)
+
+
+def test_policies_go_by_the_names_they_are_asked_for(trace):
+    assert [score.policy for score in replay(trace, "age:300ms").scores] == ["age:300ms"]
+    assert [score.policy for score in replay(trace, Age(0.25)).scores] == ["age:0.25s"]
+
+
+def test_a_recording_without_snapshots(trace, whole):
+    """What is not known is said, and the figures are near those of the whole recording."""
+    alone = replay(trace, ["age:300ms"])
+    assert alone.replayed is None
+    assert alone.wrong_pages_end is None
+    assert "not known, without a snapshot" in repr(alone)
+    known = whole.scores[2]
+    assert alone.scores[0].reported == pytest.approx(known.reported, rel=0.1)
+
+
+def test_a_snapshot_of_the_beginning_alone(trace):
+    before = ph.traces.read_snapshot(DATA / NAME / "before")
+    found = replay(trace, ["age:300ms"], before=before)
+    assert found.wrong_pages_end is None
+    assert found.replayed.contradictions == {}
+    assert found.to_dict()["wrong_pages_end"] is None
+
+
+def test_first_reports_against_a_loop(whole):
+    recording = whole.recording
+    table = recording.intervals.table
+    order = recording.granule_order
+    for decisions in whole.decisions.values():
+        wanted = np.full(len(table), -1)
+        by_granule = {}
+        for report in decisions.reports:
+            first = int(report["pfn"]) >> order
+            for granule in range(first, first + (1 << (int(report["order"]) - order))):
+                by_granule.setdefault(granule, []).append((int(report["position"]), int(report["time"])))
+        for number, interval in enumerate(table):
+            for position, time in by_granule.get(int(interval["pfn"]) >> order, ()):
+                if interval["start_position"] <= position <= interval["end_position"]:
+                    wanted[number] = time
+                    break
+        assert (first_reports(recording.intervals, decisions.reports) == wanted).all()
+
+
+def test_reports_of_memory_in_use_are_found(whole):
+    reports = whole.decisions["recorded"].reports
+    assert of_free_memory(whole.recording.intervals, reports).all()
+    moved = reports.copy()
+    moved["pfn"][::7] = 0  # of the kernel's image, never free
+    assert (of_free_memory(whole.recording.intervals, moved) == (np.arange(len(moved)) % 7 != 0)).all()
