@@ -205,7 +205,7 @@ cdef class Memory:
             for j, other in enumerate(order):
                 m.zonelists[i * m.nr_zones + j].zone = other
         self.linux_watermarks = watermarks == "linux"
-        self.watermarks = (watermarks,) * m.nr_zones
+        self.wanted_watermarks = (watermarks,) * m.nr_zones
         self.set_watermarks()
         self.fork_record.m = m
         self.fork_record.queue = &self.queue
@@ -221,8 +221,10 @@ cdef class Memory:
         cdef cnp.ndarray[cnp.uint64_t, ndim=2] reserves
         cdef cnp.ndarray[cnp.int64_t] ranks
         managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        by_linux = layout.linux_watermarks(managed, self.page_size)
+        self.watermarks = tuple([by_formula if wanted == "linux" else wanted
+                                 for wanted, by_formula in zip(self.wanted_watermarks, by_linux)])
         if self.linux_watermarks:
-            self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
             reserves = np.array(layout.lowmem_reserves(self.specs, managed), np.uint64)
             ranks = np.array(layout.zone_ranks(self.specs), np.int64)
             with nogil:
@@ -237,6 +239,20 @@ cdef class Memory:
             with nogil:
                 set_zone_watermarks(m.zones[i], marks, self.queue.max_pages)
         return 0
+
+    def set_watermarks_of(self, i, watermarks):
+        """Set those of zone `i`, as `PageAllocator.set_watermarks`."""
+        cdef list wanted
+        spec = self.specs[i]
+        try:
+            marks = layout.check_watermarks(watermarks)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"zone {spec.name} (node {spec.node}): {error}; nothing was changed") from None
+        with self.hotplug():
+            wanted = list(self.wanted_watermarks)
+            wanted[i] = marks
+            self.wanted_watermarks = tuple(wanted)
+            self.set_watermarks()
 
     cdef add_page_sets(self, int i):
         """Put per-CPU page sets in front of zone `i`, which no other thread knows yet."""
