@@ -8,6 +8,7 @@ from typing_extensions import CapsuleType, disjoint_base
 from pagehint._core import PageAllocator, PageHintingCallbacks
 
 ADVICE: Final[dict[str, int]]
+ESTIMATED: Final[str]
 SETTINGS: Final[str]
 
 def huge_pages_are_given() -> bool: ...

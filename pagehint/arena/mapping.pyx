@@ -53,6 +53,7 @@ cdef enum:
     PR_GET_THP_DISABLE = 42     # by number, as headers may be older than the kernel
     PR_THP_DISABLE_EXCEPT_ADVISED = 2
 
+ESTIMATED = "what is in memory is estimated, and what comes back by itself is not given back again"
 SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 
 cdef extern from *:
@@ -118,12 +119,16 @@ def mincore_says():
     """Whether mincore(2) says what is in memory. Some sandboxes refuse it, and gVisor answers that everything is."""
     cdef unsigned char present = 1
     cdef size_t page = os.sysconf("SC_PAGESIZE")
+    cdef int refused
     cdef void *never_touched = mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if never_touched == MAP_FAILED:
         return False
-    mincore(never_touched, page, &present)
+    refused = errno if mincore(never_touched, page, &present) else 0
     munmap(never_touched, page)
-    return present & 1 == 0
+    if refused or present & 1:
+        say_once("mincore", refused or "it takes all for resident", ESTIMATED)
+        return False
+    return True
 
 
 @cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
@@ -314,7 +319,7 @@ cdef class Mapping:
         with nogil:
             take_census(&c)
         if c.refused:
-            say_once("mincore", c.refused, "what is in memory is estimated")
+            say_once("mincore", c.refused, ESTIMATED)
         self.say_refusals()
         return where[:c.n], counts[:c.n], c.refused != 0
 
@@ -346,7 +351,7 @@ cdef class Mapping:
                     break
                 out[i] = pages == 0
         if refused:
-            say_once("mincore", refused, "what is in memory is estimated")
+            say_once("mincore", refused, ESTIMATED)
             return None
         return dropped
 
