@@ -18,7 +18,7 @@ from pagehint.arena.huge_pages cimport choose_pages, huge_pages_init, probe_free
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve, stop_growing
 from pagehint.arena.populate cimport Populator, populate_ahead, populate_end, populator_init
-from pagehint.arena.resident cimport Census, census_size, mincore, resident_pages, take_census
+from pagehint.arena.resident cimport Census, census_size, mincore, take_census, which_are_dropped
 from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
 from pagehint.hinting.watch cimport watch_broken
@@ -333,27 +333,19 @@ cdef class Mapping:
     def is_dropped(self, blocks):
         """Which blocks have no page in memory: a boolean for each, or None where the kernel does not say it. O(pages).
 
-        What the kernel gives back by itself (MADV_FREE) may be in memory for long, and is not asked about.
+        Neighbours go in one call. What the kernel gives back by itself (MADV_FREE) may be in memory for long, and is not
+        asked about.
         """
         cdef cnp.ndarray asked = np.ascontiguousarray(blocks)
-        cdef cnp.ndarray dropped = np.empty(len(blocks), bool)
-        cdef pagehint_block *block = <pagehint_block *> asked.data
-        cdef uint8_t *out = <uint8_t *> dropped.data
-        cdef size_t i, n = len(blocks)
-        cdef int shift = ctz64(self.page_size), refused = 0
-        cdef uint64_t pages
+        cdef cnp.ndarray dropped = np.empty(len(blocks), np.uint8)
+        cdef int refused
         with nogil:
-            for i in range(n):
-                pages = 0
-                refused = resident_pages(self.base + (block[i].pfn << shift), <size_t>1 << (block[i].order + shift), shift,
-                                         &pages)
-                if refused:
-                    break
-                out[i] = pages == 0
+            refused = which_are_dropped(self.base, ctz64(self.page_size), <pagehint_block *> asked.data, asked.shape[0],
+                                        <uint8_t *> dropped.data)
         if refused:
             say_once("mincore", refused, ESTIMATED)
             return None
-        return dropped
+        return dropped.view(bool)
 
     def callbacks(self, str advice, max_pages):
         """Callbacks that report by `advise_capsule`, and ask by `is_dropped` what was dropped at once."""

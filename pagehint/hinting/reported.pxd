@@ -7,9 +7,10 @@ had just been freed. All of this goes by groups of granules, a hold of the zone 
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from pagehint.hinting.bitmap cimport granules_of
+from pagehint.hinting.age cimport age_begin, has_ages
+from pagehint.hinting.bitmap cimport granules_of, hint_set_in_word
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
-from pagehint.hinting.watch cimport evaluate, hint_freed_block
+from pagehint.hinting.watch cimport evaluate
 from pagehint.sync.atomic cimport ctz64, popcount64
 from pagehint.sync.lock cimport assert_held, lock_acquire
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
@@ -74,30 +75,34 @@ cdef inline uint64_t granules_to_ask_for(PageZone *z, uint64_t first, uint64_t *
     return n
 
 
-cdef inline uint64_t mark_granules(PageZone *z, uint64_t first, const uint64_t *wanted) noexcept nogil:
-    """Hint those granules of a group that are wanted and free, as if they had just been freed; how many. Zone lock held.
+cdef inline void forget_zeroes(PageZone *z, uint64_t granule) noexcept nogil:
+    """Take a granule that its host has memory for for one that may hold anything. Zone lock held."""
+    zeroed_use(z.zeroed, granule << z.min_order, <uint64_t>1 << z.min_order, z.min_order)
+    zeroed_clear(z.zeroed, granule, 1)
 
-    Nothing is known to be zero of them: their host has memory for them again.
-    """
+
+cdef inline uint64_t mark_granules(PageZone *z, uint64_t first, const uint64_t *wanted) noexcept nogil:
+    """Hint those granules of a group that are wanted and free, as if they had just been freed; how many. Zone lock held."""
     cdef Hints *h = hints_of(z)
     cdef uint64_t words[GROUP_WORDS]
-    cdef uint64_t i, granule, n = 0
+    cdef uint64_t i, granule, left, marked = 0
     if not h.on:
         return 0
     free_granules(z, first, words)
-    for i in range(<uint64_t>GROUP_WORDS):
+    for i in range(min(<uint64_t>GROUP_WORDS, (z.nr_granules - first + 63) >> 6)):
         words[i] &= wanted[i]
-        while words[i]:
-            granule = first + (i << 6) + <uint64_t>ctz64(words[i])
-            words[i] &= words[i] - 1
+        left = words[i] if z.zeroed != NULL or has_ages(h) else 0
+        while left:
+            granule = first + (i << 6) + <uint64_t>ctz64(left)
+            left &= left - 1
             if z.zeroed != NULL:
-                zeroed_use(z.zeroed, granule << z.min_order, <uint64_t>1 << z.min_order, z.min_order)
-                zeroed_clear(z.zeroed, granule, 1)
-            if not (h.bits[granule >> 6] >> (granule & 63)) & 1:
-                hint_freed_block(z, granule << z.min_order, z.min_order)
-                n += 1
+                forget_zeroes(z, granule)
+            if has_ages(h) and not (h.bits[granule >> 6] >> (granule & 63)) & 1:
+                age_begin(z, granule, 1)
+        marked += hint_set_in_word(z, (first >> 6) + i, words[i])
+    h.counters.hints_set += marked
     evaluate(z)
-    return n
+    return marked
 
 
 cdef inline uint64_t mark_free_granules(PageZone *z, uint64_t granule, uint64_t end) noexcept nogil:
