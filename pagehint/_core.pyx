@@ -882,14 +882,16 @@ cdef class PageAllocator:
         pfn : int
             First PFN, a multiple of a pageblock and of a granule, or the zone's first.
         nr_pages : int
-            Pages up to the end of a pageblock and of a granule, or of the zone.
+            Pages up to the end of a pageblock and of a granule, or of the zone. Where a zone begins or ends inside one,
+            the part that there is is set, whether the run is given to the zone's end or to the pageblock's. If another
+            zone has pages of that pageblock, each zone's part must be given by itself.
         migratetype : {"movable", "unmovable", "reclaimable", "isolate"}
             The new type.
 
         Raises
         ------
         BadPageError
-            If the run is not made of whole pageblocks and granules of one zone.
+            If the run is not made of whole pageblocks and granules of one zone. Nothing has changed.
         ValueError
             If there is no such migratetype.
         """

@@ -101,7 +101,8 @@ cdef inline uint64_t mark_granules(PageZone *z, uint64_t first, const uint64_t *
                 age_begin(z, granule, 1)
         marked += hint_set_in_word(z, (first >> 6) + i, words[i])
     h.counters.hints_set += marked
-    evaluate(z)
+    if marked:
+        evaluate(z)
     return marked
 
 

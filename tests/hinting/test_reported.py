@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -12,6 +13,7 @@ from hosts import RecordingHost
 from processes import run_code
 
 import pagehint as ph
+from pagehint.testing.oracle import OracleAllocator
 
 GRANULE = 512
 
@@ -248,6 +250,42 @@ def test_disabling_does_not_wait_until_all_of_a_zone_has_been_asked_about():
     disabler.join()
     assert 1 <= len(asked) < 128
     assert not pages.hinting_enabled
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_comes_back_at_random_is_reported_as_the_oracle_says(seed):
+    """Use, isolation, hints by hand and memory that comes back, in both; every count agrees after each step."""
+    rng = np.random.default_rng(seed)
+    made, options = [real("64MiB"), OracleAllocator("64MiB")], {"workqueue": "manual", "delay": None, "threshold": 5}
+    hosts = [ForgetfulHost(2), ForgetfulHost(2)]
+    for pages, host in zip(made, hosts, strict=True):
+        pages.enable_hinting(host.callbacks, **options, clock=lambda: 0.0)
+    used = {}
+    for _ in range(150):
+        step, granule, order = rng.integers(6), int(rng.integers(32)) * GRANULE, int(rng.integers(10))
+        mine = [pfn for pfn in used if pfn // GRANULE == granule // GRANULE]
+        for pages, host in zip(made, hosts, strict=True):
+            if step == 0 and not mine:
+                with contextlib.suppress(ph.BadPageError):  # isolate
+                    used[pages.alloc_pages_at(granule, order)] = order
+            elif step == 1 and mine:
+                pages.free_pages(mine[0], used[mine[0]])
+            elif step == 2:
+                host.memory.add(granule)
+                pages.flush_hinting()
+            elif step == 3:
+                pages.set_migratetype(granule, GRANULE, "isolate" if order < 3 else "movable")
+            elif step == 4:
+                pages.mark_free(granule, min(2 * GRANULE, 32 * GRANULE - granule))
+            else:
+                pages.run_pending()
+        if step == 1 and mine:
+            del used[mine[0]]
+        stats, expected = made[0].stats().to_dict(), vars(made[1].stats())
+        assert {name: count for name, count in stats.items() if name in expected} == expected
+        assert hosts[0].asked == hosts[1].asked
+        assert hosts[0].take() == hosts[1].take()
+        made[0].verify()
 
 
 # ---- by hand
