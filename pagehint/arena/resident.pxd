@@ -66,8 +66,8 @@ cdef inline int which_are_dropped(char *base, int page_shift, const pagehint_blo
             end += <uint64_t>1 << blocks[next].order
             next += 1
         pages = 0
-        refused = resident_pages(base + (blocks[first].pfn << page_shift), (end - blocks[first].pfn) << page_shift, page_shift,
-                                 &pages)
+        refused = resident_pages(base + (blocks[first].pfn << page_shift), (end - blocks[first].pfn) << page_shift,
+                                 page_shift, &pages)
         for i in range(first, next):
             here = 0
             if pages and not refused:

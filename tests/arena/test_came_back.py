@@ -1,10 +1,11 @@
-"""Memory of an arena that was given back, and is in memory again: `trim` and a flush find it, where the kernel says so."""
+"""Memory of an arena that was given back, and is there again: `trim` and a flush find it, where the kernel says so."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import mmap
+import threading
 
 import numpy as np
 import pytest
@@ -107,3 +108,40 @@ def test_what_goes_when_the_system_wants_it_is_not_asked_about(arena):
         assert pages.stats().pages_reported == reported
         assert pages.explain()["came back"].pages == 0
     del kept
+
+
+def test_nothing_in_use_is_lost_while_others_make_free_memory_resident():
+    """Threads write and check arrays; another makes everything resident, which changes no contents, and flushes."""
+    arena = ph.Arena("64MiB", hugepages=False)  # opened at once
+    broken, stop = [], threading.Event()
+
+    def use(seed):
+        rng = np.random.default_rng(seed)
+        kept = []
+        while not stop.is_set():
+            array = arena.empty(int(rng.integers(1, 3 * MIB)), "u1")
+            array[:] = value = int(rng.integers(1, 256))
+            kept.append((array, value))
+            if len(kept) > 5:
+                array, value = kept.pop(int(rng.integers(len(kept))))
+                if not (array == value).all():
+                    broken.append(value)
+                del array
+        kept.clear()
+
+    with arena.hinting(delay=0.0, threshold=1) as pages:
+        threads = [threading.Thread(target=use, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            populate(arena, 0, 64 * MIB)
+            pages.flush_hinting()
+            pages.mark_free()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        pages.verify()
+        assert not broken
+        assert pages.last_error is None
+        pages.flush_hinting()
+        assert in_memory(arena, 0, 64 * MIB) == arena.resident_bytes == 0

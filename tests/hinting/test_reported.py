@@ -117,7 +117,7 @@ def test_a_host_that_cannot_say_changes_nothing(pages, forgetful, answer):
 
 
 def test_what_is_used_or_freed_while_the_host_is_asked(pages, forgetful):
-    """The blocks are not out of circulation meanwhile. What is in use gets no hint, what was freed got it by its free."""
+    """The blocks are not out of circulation meanwhile. What is in use gets no hint, what was freed has it already."""
 
     def say(dropped):
         pages.alloc_pages_at(4 * GRANULE, 9)
@@ -216,7 +216,7 @@ def test_a_fork_while_the_host_is_asked():
 
 
 def test_each_hold_of_the_lock_is_of_a_group_of_granules(forgetful):
-    """A zone of many granules is asked about, and marked, in many rounds; the host gets no more than a group at once."""
+    """A zone of many granules is asked about, and marked, in many rounds; the host gets a group at once at most."""
     pages = real("1TiB")
     host = ForgetfulHost(1024)
     with pages.hinting(host.callbacks, workqueue="manual", delay=None):
@@ -233,20 +233,23 @@ def test_each_hold_of_the_lock_is_of_a_group_of_granules(forgetful):
 
 def test_disabling_does_not_wait_until_all_of_a_zone_has_been_asked_about():
     pages = real("1TiB")
-    asked = []
+    asked, all_is_reported = [], threading.Event()
 
     def is_dropped(blocks):
         asked.append(len(blocks))
-        if len(asked) == 1:
-            disabler.start()
-        time.sleep(0.01)  # so that all groups would take longer than it takes to disable
+        if all_is_reported.is_set():
+            if len(asked) == 1:
+                disabler.start()
+            time.sleep(0.01)  # so that all groups would take longer than it takes to disable
         return True
 
     disabler = threading.Thread(target=pages.disable_hinting)
     pages.enable_hinting(ph.PageHintingCallbacks(lambda blocks: None, 1024, is_dropped=is_dropped), delay=None)
+    pages.flush_hinting()
+    asked.clear()
+    all_is_reported.set()
     with pytest.raises(ph.HintingInactiveError):
-        for _ in range(2):  # the first flush has only hints
-            pages.flush_hinting()
+        pages.flush_hinting()
     disabler.join()
     assert 1 <= len(asked) < 128
     assert not pages.hinting_enabled

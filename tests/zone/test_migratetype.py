@@ -34,7 +34,7 @@ RAGGED = [ph.ZoneSpec("DMA", 100, 1000), ph.ZoneSpec("Normal", 2048, 700)]
 
 @pytest.mark.parametrize("run", [(0, 512), (100, 412)], ids=["the pageblock", "its part"])
 def test_the_pageblock_that_a_zone_begins_inside_was_refused(make, run):
-    """Whoever went by pageblocks could not set the first: its part is, as where Linux moves a pageblock's free pages."""
+    """Whoever went by pageblocks could not set the first. Its part is, as Linux goes by a zone's part of one."""
     pages = make(RAGGED)
     pages.set_migratetype(*run, "isolate")
     with pytest.raises(ph.OutOfMemoryError):
@@ -61,7 +61,17 @@ def test_the_pageblock_that_a_zone_ends_inside_was_refused(make, run):
 
 def test_a_run_over_a_zones_edge_by_more_than_its_pageblock_is_refused(make):
     pages = make(RAGGED)
-    for run in ((0, 2048), (1, 511), (99, 413), (101, 411), (1024, 75), (1024, 77), (1024, 1024), (1536, 1536), (0, 4096)):
+    for run in (
+        (0, 2048),
+        (1, 511),
+        (99, 413),
+        (101, 411),
+        (1024, 75),
+        (1024, 77),
+        (1024, 1024),
+        (1536, 1536),
+        (0, 4096),
+    ):
         refuse(pages, pages.set_migratetype, *run, "isolate")
 
 
