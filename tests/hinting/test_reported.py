@@ -217,15 +217,15 @@ def test_a_fork_while_the_host_is_asked():
 
 def test_each_hold_of_the_lock_is_of_a_group_of_granules(forgetful):
     """A zone of many granules is asked about, and marked, in many rounds; the host gets a group at once at most."""
-    pages = real("1TiB")
+    pages = real("128GiB")
     host = ForgetfulHost(1024)
     with pages.hinting(host.callbacks, workqueue="manual", delay=None):
         pages.flush_hinting()
         before = sum(count for _, count in pages.stats(locks=True).locks.holds)
         host.asked.clear()
-        host.memory = {at * GRANULE for at in (0, 5000, 524287)}
+        host.memory = {at * GRANULE for at in (0, 5000, 65535)}
         pages.flush_hinting()
-        groups = 524288 // 4096
+        groups = 65536 // 4096
         assert [len(blocks) for blocks in host.asked] == [4096] * groups
         assert host.memory == set()
         assert sum(count for _, count in pages.stats(locks=True).locks.holds) - before >= groups + 3
