@@ -36,7 +36,11 @@
 #define MAY_FAIL 0
 #endif
 /* And, to be defined or not: CALLBACK_USES_MEMORY, ENABLE_MAY_FAIL, FORK, MANUAL_WORKQUEUE, SETTINGS, CHURN (the
- * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`). */
+ * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`), COME_BACK (how often the host may have memory again
+ * for what it has taken; then passes ask, for a flush). */
+#if defined(AGES) || defined(COME_BACK)
+#define PASS_KNOWS_FLUSH
+#endif
 
 #include "zone.pml"
 #include "queue.pml"
@@ -95,6 +99,9 @@ inline notice_broken(z, first, order) {         /* notice_broken, on_broken */
     :: zone[z].hook -> hint_assign(z, MASK(first, order), 0)
     :: else
     fi;
+#endif
+#ifdef COME_BACK
+    zone[z].back = zone[z].back & ~MASK(first, order);
 #endif
     zone[z].owed = zone[z].owed & ~MASK(first, order);
     zone[z].due = zone[z].due & ~MASK(first, order)
@@ -451,7 +458,12 @@ inline report(me) {                             /* Reporter.report, and what the
                     assert((zone[wz].owed & changed) == changed && zone[wz].owner[batch_pages[i]] == HOST);
                     if
                     :: batch_failed & (1 << i)
-                    :: else -> zone[wz].owed = zone[wz].owed & ~changed; zone[wz].due = zone[wz].due & ~changed
+                    :: else ->
+#ifdef COME_BACK
+                        zone[wz].back = zone[wz].back & ~changed;
+#endif
+                        zone[wz].owed = zone[wz].owed & ~changed;
+                        zone[wz].due = zone[wz].due & ~changed
                     fi;
                     i++
                 :: else -> break
@@ -502,7 +514,45 @@ inline batch_begin(me) {                        /* queue_batch_begin */
     od
 }
 
+#ifdef COME_BACK
+inline ask() {                                  /* Reporter.ask, call_is_dropped, mark_granules; here one group of granules */
+    d_step { UNLOCKED(wz); find_whole(wz); answer = all_free & ~zone[wz].hints; zone_unlock(wz, tell) };
+    queue_notify(tell);
+    if
+    :: answer ->
+        callback_begins();
+        d_step { answer = answer & zone[wz].back; calls-- };
+        d_step {                                /* what was used meanwhile is left out; what was freed has its hint */
+            UNLOCKED(wz);
+            find_whole(wz);
+#ifdef FAULT_MARKED_THOUGH_USED_MEANWHILE
+            all_free = ALL_GRANULES;
+#endif
+            answer = (zone[wz].hook -> answer & all_free : 0);
+            hint_assign(wz, answer, 1);
+            zone[wz].owed = zone[wz].owed | answer;
+            if
+            :: changed -> evaluate(wz)
+            :: else
+            fi;
+            answer = 0;
+            zone_unlock(wz, tell)
+        };
+        queue_notify(tell)
+    :: else
+    fi
+}
+#endif
+
 inline look_at_zone(me) {                       /* look_at_zone, begin_look, report_batch */
+#ifdef COME_BACK
+#ifndef FAULT_FLUSH_DOES_NOT_ASK
+    if
+    :: flush -> ask()
+    :: else
+    fi;
+#endif
+#endif
     most = max_pages;                           /* read without the mutex, as `gate` does */
     WANT(wz)
     d_step {
@@ -653,7 +703,7 @@ inline run_pass(me) {                           /* run_pass */
         interrupted = 0;
 #endif
         ticket = flush_wanted;
-#ifdef AGES
+#ifdef PASS_KNOWS_FLUSH
         flush = flush || flush_wanted > flush_done;
 #endif
 #ifndef FAULT_FLUSH_SERVED_BY_ANY_PASS
@@ -718,7 +768,7 @@ inline run_pass(me) {                           /* run_pass */
     zfail = 0;
     ticket = 0;
     everything = 0
-#ifdef AGES
+#ifdef PASS_KNOWS_FLUSH
     ;
     flush = 0
 #endif
@@ -791,8 +841,14 @@ proctype Worker(byte me; byte own) PROVIDED
     byte noted;
 #endif
     bit everything, prepared, failed, zfail, whole, open, asleep, timed, idle;
+#ifdef PASS_KNOWS_FLUSH
+    bit flush;
+#endif
 #ifdef AGES
-    bit flush, looking, seen_young;
+    bit looking, seen_young;
+#endif
+#ifdef COME_BACK
+    byte answer;
 #endif
 #ifdef CALLBACK_USES_MEMORY
     byte z, page, order, seen, prefer;
@@ -805,7 +861,7 @@ proctype Worker(byte me; byte own) PROVIDED
     :: atomic {
             MUTEX;                              /* queue_lock, or the end of sleep_until */
             time_passes();
-#ifdef AGES
+#ifdef PASS_KNOWS_FLUSH
             flush = flush_wanted > flush_done;
 #endif
             everything = flush_wanted > flush_done || OVERDUE;
@@ -823,7 +879,7 @@ proctype Worker(byte me; byte own) PROVIDED
                 idle = 1;
                 timed = is_enabled && (work || deadline);       /* queue_next */
                 everything = 0;
-#ifdef AGES
+#ifdef PASS_KNOWS_FLUSH
                 flush = 0;
 #endif
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
@@ -1072,7 +1128,14 @@ proctype Flusher(byte me) PROVIDED              /* flush, with a worker */
 #endif
             z = 0;
             do
-            :: z < ZONES -> zone[z].due = (on -> zone[z].owed : 0); z++
+            :: z < ZONES ->
+#ifdef COME_BACK
+                find_whole(z);
+                zone[z].due = (on -> zone[z].owed | zone[z].back & all_free : 0);
+#else
+                zone[z].due = (on -> zone[z].owed : 0);
+#endif
+                z++
             :: else -> break
             od;
             z = 0
@@ -1184,6 +1247,29 @@ proctype Settings()                             /* set_max_pages, set_threshold,
 }
 #endif
 
+#ifdef COME_BACK
+proctype Reader()                               /* a dump, say: free memory that was reported has memory again */
+{
+    byte n;
+    do
+    :: n < COME_BACK ->
+        n++;
+        atomic {
+            find_whole(0);
+            all_free = all_free & ~zone[0].owed & ~zone[0].back;
+            if
+            :: all_free & 1 -> zone[0].back = zone[0].back | 1
+            :: all_free & 2 -> zone[0].back = zone[0].back | 2
+            :: all_free & 4 -> zone[0].back = zone[0].back | 4
+            :: all_free & 8 -> zone[0].back = zone[0].back | 8
+            :: skip
+            fi
+        }
+    :: else -> break
+    od
+}
+#endif
+
 #ifdef FORK
 proctype Forker(byte me) PROVIDED               /* a thread that forks, and in the child allocates */
 {
@@ -1251,6 +1337,9 @@ init {
 #endif
 #ifdef SETTINGS
         run Settings();
+#endif
+#ifdef COME_BACK
+        run Reader();
 #endif
 #ifdef FORK
         run Forker(CONTROLLER);

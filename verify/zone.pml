@@ -48,6 +48,9 @@ typedef PageZone {              /* zone/zone.pxd: PageZone, and hinting/hinted_z
     /* For the proof only. */
     byte owner[PAGES];
     byte owed;                  /* granules that have become free with hinting on, and have not been reported since */
+#ifdef COME_BACK
+    byte back;                  /* granules that are free, were reported, and that the host has memory for again */
+#endif
     byte due                    /* of these, those that the flush on its way must have reported when it returns */
 };
 PageZone zone[ZONES];

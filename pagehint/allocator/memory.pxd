@@ -24,7 +24,8 @@ cdef class Memory:
     cdef readonly int min_order         # a granule is 2**min_order pages
     cdef readonly tuple watermarks      # Watermarks of each zone, in pages; replaced under `hotplug`
     cdef list holes                     # for each zone those it was made with, as (start, end) in PFNs
-    cdef bint linux_watermarks          # they follow Linux's formulas
+    cdef tuple wanted_watermarks        # for each zone, Watermarks or "linux": by the formulas; replaced under `hotplug`
+    cdef bint linux_watermarks          # the machine was made with "linux", so that it has lowmem reserves, too
     cdef bint of_arena                  # the zones do not grow: an arena has no memory behind its last page
     cdef Absent *absent                 # one for each zone
     cdef object hotplug_lock            # see `hotplug`
@@ -32,6 +33,7 @@ cdef class Memory:
     cdef Batch batch                    # the blocks of these zones that are out with the host
     cdef ForkRecord fork_record         # in the list of all memories
     cdef public object warm_pages       # a weak method: the pages in memory of free granules; None where nothing knows
+    cdef public object came_back        # a weak method: of a Zone, the granules that its host has again; or None
     cdef object __weakref__
 
     cdef int set_watermarks(self) except -1

@@ -35,7 +35,8 @@ from pagehint.sync.lock cimport lock_acquire, lock_init, lock_release, thread_id
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
-from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain, machine_hold, machine_let_go
+from pagehint.zone.page_alloc cimport (Machine, ZoneTry, cut_to_zone, find_zone, machine_drain, machine_hold,
+                                       machine_let_go)
 from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
 from pagehint.zone.extents cimport extents_rebuild
 from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
@@ -205,7 +206,7 @@ cdef class Memory:
             for j, other in enumerate(order):
                 m.zonelists[i * m.nr_zones + j].zone = other
         self.linux_watermarks = watermarks == "linux"
-        self.watermarks = (watermarks,) * m.nr_zones
+        self.wanted_watermarks = (watermarks,) * m.nr_zones
         self.set_watermarks()
         self.fork_record.m = m
         self.fork_record.queue = &self.queue
@@ -221,8 +222,10 @@ cdef class Memory:
         cdef cnp.ndarray[cnp.uint64_t, ndim=2] reserves
         cdef cnp.ndarray[cnp.int64_t] ranks
         managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        by_linux = layout.linux_watermarks(managed, self.page_size)
+        self.watermarks = tuple([by_formula if wanted == "linux" else wanted
+                                 for wanted, by_formula in zip(self.wanted_watermarks, by_linux)])
         if self.linux_watermarks:
-            self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
             reserves = np.array(layout.lowmem_reserves(self.specs, managed), np.uint64)
             ranks = np.array(layout.zone_ranks(self.specs), np.int64)
             with nogil:
@@ -237,6 +240,17 @@ cdef class Memory:
             with nogil:
                 set_zone_watermarks(m.zones[i], marks, self.queue.max_pages)
         return 0
+
+    def set_watermarks_of(self, i, watermarks):
+        """Set those of zone `i`, as `PageAllocator.set_watermarks`."""
+        spec = self.specs[i]
+        try:
+            marks = layout.check_watermarks(watermarks)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"zone {spec.name} (node {spec.node}): {error}; nothing was changed") from None
+        with self.hotplug():
+            self.wanted_watermarks = self.wanted_watermarks[:i] + (marks,) + self.wanted_watermarks[i + 1:]
+            self.set_watermarks()
 
     cdef add_page_sets(self, int i):
         """Put per-CPU page sets in front of zone `i`, which no other thread knows yet."""
@@ -532,9 +546,10 @@ cdef class Memory:
         start, end = self.page_range(pfn, nr_pages)
         # A granule is reported as a whole, so its pageblocks, if it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
-        cdef PageZone *z = find_zone(&self.m, start)
+        cdef PageZone *z
         with self.hotplug():
-            if z == NULL or end > z.end_pfn:
+            z = cut_to_zone(&self.m, &start, &end, unit)
+            if z == NULL:
                 raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
             spec = self.specs[z.index]
             if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
 
 from pagehint._core import PageHintingCallbacks
 from pagehint.arena.base import HUGE_PAGE, BaseArena
@@ -12,6 +14,9 @@ from pagehint.arena.mapping import Mapping
 from pagehint.errors import HostError, PageHintError
 from pagehint.layout import ZoneSpec
 from pagehint.qemu.ram import FREE, PAGE_SIZE, GuestRam, Part
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class GuestArena(BaseArena):
@@ -71,6 +76,13 @@ class GuestArena(BaseArena):
         if callbacks is None:
             raise HostError("the host of this arena is gone")
         return callbacks(max_pages)
+
+    def _is_dropped(self, blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+        if self._ram.fd < 0:  # the host is closed
+            return None
+        starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
+        lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
+        return np.array(self._ram.are_dropped(zip(starts.tolist(), lengths.tolist(), strict=True)), bool)
 
     def _require_usable(self) -> None:
         self._ram.owner.require()

@@ -198,7 +198,8 @@ class Host:
         Notes
         -----
         The device does not say what it did with a block. A block counts as reported if afterwards the host has no
-        memory for it; if it still has some, the report has failed, and the block is hinted again. After `restart` the
+        memory for it; if it still has some, the report has failed, and the block is hinted again. A flush asks the same
+        of what was reported before, since a dump or a migration makes it resident again. After `restart` the
         callbacks report to the new QEMU. They do not keep the host: once it is collected, reports fail.
         """
         self._require_open()
@@ -214,7 +215,11 @@ class Host:
                 raise HostError("the host is gone: it has been collected")
             return there._report(blocks)
 
-        return PageHintingCallbacks(report_to_host, max_pages)
+        def is_dropped(blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+            there = host()
+            return None if there is None else there._arena._is_dropped(blocks)
+
+        return PageHintingCallbacks(report_to_host, max_pages, is_dropped=is_dropped)
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from pagehint.sizes import format_size
@@ -69,13 +70,36 @@ class GuestRam:
 
     def is_dropped(self, address: int, nr_bytes: int) -> bool:
         """Whether the host has no memory for a range of guest-physical addresses, that is, it is a hole of the file."""
-        offset = address - HIGH + PCI_HOLE if address >= HIGH else address
+        offset = self._offset(address)
+        return self._next_data(offset) >= offset + nr_bytes
+
+    @staticmethod
+    def _offset(address: int) -> int:
+        return address - HIGH + PCI_HOLE if address >= HIGH else address
+
+    def _next_data(self, offset: int) -> int:
+        """Return where the file has memory, from an offset on; its end, if nowhere."""
         try:
-            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + nr_bytes
+            return os.lseek(self.fd, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data from there to the end
-                return True
+                return self.nr_bytes
             raise
+
+    def are_dropped(self, ranges: Iterable[tuple[int, int]]) -> list[bool]:
+        """Return `is_dropped` of ranges of guest-physical addresses, in ascending order, as (address, bytes).
+
+        One system call for each piece of data, and not for each range in a hole. The file itself is asked, and neither
+        this process's mapping of it nor QEMU's: who reads through another one makes it resident, too, and memory that
+        is swapped out is still the host's.
+        """
+        answers, asked, data = [], 0, 0
+        for address, nr_bytes in ranges:
+            offset = self._offset(address)
+            if not asked <= offset <= data:
+                asked, data = offset, self._next_data(offset)
+            answers.append(data >= offset + nr_bytes)
+        return answers
 
     def close(self) -> None:
         """Close the file; its mappings keep it. Nothing happens the second time."""

@@ -258,10 +258,17 @@ class OracleMemory:
         self._settle()
 
     def set_migratetype(self, pfn: int, nr_pages: int, migratetype: str) -> None:
-        zone = self._zone(pfn)
         unit, end = max(PAGEBLOCK, 1 << self.min_order), pfn + nr_pages
+        touched = [zone for zone in self.zones if zone.start_pfn < end and pfn < zone.end_pfn]
+        if len(touched) != 1:
+            raise ph.BadPageError("not in one zone")
+        [zone] = touched
+        # The pages of the run's first and last unit that are the zone's.
+        pfn = zone.start_pfn if pfn == zone.start_pfn // unit * unit else pfn
+        end = zone.end_pfn if end == -(-zone.end_pfn // unit) * unit else end
         edges = (zone.start_pfn, zone.end_pfn)
-        if nr_pages <= 0 or end > zone.end_pfn or any(edge % unit and edge not in edges for edge in (pfn, end)):
+        inside = zone.start_pfn <= pfn < end <= zone.end_pfn
+        if not inside or any(edge % unit and edge not in edges for edge in (pfn, end)):
             raise ph.BadPageError("not whole pageblocks of one zone")
         first, last = (pfn - zone.base) // PAGEBLOCK * PAGEBLOCK, -(-(end - zone.base) // PAGEBLOCK) * PAGEBLOCK
         zone.isolate[first:last] = migratetype == "isolate"

@@ -105,5 +105,10 @@ class OracleZone:
         isolate = self.isolate[pages]
         return bool(self.free[pages].all() and (isolate.all() or not isolate.any()))
 
+    def with_host(self) -> list[int]:
+        """The granules that are free and not hinted, while hinting is on."""
+        granules = range(len(self.free) >> self.granule_order)
+        return [granule for granule in granules if self.granule_is_free(granule) and granule not in self.hints]
+
     def granules(self, page: int, nr_pages: int) -> range:
         return range(page >> self.granule_order, ((page + nr_pages - 1) >> self.granule_order) + 1)

@@ -73,6 +73,29 @@ cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
     return NULL
 
 
+cdef inline PageZone *cut_to_zone(Machine *m, uint64_t *start, uint64_t *end, uint64_t unit) noexcept nogil:
+    """Cut a run to the one zone that it is in, and return that; NULL if it is in none, or in several.
+
+    What is cut off is of an aligned unit that the zone begins or ends inside, and up to that unit's edge. O(zones).
+    """
+    cdef PageZone *z = NULL
+    cdef uint64_t last
+    cdef int i
+    for i in range(m.nr_zones):
+        if m.zones[i].start_pfn < end[0] and start[0] < peek64(&m.zones[i].end_pfn):
+            if z != NULL:
+                return NULL
+            z = m.zones[i]
+    if z == NULL:
+        return NULL
+    last = peek64(&z.end_pfn)
+    if start[0] < z.start_pfn and start[0] == z.start_pfn // unit * unit:
+        start[0] = z.start_pfn
+    if end[0] > last and end[0] == (last + unit - 1) // unit * unit:
+        end[0] = last
+    return z if z.start_pfn <= start[0] and end[0] <= last else NULL
+
+
 cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """Take a block past the page sets. Zone lock held."""
     cdef int source
