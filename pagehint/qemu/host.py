@@ -17,6 +17,7 @@ import numpy as np
 from pagehint._core import PageHintingCallbacks
 from pagehint.errors import HostError
 from pagehint.qemu.guest_arena import GuestArena
+from pagehint.qemu.huge_pages import require_kind
 from pagehint.qemu.process import Discards, QemuProcess, find_qemu, require_options
 from pagehint.qemu.ram import DRIVER, PAGE_SIZE, GuestRam
 from pagehint.sizes import format_size, parse_size
@@ -82,6 +83,9 @@ class Host:
     options : sequence of str, default ()
         More options for QEMU's command line, after those that it is given here, such as
         ``["-device", "virtio-rng-pci"]``.
+    hugepages : bool or {"2MiB", "thp"}, default False
+        Have the guest's RAM in huge pages of 2 MiB, which the host drops many times faster: True or "2MiB" from the
+        machine's pool (hugetlb), "thp" transparent ones, as far as the kernel has some.
 
     Attributes
     ----------
@@ -93,7 +97,8 @@ class Host:
     Raises
     ------
     HostError
-        If QEMU is not installed, or does not start.
+        If QEMU is not installed, or does not start; or if the machine has not so many huge pages. The message has the
+        command that reserves them.
     ImportError
         Without the extra "qemu".
 
@@ -102,6 +107,11 @@ class Host:
     The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
     ``with`` block, when this is collected, and with this process; also when that is killed, where there is `setpriv`
     (of util-linux). Nothing of it is in the file system.
+
+    RAM from the pool is promised to the guest as a whole when it starts. What is reported goes back to the pool, for
+    whoever wants it next, and `GuestArena.empty` asks the pool again. Pages that are taken from `GuestArena.pages`
+    itself are to be asked for with ``host.ram.reserve``: to touch one that the pool does not have any more is a SIGBUS.
+    It is one for QEMU, too, if it reads all RAM, as a dump or a migration does, when the pool is short.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
@@ -114,6 +124,7 @@ class Host:
         poison: bool = False,
         timeout: float = 10.0,
         options: Sequence[str] = (),
+        hugepages: bool | str = False,
     ) -> None:
         try:
             import_module("qemu.qmp")
@@ -123,7 +134,7 @@ class Host:
         self._options = require_options(options)
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
-        self.ram = GuestRam(parse_size(memory))
+        self.ram = GuestRam(parse_size(memory), require_kind(hugepages))
         self._lock = threading.Lock()  # starting and ending
         self._closed = False
         self._finalizer: weakref.finalize[[QemuProcess, Monitor], Host] | None = None  # of the QEMU that runs
@@ -218,29 +229,26 @@ class Host:
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()
-        for pfn, order, zone in blocks.tolist():
-            if not self.ram.has(pfn * PAGE_SIZE, PAGE_SIZE << order):
-                raise ValueError(
-                    f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
-                    " and not in its RAM"
-                )
-        starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
-        lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        out = self._arena.pages.memory.reporting_pages * PAGE_SIZE
-        if lengths.sum() > out:
-            raise ValueError(
-                f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena"
-            )
+        pfns, nr_pages = blocks["pfn"], np.uint64(1) << blocks["order"].astype(np.uint64)
+        self._require_ours(blocks, pfns, nr_pages)
+        starts, lengths = pfns * np.uint64(PAGE_SIZE), nr_pages * np.uint64(PAGE_SIZE)
         # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
         with self._last_words():
-            self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
-        return np.array(
-            [
-                self.ram.is_dropped(start, nr_bytes)
-                for start, nr_bytes in zip(starts.tolist(), lengths.tolist(), strict=True)
-            ]
-        )
+            self.balloon.report(starts[first], np.add.reduceat(lengths, first))
+        return self.ram.are_dropped(starts, lengths)
+
+    def _require_ours(self, blocks: NDArray[np.void], pfns: NDArray[np.uint64], nr_pages: NDArray[np.uint64]) -> None:
+        """Raise ValueError unless these can be blocks of the arena that are out for a report."""
+        foreign = np.flatnonzero(~self.ram.are_ram(pfns, nr_pages))
+        if len(foreign):
+            pfn, order, zone = blocks[foreign[0]]
+            raise ValueError(
+                f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
+                " and not in its RAM"
+            )
+        if nr_pages.sum() > self._arena.pages.memory.reporting_pages:
+            raise ValueError(f"blocks from PFN {pfns[0]:#x} on are of another allocator than this host's arena")
 
     # -- the host
 

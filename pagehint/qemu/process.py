@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from pagehint.errors import HostError
+from pagehint.qemu.huge_pages import HUGETLB
 from pagehint.qemu.ram import PCI_HOLE, GuestRam
 
 BINARY: Final = "qemu-system-x86_64"
@@ -61,17 +62,20 @@ def firmware() -> int:
 
 
 def qemu_command(
-    binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
+    binary: str, ram: GuestRam, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
 ) -> list[str]:
     """Return the command line of QEMU, whose memory, firmware and two connections are these file descriptors.
 
     Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
     """
-    ram, image, qtest, qmp = fds
+    memory, image, qtest, qmp = fds
+    # Huge pages are the guest's already: to have all of them promised again would take them from the pool at a restart.
+    promised = ",reserve=off" if ram.hugepages == HUGETLB else ""
     command = [
         binary, "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-name", "pagehint",
-        "-m", f"{nr_bytes >> 20}M",
-        "-object", f"memory-backend-file,id=ram,size={nr_bytes},mem-path=/proc/self/fd/{ram},share=on",
+        "-m", f"{ram.nr_bytes >> 20}M",
+        "-object",
+        f"memory-backend-file,id=ram,size={ram.nr_bytes},mem-path=/proc/self/fd/{memory},share=on{promised}",
         "-machine", f"pc,memory-backend=ram,max-ram-below-4g={PCI_HOLE}",
         "-bios", f"/proc/self/fd/{image}",
         "-device", f"virtio-balloon-pci,id=balloon,disable-legacy=on,"
@@ -137,7 +141,7 @@ class QemuProcess:
         image = firmware()
         # Not 0 to 2, even if those are closed here: they are QEMU's standard input, output and error.
         self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
-        command = qemu_command(binary, ram.nr_bytes, reporting, self._fds, options)
+        command = qemu_command(binary, ram, reporting, self._fds, options)
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
         self._started = threading.Event()

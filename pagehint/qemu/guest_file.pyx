@@ -1,0 +1,198 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False, freethreading_compatible=False
+"""What is asked of the kernel about the file with the guest's RAM, for which Python has no calls.
+
+Of a file in ordinary memory `lseek` finds the holes. Of one in hugetlb pages it does not say which are there, and neither
+does mincore, which knows what this process has touched, and not what QEMU has: after a dump by QEMU every page of the
+guest is there, and none of them is in our page tables. So a second mapping of such a file, which nobody touches, is
+registered for minor faults (userfaultfd, Linux 5.13): to "continue" such a fault maps a page that the file has, and is an
+error, EFAULT, for one that it has not. A page that was mapped so is unmapped again by the kernel when it is dropped.
+"""
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EFAULT, EINTR, ENXIO, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from posix.mman cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap
+from posix.unistd cimport close, lseek
+
+import os
+
+import numpy as np
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/ioctl.h>
+    #include <sys/mman.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #include <linux/userfaultfd.h>
+
+    /* The headers of a system may be older than its kernel. */
+    #ifndef UFFD_USER_MODE_ONLY
+    #define UFFD_USER_MODE_ONLY 1
+    #endif
+    #ifndef UFFD_FEATURE_MINOR_HUGETLBFS
+    #define UFFD_FEATURE_MINOR_HUGETLBFS (1 << 9)
+    #define UFFDIO_REGISTER_MODE_MINOR ((__u64)1 << 2)
+    #define _UFFDIO_CONTINUE 0x07
+    struct uffdio_continue { struct uffdio_range range; __u64 mode; __s64 mapped; };
+    #define UFFDIO_CONTINUE _IOWR(UFFDIO, _UFFDIO_CONTINUE, struct uffdio_continue)
+    #endif
+
+    /* A userfaultfd for the minor faults of a mapping, or -1. */
+    static int pagehint_watch(void *at, size_t nr_bytes) {
+        struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_HUGETLBFS};
+        struct uffdio_register all = {
+            .range = {.start = (__u64)(size_t)at, .len = nr_bytes}, .mode = UFFDIO_REGISTER_MODE_MINOR};
+        int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+        if (fd >= 0 && (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &all))) {
+            int why = errno;
+            close(fd);
+            errno = why;
+            return -1;
+        }
+        return fd;
+    }
+
+    /* 0, and the page is mapped; or an errno: EEXIST if it was mapped, EFAULT if the file does not have it. */
+    static int pagehint_continue(int fd, void *at, size_t nr_bytes) {
+        struct uffdio_continue one = {
+            .range = {.start = (__u64)(size_t)at, .len = nr_bytes}, .mode = 1 /* nobody waits to be woken */};
+        return ioctl(fd, UFFDIO_CONTINUE, &one) ? errno : 0;
+    }
+    """
+    int pagehint_watch(void *, size_t) nogil
+    int pagehint_continue(int, void *, size_t) nogil
+    int MADV_HUGEPAGE
+    int SEEK_DATA
+
+
+def ask_for_huge_pages(size_t address, size_t nr_bytes):
+    """ask_for_huge_pages(address, nr_bytes)
+--
+
+    Have the kernel use transparent huge pages for a mapping of this process, where it can.
+
+    Raises
+    ------
+    OSError
+        If it has none.
+    """
+    if madvise(<void *> address, nr_bytes, MADV_HUGEPAGE):
+        raise OSError(errno, f"no huge pages for {nr_bytes} bytes of a guest's RAM: {os.strerror(errno)}")
+
+
+cdef class Holes:
+    """Holes(fd, nr_bytes, hugetlb_page=0)
+--
+
+    Of which parts of the guest's file the host has no memory.
+
+    Parameters
+    ----------
+    fd : int
+        The file. It is not needed afterwards.
+    nr_bytes : int
+        How long it is.
+    hugetlb_page : int, default 0
+        Bytes of its pages, if they are of hugetlb.
+
+    Raises
+    ------
+    OSError
+        If its pages are of hugetlb, and the kernel does not say which are there.
+    """
+
+    cdef char *probe            # the second mapping, of a file in hugetlb pages
+    cdef size_t nr_bytes
+    cdef size_t page
+    cdef int watch              # the userfaultfd of that mapping
+
+    def __cinit__(self, int fd, size_t nr_bytes, size_t hugetlb_page=0):
+        cdef void *at
+        self.watch = -1
+        self.nr_bytes, self.page = nr_bytes, hugetlb_page
+        if not hugetlb_page:
+            return
+        at = mmap(NULL, nr_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        if at == MAP_FAILED:
+            raise OSError(errno, f"no second mapping of {nr_bytes} bytes of a guest's RAM: {os.strerror(errno)}")
+        self.probe = <char *> at
+        self.watch = pagehint_watch(at, nr_bytes)
+        if self.watch < 0:
+            raise OSError(errno, f"userfaultfd with minor faults of hugetlb pages (Linux 5.13): {os.strerror(errno)}")
+
+    def __dealloc__(self):
+        if self.watch >= 0:
+            close(self.watch)
+        if self.probe != NULL:
+            munmap(self.probe, self.nr_bytes)
+
+    def are(self, int fd, offsets, lengths):
+        """are(fd, offsets, lengths)
+--
+
+        Return for each range of the file whether the host has no memory for any of it.
+
+        Parameters
+        ----------
+        fd : int
+            The file.
+        offsets, lengths : array_like of uint64
+            Ranges in it, in bytes; of hugetlb pages whole ones.
+
+        Returns
+        -------
+        ndarray of bool
+
+        Raises
+        ------
+        OSError
+            If the kernel does not say it.
+
+        Notes
+        -----
+        One system call for a range, or for each hugetlb page of it. Without the GIL.
+        """
+        cdef uint64_t[::1] starts = np.ascontiguousarray(offsets, np.uint64)
+        cdef uint64_t[::1] sizes = np.ascontiguousarray(lengths, np.uint64)
+        cdef Py_ssize_t i, n = len(starts)
+        cdef int why = 0
+        if fd < 0:
+            raise OSError(EBADF, os.strerror(EBADF))
+        answer = np.empty(n, np.bool_)
+        cdef uint8_t[::1] holes = answer.view(np.uint8)
+        for i in range(n):
+            if starts[i] > self.nr_bytes or sizes[i] > self.nr_bytes - starts[i]:
+                raise ValueError(f"no {sizes[i]} bytes at {starts[i]:#x} of a file of {self.nr_bytes}")
+            if self.page and (starts[i] | sizes[i]) % self.page:
+                raise ValueError(f"{sizes[i]} bytes at {starts[i]:#x} are not whole pages of {self.page} bytes")
+        with nogil:
+            for i in range(n):
+                why = self.is_hole(fd, starts[i], sizes[i], &holes[i])
+                if why:
+                    break
+        if why:
+            raise OSError(why, f"whether a guest's RAM is in memory: {os.strerror(why)}")
+        return answer
+
+    cdef int is_hole(self, int fd, uint64_t start, uint64_t size, uint8_t *hole) noexcept nogil:
+        """Whether there is memory for none of a range; 0, or an errno."""
+        cdef int64_t data
+        cdef uint64_t at = start
+        cdef int why
+        hole[0] = True
+        if not self.page:
+            data = lseek(fd, start, SEEK_DATA)
+            if data < 0:
+                return 0 if errno == ENXIO else errno   # ENXIO: no data from there to the end
+            hole[0] = <uint64_t> data >= start + size
+            return 0
+        while at < start + size:
+            why = pagehint_continue(self.watch, self.probe + at, self.page)
+            if why == 0 or why == EEXIST:
+                hole[0] = False
+                return 0
+            if why == EFAULT:
+                at += self.page
+            elif why != EAGAIN and why != EINTR:
+                return why
+        return 0
