@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError, OutOfMemoryError
-from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
+from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics, whole_numbers
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
@@ -220,10 +220,7 @@ class Balloon:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
-        ranges = [
-            (operator.index(address), operator.index(nr_bytes))
-            for address, nr_bytes in zip(addresses, lengths, strict=True)
-        ]
+        ranges = list(zip(whole_numbers(addresses), whole_numbers(lengths), strict=True))
         for address, nr_bytes in ranges:
             if not 0 <= address < address + nr_bytes <= 1 << 64:
                 raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")

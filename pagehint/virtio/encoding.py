@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,11 @@ MOST_PAGES: Final = 1 << 32  # PFNs on the queues, and page counts, have 32 bits
 
 _CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
 _LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
+
+
+def whole_numbers(values: Sequence[int] | NDArray[Any]) -> list[int]:
+    """Return integers as Python's own; TypeError if one is none: a number with a fraction is refused, not cut."""
+    return list(map(operator.index, values.tolist() if isinstance(values, np.ndarray) else values))
 
 
 def encode_pfns(pages: PageAllocator, pfns: NDArray[np.uint64]) -> NDArray[np.uint32]:
