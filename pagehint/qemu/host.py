@@ -51,6 +51,13 @@ def _end_soon(process: QemuProcess, monitor: Monitor) -> None:
     process.close_sockets()
 
 
+def _require_no_memory(driver: str) -> None:
+    """Raise HostError if a device is more memory: it would be in no zone, and nothing of it ever reported."""
+    if driver.startswith(_MEMORY):
+        raise HostError(f"{driver}: the arena is the RAM that the guest began with, and memory cannot be added to it")
+
+
+_MEMORY = ("dimm", "pc-dimm", "nvdimm", "virtio-mem", "virtio-pmem")  # devices, and how the monitor calls them
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 
@@ -164,6 +171,8 @@ class Host:
                 poison=POISON if self._poison else None,
                 timeout=self._timeout,
             )
+            for device in monitor.execute("query-memory-devices", {}):
+                _require_no_memory(device["type"])
         except BaseException as error:
             why = process.last_words if isinstance(error, HostError) else ""
             _end(process, monitor)
@@ -286,9 +295,11 @@ class Host:
         Raises
         ------
         HostError
-            If QEMU has gone, or refuses it.
+            If QEMU has gone, or refuses it; or if it would add memory.
         """
         self._require_open()
+        if command == "device_add":
+            _require_no_memory(str(arguments.get("driver")))
         with self._last_words():
             return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 

@@ -72,4 +72,3 @@ def require_transparent() -> None:
             )
         return
     raise HostError(f"this machine's kernel has no transparent huge pages for files in memory: no {_TRANSPARENT}")
-

@@ -24,7 +24,7 @@ from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError, OutOfMemoryError
 from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics, whole_numbers
 from pagehint.virtio.owner import Owner
-from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
+from pagehint.virtio.pci import ACCESS_PLATFORM, EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
 from pagehint.virtio.split_queue import SplitQueue
 from pagehint.virtio.timeout import require_timeout
@@ -156,6 +156,12 @@ class Balloon:
         offered = self._transport.features()
         if not offered & VERSION_1:
             raise HostError(f"the device is older than virtio 1.0: it offers the features {offered:#x}")
+        if offered & ACCESS_PLATFORM:
+            self._transport.reset()  # a device that is broken, and reads as all ones, does not get any further
+            raise HostError(
+                "the device translates addresses (iommu_platform=on), and this driver has no IOMMU: the addresses and"
+                " PFNs that it sends are the guest's physical ones"
+            )
         wanted = VERSION_1 | EVENT_IDX | REPORTING
         wanted |= STATS_VQ if self._pages is not None else 0
         wanted |= PAGE_POISON if self._poison is not None else 0

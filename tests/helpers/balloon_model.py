@@ -42,6 +42,7 @@ class BalloonModel:
         self.target = self.actual = self.poison = 0
         self.mapped = 0  # how often its BAR was placed
         self.slot = 3
+        self.pci_device, self.subsystem = 0x1045, 0x1100  # of a modern device
         self.plug()
 
     # -- the machine
@@ -58,7 +59,8 @@ class BalloonModel:
         """Reset the machine: the device forgets all, and where its BAR is, too."""
         self.selected = 0  # of configuration space
         self.configuration = bytearray(256)
-        struct.pack_into("<HHHH", self.configuration, 0, 0x1AF4, 0x1045, 0, 0x10)
+        struct.pack_into("<HHHH", self.configuration, 0, 0x1AF4, self.pci_device, 0, 0x10)
+        struct.pack_into("<HH", self.configuration, 0x2C, 0x1AF4, self.subsystem)
         self.configuration[0x34] = 0x40
         parts = ((1, COMMON, 56), (2, NOTIFY, 0x1000), (3, ISR, 1), (4, DEVICE, 16))
         for kind, offset, length in parts:
