@@ -170,6 +170,7 @@ class Host:
                 pages=self._arena.pages,
                 poison=POISON if self._poison else None,
                 timeout=self._timeout,
+                page_bytes=self.ram.page_bytes,
             )
             for device in monitor.execute("query-memory-devices", {}):
                 _require_no_memory(device["type"])

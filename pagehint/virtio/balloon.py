@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError, OutOfMemoryError
-from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics, whole_numbers
+from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics, whole_numbers, whole_pages
 from pagehint.virtio.owner import Owner
 from pagehint.virtio.pci import ACCESS_PLATFORM, EVENT_IDX, NEEDS_RESET, VERSION_1
 from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
@@ -91,6 +91,9 @@ class Balloon:
         Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
     timeout : float, default 10.0
         Seconds that the device may take for one chain of buffers.
+    page_bytes : int, default 4096
+        What the host drops as a whole or not at all: `report` refuses parts of such a page, and of those that `inflate`
+        takes, ones that are whole are sent together.
 
     Raises
     ------
@@ -127,6 +130,7 @@ class Balloon:
         pages: PageAllocator | None = None,
         poison: int | None = None,
         timeout: float = 10.0,
+        page_bytes: int = PAGE_SIZE,
     ) -> None:
         require_timeout(timeout)
         if pages is not None and pages.page_size != PAGE_SIZE:
@@ -142,6 +146,7 @@ class Balloon:
         self._pages = pages
         self._poison = poison
         self._timeout = timeout
+        self._page_bytes = page_bytes
         self._fence = fence
         self._owner = Owner("a balloon and its device")
         self._lock = threading.Lock()  # never held while waiting for pages: the worker needs it to bring them back
@@ -215,7 +220,7 @@ class Balloon:
         HostTimeoutError
             If it does not answer in time. It has been reset.
         ValueError
-            If a range is empty, beyond the address space, or in the driver's own memory.
+            If a range is empty, beyond the address space, not of whole pages, or in the driver's own memory.
 
         Notes
         -----
@@ -230,6 +235,10 @@ class Balloon:
         for address, nr_bytes in ranges:
             if not 0 <= address < address + nr_bytes <= 1 << 64:
                 raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")
+            if (address | nr_bytes) % self._page_bytes:
+                raise ValueError(
+                    f"{nr_bytes} bytes from {address:#x}: the host drops whole {self._page_bytes} bytes only"
+                )
             if address < self._address + len(self._memory) and self._address < address + nr_bytes:
                 raise ValueError(f"the driver's own memory is in the {nr_bytes} bytes from {address:#x}")
         undisturbed(self._report, ranges)
@@ -372,14 +381,16 @@ class Balloon:
         undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
 
     def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
+        waiting = np.sort(waiting)
         try:
             numbers = encode_pfns(pages, waiting)
             with self._device(), self._request("inflating"):
                 while len(waiting) and not interrupted():
-                    most = min(len(waiting), self._SCRATCH // 4)
-                    self._send_pfns("inflate", numbers[-len(waiting) :][:most])
-                    self._inflated += waiting[:most].tolist()
-                    waiting = waiting[most:]
+                    left = numbers[-len(waiting) :]
+                    n = whole_pages(left, self._SCRATCH // 4, self._page_bytes // PAGE_SIZE)
+                    self._send_pfns("inflate", left[:n])
+                    self._inflated += waiting[:n].tolist()
+                    waiting = waiting[n:]
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
         finally:
             pages.free_pages_bulk(waiting)

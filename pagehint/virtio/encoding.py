@@ -44,6 +44,18 @@ def encode_pfns(pages: PageAllocator, pfns: NDArray[np.uint64]) -> NDArray[np.ui
     return pfns.astype("<u4")
 
 
+def whole_pages(numbers: NDArray[np.uint32], most: int, nr_pages: int) -> int:
+    """Return how many of these PFNs, in ascending order, go into the next request; `most` at most.
+
+    A host whose own page is `nr_pages` of them drops it if it finds all of them in one request. So no such page is cut in
+    two, unless it is larger than a request.
+    """
+    if len(numbers) <= most:
+        return len(numbers)
+    first = np.searchsorted(numbers[:most], numbers[most] // nr_pages * nr_pages)
+    return int(first) or most
+
+
 def encode_statistics(figures: Iterable[tuple[int, int]]) -> NDArray[Any]:
     """Return statistics, as (tag, value), as the device reads them (section 5.5.6.3)."""
     return np.array(list(figures), np.dtype([("tag", "<u2"), ("value", "<u8")]))
