@@ -51,6 +51,11 @@ def _end_soon(process: QemuProcess, monitor: Monitor) -> None:
     process.close_sockets()
 
 
+def _bytes_of(blocks: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the guest-physical addresses of blocks, and their bytes."""
+    return blocks["pfn"] * np.uint64(PAGE_SIZE), np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
+
+
 def _require_no_memory(driver: str) -> None:
     """Raise HostError if a device is more memory: it would be in no zone, and nothing of it ever reported."""
     if driver.startswith(_MEMORY):
@@ -82,6 +87,8 @@ class Host:
         QEMU for x86-64 machines. Default: ``qemu-system-x86_64`` from the path.
     reporting : bool, default True
         Whether its balloon offers free page reporting.
+    free_page_hint : bool, default False
+        Whether it also offers free page hinting: `hint_free_pages` answers it during a migration.
     poison : bool, default False
         Tell it that free pages hold a poison value, as a Linux guest with ``page_poison=1`` does. QEMU then ignores
         every report, so `callbacks` refuses.
@@ -132,6 +139,7 @@ class Host:
         timeout: float = 10.0,
         options: Sequence[str] = (),
         hugepages: bool | str = False,
+        free_page_hint: bool = False,
     ) -> None:
         try:
             import_module("qemu.qmp")
@@ -139,6 +147,10 @@ class Host:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
         require_timeout(timeout)
         self._options = require_options(options)
+        if free_page_hint:
+            # Last, since QEMU then knows the object and the device; its device needs a thread of its own for it.
+            self._options += ["-object", "iothread,id=pagehint"]
+            self._options += ["-set", "device.balloon.free-page-hint=on", "-set", "device.balloon.iothread=pagehint"]
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
         self.ram = GuestRam(parse_size(memory), require_kind(hugepages))
@@ -239,17 +251,17 @@ class Host:
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()
-        pfns, nr_pages = blocks["pfn"], np.uint64(1) << blocks["order"].astype(np.uint64)
-        self._require_ours(blocks, pfns, nr_pages)
-        starts, lengths = pfns * np.uint64(PAGE_SIZE), nr_pages * np.uint64(PAGE_SIZE)
+        self._require_ours(blocks)
+        starts, lengths = _bytes_of(blocks)
         # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
         with self._last_words():
             self.balloon.report(starts[first], np.add.reduceat(lengths, first))
         return self.ram.are_dropped(starts, lengths)
 
-    def _require_ours(self, blocks: NDArray[np.void], pfns: NDArray[np.uint64], nr_pages: NDArray[np.uint64]) -> None:
+    def _require_ours(self, blocks: NDArray[np.void]) -> None:
         """Raise ValueError unless these can be blocks of the arena that are out for a report."""
+        pfns, nr_pages = blocks["pfn"], np.uint64(1) << blocks["order"].astype(np.uint64)
         foreign = np.flatnonzero(~self.ram.are_ram(pfns, nr_pages))
         if len(foreign):
             pfn, order, zone = blocks[foreign[0]]
@@ -259,6 +271,50 @@ class Host:
             )
         if nr_pages.sum() > self._arena.pages.memory.reporting_pages:
             raise ValueError(f"blocks from PFN {pfns[0]:#x} on are of another allocator than this host's arena")
+
+    def hint_free_pages(self, max_pages: int = 32) -> int:
+        """Tell QEMU once of all that is free, if it asks, as it does when it begins to migrate the guest.
+
+        Parameters
+        ----------
+        max_pages : int, default 32
+            Most blocks out at once.
+
+        Returns
+        -------
+        int
+            Bytes that it was told of, which it need not copy; 0 if it does not ask. It may end the pass early.
+
+        Raises
+        ------
+        HintingActiveError
+            If hinting is on: only one of the two can be. Or from inside a callback.
+        HostError
+            If the host was started without free_page_hint=True, has been told of a poison value, or fails.
+
+        Notes
+        -----
+        QEMU does not see what this process writes to the guest's RAM. So nothing may be written to it from before a
+        migration begins until it has ended, and what was hinted may be used again only then.
+        """
+        self._require_open()
+        if self._poison:
+            raise HostError("this host was started with poison=True: it must copy what free pages hold")
+        hinted = 0
+
+        def hint(blocks: NDArray[np.void]) -> None:
+            nonlocal hinted
+            starts, lengths = _bytes_of(blocks)
+            if self.balloon.hint(starts, lengths):
+                hinted += int(lengths.sum())
+
+        with self._last_words():
+            if self.balloon.begin_hints():
+                try:
+                    self._arena.hint_once(PageHintingCallbacks(hint, max_pages))
+                finally:
+                    self.balloon.end_hints()
+        return hinted
 
     # -- the host
 

@@ -86,6 +86,7 @@ _DEVICE_FEATURE = _Field(4, 4)
 _DRIVER_FEATURE_SELECT = _Field(8, 4)
 _DRIVER_FEATURE = _Field(12, 4)
 _DEVICE_STATUS = _Field(20, 1)
+_CONFIG_GENERATION = _Field(21, 1)
 _QUEUE_SELECT = _Field(22, 2)
 _QUEUE_SIZE = _Field(24, 2)
 _QUEUE_ENABLE = _Field(28, 2)
@@ -419,6 +420,10 @@ class VirtioPci:
     def read_config(self, offset: int, nr_bytes: int) -> int:
         """Return a field of the device's own configuration; HostError if it is not so long."""
         return self._wire.read(self._place_in(_DEVICE, offset, nr_bytes), nr_bytes)
+
+    def config_generation(self) -> int:
+        """Return a number that is another one after the device's own configuration has changed (section 2.5.3)."""
+        return self._get(_CONFIG_GENERATION)
 
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None:
         """Write a field of the device's own configuration; HostError if it is not so long."""

@@ -40,6 +40,8 @@ class BalloonModel:
         self.answers = True  # whether it gives back what it is sent
         self.sent = []  # (name of the queue, [(address, bytes)], what it has read), in turn
         self.target = self.actual = self.poison = 0
+        self.hint_command = self.generation = 0
+        self.hides_command = False  # whether it reads as 0 from when a pass has begun, as QEMU's does
         self.mapped = 0  # how often its BAR was placed
         self.slot = 3
         self.pci_device, self.subsystem = 0x1045, 0x1100  # of a modern device
@@ -75,6 +77,7 @@ class BalloonModel:
         self.status = self.accepted = self.select = self.queue_select = self.driver_select = 0
         self.queues = {}
         self.pending_statistics = None
+        self.begun = None  # the last hinting command that the driver has sent
 
     # -- the wire
 
@@ -142,10 +145,12 @@ class BalloonModel:
         return {
             COMMON + 4: self.offered >> 32 * self.select & 0xFFFF_FFFF if self.select < 2 else 0,
             COMMON + 20: self.status,
+            COMMON + 21: self.generation & 0xFF,
             COMMON + 24: queue.get(24, self.queue_size) if self.queue_select in self.roles() else 0,
             COMMON + 30: self.queue_select,
             DEVICE: self.target,
             DEVICE + 4: self.actual,
+            DEVICE + 8: 0 if self.hides_command and self.begun == self.hint_command else self.hint_command,
         }.get(offset, 0)
 
     def set_register(self, offset, value):
@@ -188,6 +193,8 @@ class BalloonModel:
             head = self.unpack("H", queue[40] + 4 + 2 * (queue["seen"] % queue[24]))[0]
             queue["seen"] = (queue["seen"] + 1) % 65536
             self.sent.append((name, *self.chain(queue, head)))
+            if name == "free page hint" and self.sent[-1][2]:
+                self.begun = int.from_bytes(self.sent[-1][2], "little")
             if name == "statistics":
                 self.pending_statistics = number, head
             else:
@@ -209,6 +216,11 @@ class BalloonModel:
         self.pack("II", queue[48] + 4 + 8 * (queue["used"] % queue[24]), head, written)
         queue["used"] = (queue["used"] + ahead) % 65536
         self.pack("H", queue[48] + 2, queue["used"])
+
+    def ask_for_hints(self, command):
+        """Ask for a pass over free pages, or for none any more."""
+        self.hint_command = command
+        self.generation += 1
 
     def ask_for_statistics(self):
         """Give the statistics back, as a host that polls does; returns whether there were any."""
