@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from pagehint._core import PageHintingCallbacks
-from pagehint.errors import HostError
+from pagehint.errors import HintingActiveError, HostError
 from pagehint.qemu.guest_arena import GuestArena
 from pagehint.qemu.huge_pages import require_kind
 from pagehint.qemu.process import Discards, QemuProcess, find_qemu, require_options
@@ -300,6 +300,8 @@ class Host:
         self._require_open()
         if self._poison:
             raise HostError("this host was started with poison=True: it must copy what free pages hold")
+        if self._arena.pages.hinting_enabled:
+            raise HintingActiveError("hinting is on: disable it before all that is free is hinted for a migration")
         hinted = 0
 
         def hint(blocks: NDArray[np.void]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disturbances import outlive_disturbances
 from guests import MIB, filled, is_whole, need_huge_pages, open_files, without_qemu
 
 import pagehint as ph
@@ -183,3 +184,11 @@ def test_a_machine_without_enough_huge_pages_is_told_the_command_that_reserves_t
 def test_kinds_of_huge_pages_that_there_are_not(kind):
     with pytest.raises(ValueError, match="hugepages is True, False, '2MiB' or 'thp', not"):
         ph.qemu.Host("64MiB", hugepages=kind)
+
+
+def test_canaries_in_huge_pages(tmp_path, record_property):
+    """As in `test_qemu_canaries.py`; here, as no two tests at once have all of the pool."""
+    need_huge_pages("2MiB")
+    with ph.qemu.Host("96MiB", timeout=5, hugepages=True) as host:
+        for name, count in outlive_disturbances(host, tmp_path).items():
+            record_property(name, count)

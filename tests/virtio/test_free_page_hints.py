@@ -109,7 +109,7 @@ def test_a_reset_ends_a_pass(model):
     assert model.status == 0xF
     assert balloon.begin_hints()
     model.notified = lambda number: model.system_reset()
-    with pytest.raises(ph.HostError, match="hinting failed: .* has been reset"):
+    with pytest.raises(ph.HostError, match=r"hinting failed: .* has been reset"):
         hint(balloon)
     del model.notified
     assert not hint(balloon)

@@ -1,0 +1,16 @@
+"""QEMU killed, reset, unplugged, migrated and dumped during reports: what was written to the guest's RAM stays."""
+
+from __future__ import annotations
+
+from disturbances import outlive_disturbances
+from guests import without_qemu
+
+import pagehint as ph
+
+pytestmark = without_qemu
+
+
+def test_canaries(tmp_path, record_property):
+    with ph.qemu.Host("96MiB", timeout=5) as host:
+        for name, count in outlive_disturbances(host, tmp_path).items():
+            record_property(name, count)
