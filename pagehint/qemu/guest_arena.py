@@ -37,7 +37,6 @@ class GuestArena(BaseArena):
 
     def __init__(self, ram: GuestRam, callbacks: Callable[[int], PageHintingCallbacks]) -> None:
         self._ram = ram
-        self._hinted_pages = 0  # that were not given back, and are among those that were reported
         self._callbacks_of_host = weakref.WeakMethod(callbacks)  # the arena does not keep its host
         end = ram.parts[-1].address + ram.parts[-1].nr_bytes
         parts = [Part(FREE, FREE, ram.parts[0].nr_bytes - FREE), *ram.parts[1:]]
@@ -77,26 +76,9 @@ class GuestArena(BaseArena):
         super().trim()
         return max(before - self.resident_bytes, 0)
 
-    def hint_once(self, callbacks: PageHintingCallbacks) -> None:
-        """Have one pass over all that is free, which tells the host of it and gives nothing back; raise what it raises.
-
-        Raises
-        ------
-        HintingActiveError
-            If hinting is on.
-        """
-        with self.pages.hinting(callbacks, workqueue="manual", delay=None):
-            before = self.pages.stats().pages_reported
-            try:
-                self.pages.flush_hinting()
-                if self.pages.last_error is not None:
-                    raise self.pages.last_error
-            finally:
-                self._hinted_pages += self.pages.stats().pages_reported - before
-
     def _given_back_bytes(self) -> int:
         stats = self.pages.stats()
-        return (stats.pages_reported - self._hinted_pages) * stats.page_size
+        return (stats.pages_reported - self._ram.hinted_pages) * stats.page_size
 
     def numpy(self) -> NoReturn:
         """Raise PageHintError: a forked child would share NumPy's arrays with its parent."""

@@ -300,9 +300,9 @@ class Host:
         self._require_open()
         if self._poison:
             raise HostError("this host was started with poison=True: it must copy what free pages hold")
-        if self._arena.pages.hinting_enabled:
+        pages, hinted = self._arena.pages, 0
+        if pages.hinting_enabled:
             raise HintingActiveError("hinting is on: disable it before all that is free is hinted for a migration")
-        hinted = 0
 
         def hint(blocks: NDArray[np.void]) -> None:
             nonlocal hinted
@@ -311,11 +311,17 @@ class Host:
                 hinted += int(lengths.sum())
 
         with self._last_words():
-            if self.balloon.begin_hints():
-                try:
-                    self._arena.hint_once(PageHintingCallbacks(hint, max_pages))
-                finally:
-                    self.balloon.end_hints()
+            if not self.balloon.begin_hints():
+                return 0
+            try:
+                with pages.hinting(PageHintingCallbacks(hint, max_pages), workqueue="manual", delay=None):
+                    before = pages.stats().pages_reported
+                    pages.flush_hinting()
+                    self.ram.hinted_pages += pages.stats().pages_reported - before
+                    if pages.last_error is not None:
+                        raise pages.last_error
+            finally:
+                self.balloon.end_hints()
         return hinted
 
     # -- the host

@@ -72,6 +72,8 @@ class GuestRam:
         The process whose guest it is.
     page_bytes : int
         The host drops such a unit as a whole, or not at all.
+    hinted_pages : int
+        How many of the pages that the engine has reported were hinted for a migration, and not given back.
 
     Raises
     ------
@@ -85,6 +87,7 @@ class GuestRam:
         self.owner = Owner("the guest's RAM and its QEMU")
         self.nr_bytes = nr_bytes
         self.hugepages = hugepages
+        self.hinted_pages = 0
         self.page_bytes = HUGE_PAGE if hugepages == HUGETLB else PAGE_SIZE
         low = min(nr_bytes, PCI_HOLE)
         self.parts = [Part(0, 0, low)]

@@ -26,7 +26,7 @@ def whole_ranges(
     Raises
     ------
     ValueError
-        If one is empty, beyond the address space, or has a part of a page; or if there are more of one than of the other.
+        If one is empty, beyond the address space, or has a part of a page; or if there are not as many of both.
     TypeError
         If a number is no integer: one with a fraction is refused, not cut.
     """

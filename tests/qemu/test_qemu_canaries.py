@@ -10,7 +10,6 @@ import pagehint as ph
 pytestmark = without_qemu
 
 
-def test_canaries(tmp_path, record_property):
+def test_canaries(tmp_path):
     with ph.qemu.Host("96MiB", timeout=5) as host:
-        for name, count in outlive_disturbances(host, tmp_path).items():
-            record_property(name, count)
+        print(outlive_disturbances(host, tmp_path))
