@@ -18,32 +18,33 @@ import numpy as np
 
 cdef extern from *:
     """
+    #include <errno.h>
     #include <fcntl.h>
+    #include <stdint.h>
     #include <sys/ioctl.h>
     #include <sys/mman.h>
     #include <sys/syscall.h>
     #include <unistd.h>
-    #include <linux/userfaultfd.h>
 
-    /* The headers of a system may be older than its kernel. */
-    #ifndef UFFD_USER_MODE_ONLY
-    #define UFFD_USER_MODE_ONLY 1
-    #endif
-    #ifndef UFFD_FEATURE_MINOR_HUGETLBFS
-    #define UFFD_FEATURE_MINOR_HUGETLBFS (1 << 9)
-    #define UFFDIO_REGISTER_MODE_MINOR ((__u64)1 << 2)
-    #define _UFFDIO_CONTINUE 0x07
-    struct uffdio_continue { struct uffdio_range range; __u64 mode; __s64 mapped; };
-    #define UFFDIO_CONTINUE _IOWR(UFFDIO, _UFFDIO_CONTINUE, struct uffdio_continue)
-    #endif
+    /* As in the kernel's interface, whose headers a system may not have, or older ones than its kernel. */
+    struct pagehint_api { uint64_t version, features, ioctls; };
+    struct pagehint_register { uint64_t start, length, mode, ioctls; };
+    struct pagehint_continue { uint64_t start, length, mode; int64_t mapped; };
+    #define API _IOWR(0xAA, 0x3F, struct pagehint_api)
+    #define REGISTER _IOWR(0xAA, 0x00, struct pagehint_register)
+    #define CONTINUE _IOWR(0xAA, 0x07, struct pagehint_continue)
+    #define VERSION 0xAA
+    #define USER_MODE_ONLY 1            /* no privilege is needed then */
+    #define MINOR_OF_HUGETLB (1 << 9)
+    #define MODE_MINOR (1 << 2)
+    #define DONT_WAKE 1                 /* nobody waits */
 
     /* A userfaultfd for the minor faults of a mapping, or -1. */
     static int pagehint_watch(void *at, size_t nr_bytes) {
-        struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_HUGETLBFS};
-        struct uffdio_register all = {
-            .range = {.start = (__u64)(size_t)at, .len = nr_bytes}, .mode = UFFDIO_REGISTER_MODE_MINOR};
-        int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-        if (fd >= 0 && (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &all))) {
+        struct pagehint_api api = {VERSION, MINOR_OF_HUGETLB, 0};
+        struct pagehint_register all = {(uintptr_t)at, nr_bytes, MODE_MINOR, 0};
+        int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | USER_MODE_ONLY);
+        if (fd >= 0 && (ioctl(fd, API, &api) || ioctl(fd, REGISTER, &all))) {
             int why = errno;
             close(fd);
             errno = why;
@@ -53,14 +54,13 @@ cdef extern from *:
     }
 
     /* 0, and the page is mapped; or an errno: EEXIST if it was mapped, EFAULT if the file does not have it. */
-    static int pagehint_continue(int fd, void *at, size_t nr_bytes) {
-        struct uffdio_continue one = {
-            .range = {.start = (__u64)(size_t)at, .len = nr_bytes}, .mode = 1 /* nobody waits to be woken */};
-        return ioctl(fd, UFFDIO_CONTINUE, &one) ? errno : 0;
+    static int pagehint_go_on(int fd, void *at, size_t nr_bytes) {
+        struct pagehint_continue one = {(uintptr_t)at, nr_bytes, DONT_WAKE, 0};
+        return ioctl(fd, CONTINUE, &one) ? errno : 0;
     }
     """
     int pagehint_watch(void *, size_t) nogil
-    int pagehint_continue(int, void *, size_t) nogil
+    int pagehint_go_on(int, void *, size_t) nogil
     int MADV_HUGEPAGE
     int SEEK_DATA
 
@@ -187,7 +187,7 @@ cdef class Holes:
             hole[0] = <uint64_t> data >= start + size
             return 0
         while at < start + size:
-            why = pagehint_continue(self.watch, self.probe + at, self.page)
+            why = pagehint_go_on(self.watch, self.probe + at, self.page)
             if why == 0 or why == EEXIST:
                 hole[0] = False
                 return 0
