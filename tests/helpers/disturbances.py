@@ -66,7 +66,7 @@ class Disturbances:
         path = self.folder / "guest"
         migrate(self.host, path)
         self.host.qmp("cont")
-        with restored(self.host, path, self.slot) as memory:
+        with restored(self.host, path, self.slot, quiet=False) as memory:
             assert memory[self.address : self.address + self.array.nbytes] == self.array.tobytes(), "lost by migrating"
         path.unlink()
 
