@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from pagehint.errors import HostError
-
-Kind = Literal["2MiB", "thp"]
 
 HUGETLB: Final = "2MiB"  # from the machine's pool of such pages
 THP: Final = "thp"  # transparent: ordinary memory, which the kernel puts together where it can
@@ -17,14 +15,12 @@ _POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _TRANSPARENT: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
 
-def require_kind(hugepages: bool | str) -> Kind | None:
+def require_kind(hugepages: bool | str) -> str | None:
     """Return the kind of huge pages that a caller means, None for none; ValueError if there is no such kind."""
     if isinstance(hugepages, bool):
         return HUGETLB if hugepages else None
-    if hugepages == HUGETLB:
-        return HUGETLB
-    if hugepages == THP:
-        return THP
+    if isinstance(hugepages, str) and hugepages in (HUGETLB, THP):
+        return hugepages
     raise ValueError(f"hugepages is True, False, {HUGETLB!r} or {THP!r}, not {hugepages!r}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pagehint.errors import HostError, OutOfMemoryError
 from pagehint.qemu.guest_file import Holes
-from pagehint.qemu.huge_pages import HUGE_PAGE, HUGETLB, THP, Kind, no_pool, require_transparent, shortage
+from pagehint.qemu.huge_pages import HUGE_PAGE, HUGETLB, THP, no_pool, require_transparent, shortage
 from pagehint.sizes import format_size
 from pagehint.virtio.owner import Owner
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     nr_bytes: int
 
 
-def _file(nr_bytes: int, hugepages: Kind | None) -> int:
+def _file(nr_bytes: int, hugepages: str | None) -> int:
     """Return a file in memory, of this size for good: accesses beyond its end would kill whoever makes them."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if hugepages == THP:
@@ -81,7 +81,7 @@ class GuestRam:
         If the machine does not have such huge pages, or not so many.
     """
 
-    def __init__(self, nr_bytes: int, hugepages: Kind | None = None) -> None:
+    def __init__(self, nr_bytes: int, hugepages: str | None = None) -> None:
         if nr_bytes % FREE or nr_bytes < 4 * FREE:
             raise ValueError(f"a guest's memory is a multiple of 2 MiB, at least 8 MiB, not {format_size(nr_bytes)}")
         self.owner = Owner("the guest's RAM and its QEMU")
