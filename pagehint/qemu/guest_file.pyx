@@ -16,6 +16,8 @@ import os
 
 import numpy as np
 
+from pagehint import errors
+
 cdef extern from *:
     """
     #include <errno.h>
@@ -73,11 +75,11 @@ def ask_for_huge_pages(size_t address, size_t nr_bytes):
 
     Raises
     ------
-    OSError
-        If it has none.
+    HostError
+        If the kernel, or a sandbox, refuses.
     """
     if madvise(<void *> address, nr_bytes, MADV_HUGEPAGE):
-        raise OSError(errno, f"no huge pages for {nr_bytes} bytes of a guest's RAM: {os.strerror(errno)}")
+        raise errors.HostError(f"no transparent huge pages for a guest's RAM: {os.strerror(errno)}")
 
 
 cdef class Holes:
@@ -97,8 +99,8 @@ cdef class Holes:
 
     Raises
     ------
-    OSError
-        If its pages are of hugetlb, and the kernel does not say which are there.
+    HostError
+        If its pages are of hugetlb, and the kernel, or a sandbox, does not say which are there.
     """
 
     cdef char *probe            # the second mapping, of a file in hugetlb pages
@@ -114,11 +116,14 @@ cdef class Holes:
             return
         at = mmap(NULL, nr_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
         if at == MAP_FAILED:
-            raise OSError(errno, f"no second mapping of {nr_bytes} bytes of a guest's RAM: {os.strerror(errno)}")
+            raise errors.no_mapping(errno, f"no second mapping of {nr_bytes} bytes of a guest's RAM")
         self.probe = <char *> at
         self.watch = pagehint_watch(at, nr_bytes)
         if self.watch < 0:
-            raise OSError(errno, f"userfaultfd with minor faults of hugetlb pages (Linux 5.13): {os.strerror(errno)}")
+            raise errors.HostError(
+                "no huge pages of 2 MiB for a guest: which of them are there is known by userfaultfd alone, with minor"
+                f" faults (Linux 5.13), which is refused: {os.strerror(errno)}"
+            )
 
     def __dealloc__(self):
         if self.watch >= 0:

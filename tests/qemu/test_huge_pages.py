@@ -5,12 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from disturbances import outlive_disturbances
 from guests import MIB, filled, is_whole, need_huge_pages, open_files, without_qemu
+from processes import run_code
 
 import pagehint as ph
 from pagehint.qemu.huge_pages import free_pages
@@ -18,6 +20,7 @@ from pagehint.qemu.ram import FREE
 
 pytestmark = without_qemu
 HUGE = 2 * MIB
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture
@@ -178,6 +181,24 @@ def test_a_machine_without_enough_huge_pages_is_told_the_command_that_reserves_t
         ph.qemu.Host("2TiB", hugepages=True)
     assert open_files() == before
     assert free_pages() == free
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "words"),
+    [
+        ("2MiB", "userfaultfd", "known by userfaultfd alone, .* which is refused: Operation not permitted"),
+        ("thp", "madvise(HUGEPAGE)", "no transparent huge pages for a guest's RAM: Operation not permitted"),
+    ],
+)
+def test_a_sandbox_that_refuses_what_huge_pages_take_is_named(kind, call, words):
+    need_huge_pages(kind)
+    status, _, said = run_code(
+        "import pagehint as ph\nfrom sandbox import refuse\n"
+        f"refuse({call!r}, 1)\nph.qemu.Host('64MiB')\nph.qemu.Host('64MiB', hugepages={kind!r})",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HELPERS, *sys.path)))},
+    )
+    assert status == 1
+    assert re.search("pagehint.errors.HostError: .*" + words, said), said
 
 
 @pytest.mark.parametrize("kind", ["1GiB", "2MB", 1, None, 2 << 20, b"thp", [True]])
