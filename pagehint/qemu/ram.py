@@ -133,7 +133,7 @@ class GuestRam:
     def _offsets(self, addresses: ArrayLike) -> NDArray[np.uint64]:
         """Return where in the file guest-physical addresses of RAM are."""
         places = np.asarray(addresses, np.uint64)
-        return np.where(places >= HIGH, places - np.uint64(HIGH - PCI_HOLE), places)
+        return places - (places >= HIGH) * np.uint64(HIGH - PCI_HOLE)
 
     def reserve(self, address: int, nr_bytes: int) -> None:
         """Make sure that a range of guest-physical addresses can be touched: the pool has huge pages for it.
