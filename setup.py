@@ -29,6 +29,7 @@ MODULES = {
     "allocator.refusal": False,
     "hinting.callbacks": False,
     "virtio.undisturbed": False,
+    "qemu.guest_file": False,
     "available_memory": False,
 }
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones. And without room to

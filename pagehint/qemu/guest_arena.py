@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.mapping import Mapping
 from pagehint.errors import HostError, PageHintError
 from pagehint.layout import ZoneSpec
+from pagehint.qemu.guest_file import ask_for_huge_pages
+from pagehint.qemu.huge_pages import THP
 from pagehint.qemu.ram import FREE, PAGE_SIZE, GuestRam, Part
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 
 class GuestArena(BaseArena):
@@ -45,6 +47,24 @@ class GuestArena(BaseArena):
             for name, part in zip(("DMA32", "Normal"), parts, strict=False)
         ]
         super().__init__(Mapping(end, HUGE_PAGE, False, ram.fd, ram.parts), zones)
+        self.hugepages = ram.hugepages is not None
+        if ram.hugepages == THP:
+            for part in ram.parts:
+                ask_for_huge_pages(self._mapping.address + part.address, part.nr_bytes)
+
+    def empty(
+        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+    ) -> NDArray[Any]:
+        """Return a new array in the guest's RAM: see `BaseArena.empty`.
+
+        Raises
+        ------
+        OutOfMemoryError
+            Also if the RAM is in huge pages of the machine's pool, and the pool is short of them.
+        """
+        array = super().empty(shape, dtype, order)
+        self._ram.reserve(array.ctypes.data - self._mapping.address, max(array.nbytes, 1))
+        return array
 
     @property
     def resident_bytes(self) -> int:
@@ -60,7 +80,7 @@ class GuestArena(BaseArena):
 
     def _given_back_bytes(self) -> int:
         stats = self.pages.stats()
-        return stats.pages_reported * stats.page_size
+        return (stats.pages_reported - self._ram.hinted_pages) * stats.page_size
 
     def numpy(self) -> NoReturn:
         """Raise PageHintError: a forked child would share NumPy's arrays with its parent."""
@@ -82,7 +102,7 @@ class GuestArena(BaseArena):
             return None
         starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
         lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        return np.array(self._ram.are_dropped(zip(starts.tolist(), lengths.tolist(), strict=True)), bool)
+        return self._ram.are_dropped(starts, lengths)
 
     def _require_usable(self) -> None:
         self._ram.owner.require()
