@@ -356,8 +356,9 @@ cdef class Zone:
         return [count[mt] for mt in range(NR_TYPES)]
 
     def __repr__(self):
+        interleaved = "" if self.z.tail_pfn == self.z.start_pfn else " interleaved with others,"
         return (
-            f"<Zone {self.spec.name}, node {self.spec.node}: PFN {self.z.start_pfn:#x} to {self.z.end_pfn:#x},"
+            f"<Zone {self.spec.name}, node {self.spec.node}: PFN {self.z.start_pfn:#x} to {self.z.end_pfn:#x},{interleaved}"
             f" {self.z.free_pages} of {self.z.managed_pages} pages free>"
         )
 
@@ -398,7 +399,7 @@ cdef class PageAllocator:
     Raises
     ------
     ValueError
-        If an argument is out of range, or two zones overlap.
+        If an argument is out of range, or a page is in two zones. Their spans may overlap: zones may interleave.
     TypeError
         If an argument is not of its type.
     MemoryError

@@ -58,6 +58,10 @@ class OracleZone:
 
     # -- what follows from the booleans
 
+    def has_memory(self, start: int, end: int) -> bool:
+        """Whether there is memory from PFN `start` to `end`, online or offline."""
+        return not self.hole[max(start - self.base, 0) : max(end - self.base, 0)].all()
+
     @property
     def spanned_pages(self) -> int:
         return self.end_pfn - self.start_pfn

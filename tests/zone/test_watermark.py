@@ -70,7 +70,7 @@ def test_linux_watermarks_and_reserve():
     assert sum(mark.min for mark in marks) == pytest.approx(4 * (sum(managed) * 4) ** 0.5 / 4, rel=0.001)
     assert all(mark.high - mark.low == mark.low - mark.min for mark in marks)
     specs = [ph.ZoneSpec("DMA", 0, 10), ph.ZoneSpec("Normal", 10, 2560)]
-    assert layout.lowmem_reserves(specs, [10, 2560]) == [[0, 10], [0, 0]]
+    assert layout.lowmem_reserves(specs, layout.zone_ranks(specs), [10, 2560]) == [[0, 10], [0, 0]]
     # DMA gives nothing to requests that could have Normal memory, until it is asked for by name.
     zone = pages.zones[0]
     reserve = int(pages.zoneinfo().split("protection: (")[1].split(")")[0].split(", ")[2])
