@@ -37,6 +37,7 @@ MODULES = {
     "policies.scoring": True,
     "traces.intervals.find": True,
     "virtio.undisturbed": False,
+    "qemu.guest_file": False,
     "available_memory": False,
 }
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones. And without room to

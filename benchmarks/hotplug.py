@@ -1,8 +1,8 @@
 """Hotplug, nodes and refusals as machines grow: ``python -m benchmarks.hotplug [--most TIB] [--json FILE]``.
 
 All sections of a machine go offline one by one, and online again; then every second one, which makes the most
-ranges. Then machines of many nodes are made, with Linux's watermarks. Last, a page that is a hole is refused, beside
-more and more holes.
+ranges. Then machines of many nodes are made, with Linux's watermarks, and some whose nodes interleave. Last, a page
+that is a hole is refused, beside more and more holes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,6 +23,7 @@ import pagehint as ph
 SECTION = 32768  # pages
 TIB = 1 << 13  # sections
 REFUSALS = 1000
+STRIPES = 16  # of a node of 1 GiB
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -51,6 +53,23 @@ def nodes(nr_nodes: int) -> dict[str, float]:
     return {"made, s": took, "a section offline, ms": seconds(lambda: made[0].offline(start, SECTION)) * 1e3}
 
 
+def interleaved(nr_nodes: int) -> dict[str, float]:
+    """As `nodes`, where nodes take turns, with STRIPES ranges each; and microseconds to free a page of any of them."""
+    stripe = (1 << 18) // STRIPES
+    step = nr_nodes * stripe
+    zones = []
+    for node in range(nr_nodes):
+        gaps = [(node * stripe + i * step + stripe, step - stripe) for i in range(STRIPES - 1)]
+        zones.append(ph.ZoneSpec("Normal", node * stripe, (STRIPES - 1) * step + stripe, node, gaps))
+    made: list[ph.PageAllocator] = []
+    took = seconds(lambda: made.append(ph.PageAllocator(zones, pcp=False, watermarks="linux")))
+    figures = {"made, s": took, "a range offline, ms": seconds(lambda: made[0].offline(stripe, stripe)) * 1e3}
+    pages = np.random.default_rng(1).permutation(STRIPES * nr_nodes)[:REFUSALS] * stripe + 7
+    pfns = [made[0].alloc_pages_at(int(pfn)) for pfn in pages if pfn // stripe != 1]
+    figures["a page freed, us"] = seconds(lambda: [made[0].free_pages(pfn) for pfn in pfns]) / len(pfns) * 1e6
+    return figures
+
+
 def holes(nr_holes: int) -> dict[str, float]:
     """Microseconds to refuse a page in a hole."""
     spec = ph.ZoneSpec("Normal", 0, 2 * nr_holes + 1, holes=[(2 * i + 1, 1) for i in range(nr_holes)])
@@ -68,7 +87,7 @@ def holes(nr_holes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print three curves."""
+    """Print the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=int, default=16, help="TiB of the largest machine")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
@@ -77,6 +96,7 @@ def main() -> None:
     curves = {
         "TiB": {size: (sections, size * TIB) for size in tib},
         "nodes": {n: (nodes, n) for n in (64, 128, 256, 512, 1024)},
+        "interleaved nodes": {n: (interleaved, n) for n in (64, 128, 256, 512, 1024)},
         "holes": {n: (holes, n) for n in (1000, 10_000, 100_000, 1_000_000)},
     }
     console, seen = Console(), {}

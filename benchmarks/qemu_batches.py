@@ -1,7 +1,9 @@
 """Reports to a real QEMU by batch size, against the limit: holes punched into the same kind of file, without QEMU.
 
-`python -m benchmarks.qemu_batches [--blocks N] [--rounds N]`. Every second granule of a guest's RAM is touched and then
-reported through the whole engine; in the same round the same ranges of a file of ours are punched with fallocate.
+`python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]`. Every second
+granule of a guest's RAM is touched and then reported through the whole engine; in the same round the same ranges of a
+file of ours are punched with fallocate. Both files are in ordinary pages, and then in huge ones, where the machine has
+enough of them. A batch of 128 takes a guest of 2 GiB, and as much of the pool.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import pagehint as ph
 
 GRANULE = 2 << 20
 BATCHES = (1, 8, 32, 128)
+SMALL_ZONE = 8  # a batch is at most such a part of a zone
 KEEP_SIZE_PUNCH_HOLE = 3
+MAP_NORESERVE = 0x4000
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -46,11 +50,13 @@ class Spent:
             self.seconds += time.perf_counter() - begin
 
 
-def limit(nr_blocks: int) -> float:
+def limit(nr_blocks: int, kind: str) -> float:
     """Seconds to punch the blocks out of a memfd, one call each."""
-    fd = os.memfd_create("limit")
+    fd = os.memfd_create("limit", os.MFD_HUGETLB | os.MFD_HUGE_2MB if kind == "2MiB" else 0)
     os.ftruncate(fd, 2 * nr_blocks * GRANULE)
-    with mmap.mmap(fd, 2 * nr_blocks * GRANULE) as memory:
+    with mmap.mmap(fd, 2 * nr_blocks * GRANULE, mmap.MAP_SHARED | MAP_NORESERVE) as memory:
+        if kind == "thp":
+            memory.madvise(mmap.MADV_HUGEPAGE)
         where = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         offsets = [2 * i * GRANULE for i in range(nr_blocks)]
         for offset in offsets:
@@ -73,14 +79,17 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
     for pfn in gone:
         ctypes.memset(arena.address(pfn), 1, GRANULE)
     before = pages.stats()
-    spent = {
-        "kick": Spent(host.balloon._transport.notify),
-        "wait": Spent(host.balloon._transport.interrupt_status),
-        "dropped?": Spent(host.ram.is_dropped),
-        "report": Spent(host.balloon.report),
+    transport = host.balloon._transport
+    places = {
+        "kick": (transport, "notify"),
+        "running?": (transport, "is_running"),
+        "wait": (transport, "interrupt_status"),
+        "dropped?": (host.ram, "are_dropped"),
+        "report": (host.balloon, "report"),
     }
-    host.balloon._transport.notify, host.balloon._transport.interrupt_status = spent["kick"], spent["wait"]
-    host.ram.is_dropped, host.balloon.report = spent["dropped?"], spent["report"]
+    spent = {part: Spent(getattr(owner, name)) for part, (owner, name) in places.items()}
+    for part, (owner, name) in places.items():
+        setattr(owner, name, spent[part])
     with pages.hinting(host.callbacks(batch), threshold=1 << 20, delay=None, mark_free=False):
         for pfn in gone:
             pages.free_pages(pfn, 9)
@@ -91,13 +100,8 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
         assert after.blocks_reported - before.blocks_reported == nr_blocks, after
     for pfn in blocks[1::2]:
         pages.free_pages(pfn, 9)
-    for spy, owner, name in (
-        ("kick", host.balloon._transport, "notify"),
-        ("wait", host.balloon._transport, "interrupt_status"),
-        ("dropped?", host.ram, "is_dropped"),
-        ("report", host.balloon, "report"),
-    ):
-        setattr(owner, name, spent[spy].function)
+    for part, (owner, name) in places.items():
+        setattr(owner, name, spent[part].function)
     figures = {name: spy.seconds for name, spy in spent.items()}
     return figures | {
         "all": seconds,
@@ -106,23 +110,27 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=256, help="blocks of 2 MiB in a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    nr_blocks = arguments.blocks
+def measured(
+    kind: str, nr_blocks: int, rounds: int, batches: list[int]
+) -> tuple[dict[int, list[dict[str, float]]], float]:
+    """Return the rounds of each batch with such pages, and the median of the limit."""
     limits: list[float] = []
-    runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in BATCHES}
-    with ph.qemu.Host(f"{max(nr_blocks, BATCHES[-1]) * 4 + 1024}MiB") as host:
-        for number in range(arguments.rounds + 1):
-            for batch in BATCHES:
-                run, bare = reported(host, nr_blocks, batch), limit(nr_blocks)
+    runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
+    # What is touched and what is between it; and as much that is free as the gate wants for the largest batch.
+    memory = max(2 * nr_blocks + batches[-1] + 16, SMALL_ZONE * batches[-1] + 1) * GRANULE
+    with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False) as host:
+        for number in range(rounds + 1):
+            for batch in batches:
+                run, bare = reported(host, nr_blocks, batch), limit(nr_blocks, kind)
                 if number:  # the first touches memory that the machine has not given before
                     runs[batch].append(run)
                     limits.append(bare)
-    bare = statistics.median(limits)
-    table = Table(title=f"{nr_blocks} blocks of 2 MiB, scattered; medians of {arguments.rounds} rounds")
+    return runs, statistics.median(limits)
+
+
+def table_of(kind: str, nr_blocks: int, runs: dict[int, list[dict[str, float]]], bare: float) -> Table:
+    rounds = len(next(iter(runs.values())))
+    table = Table(title=f"{nr_blocks} blocks of 2 MiB, scattered, in pages of {kind}; medians of {rounds} rounds")
     for column in ("batch", "reports/s", "blocks/s", "GiB/s", "of the limit"):
         table.add_column(column, justify="right")
     for column in ("kick and wait", "is it dropped?", "rest of the driver", "engine", "QEMU's CPU"):
@@ -130,7 +138,7 @@ def main() -> None:
     size = nr_blocks * GRANULE / (1 << 30)
     for batch, done in runs.items():
         middle = {name: statistics.median(run[name] for run in done) for name in done[0]}
-        seconds, answered = middle["all"], middle["kick"] + middle["wait"]
+        seconds, answered = middle["all"], middle["running?"] + middle["kick"] + middle["wait"]
         parts = (
             answered,
             middle["dropped?"],
@@ -145,7 +153,24 @@ def main() -> None:
     table.add_row(
         "limit", "", f"{nr_blocks / bare:,.0f}", f"{size / bare:.2f}", "100%", f"{bare / nr_blocks * 1e6:.1f}"
     )
-    Console(width=150).print(table)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=256, help="blocks of 2 MiB in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="blocks a report")
+    parser.add_argument("--pages", nargs="+", choices=("4KiB", "2MiB", "thp"), default=("4KiB", "2MiB"))
+    arguments = parser.parse_args()
+    console = Console(width=150)
+    for kind in arguments.pages:
+        try:
+            runs, bare = measured(kind, arguments.blocks, arguments.rounds, sorted(arguments.batches))
+        except ph.HostError as error:
+            console.print(f"pages of {kind}: {error}")
+            continue
+        console.print(table_of(kind, arguments.blocks, runs, bare))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
 from pagehint.hinting.queue cimport (SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_RESERVE, SET_RESERVE_AGE, SET_THRESHOLD,
                                      Settings, WorkQueue)
+from pagehint.hinting.reported cimport GROUP_GRANULES, GROUP_WORDS, mark_free_granules, reported_granules
 from pagehint.hinting.timed cimport due_at, run_until
 from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.replaying.replay cimport replay
@@ -243,6 +244,41 @@ cdef class Zone:
         view.flags.writeable = False
         return view
 
+    def reported_bitmap(self):
+        """Return which granules are with the host: free, reported, and not used since. A copy, which does not change.
+
+        Returns
+        -------
+        ndarray
+            Read-only, of shape (words,) and dtype uint64, with the bits of `hint_bitmap`: a bit for each granule of
+            ``2**min_order`` pages from `hint_base_pfn` on, lowest bit first. With hinting off all are 0.
+
+        Notes
+        -----
+        O(spanned granules), without the GIL. The zone is locked for 4096 granules at a time, so that these are as of
+        one moment, and others may be of a later one.
+
+        What was free when hinting was enabled with ``mark_free=False`` has its bit set, too, until it is used. So has
+        what its host has taken back since, until a flush has asked (`PageHintingCallbacks`) or `PageAllocator.mark_free`
+        has said so. What is out for reporting, or hinted, has none.
+        """
+        cdef uint64_t nr_granules = load64(&self.z.nr_granules, RELAXED), first = 0
+        cdef uint64_t[GROUP_WORDS] group
+        cdef bint on = True
+        cdef cnp.ndarray words = np.zeros((nr_granules + 63) // 64, np.uint64)
+        with nogil:
+            while on and first < nr_granules:
+                lock_acquire(&self.z.lock, True)
+                on = hints_of(self.z).on
+                reported_granules(self.z, first, group)
+                lock_release(&self.z.lock)
+                if on:
+                    memcpy(<uint64_t *> words.data + (first >> 6), group,
+                           min(<uint64_t>GROUP_WORDS, (nr_granules - first + 63) >> 6) * sizeof(uint64_t))
+                first += GROUP_GRANULES
+        words.flags.writeable = False
+        return words
+
     def free_blocks(self):
         """Return the maximal free blocks by address.
 
@@ -360,8 +396,9 @@ cdef class Zone:
         return [count[mt] for mt in range(NR_TYPES)]
 
     def __repr__(self):
+        interleaved = "" if self.z.tail_pfn == self.z.start_pfn else " interleaved with others,"
         return (
-            f"<Zone {self.spec.name}, node {self.spec.node}: PFN {self.z.start_pfn:#x} to {self.z.end_pfn:#x},"
+            f"<Zone {self.spec.name}, node {self.spec.node}: PFN {self.z.start_pfn:#x} to {self.z.end_pfn:#x},{interleaved}"
             f" {self.z.free_pages} of {self.z.managed_pages} pages free>"
         )
 
@@ -397,11 +434,12 @@ cdef class PageAllocator:
     watermarks : None, "linux" or (min, low, high), optional
         In pages of a zone. Ordinary requests leave min free; nothing is reported with less than low and a batch free.
         None is zero; "linux" takes Linux's formulas, with its lowmem reserve; a tuple holds for every zone.
+        `set_watermarks` sets those of one zone.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or two zones overlap.
+        If an argument is out of range, or a page is in two zones. Their spans may overlap: zones may interleave.
     TypeError
         If an argument is not of its type.
     MemoryError
@@ -1009,19 +1047,41 @@ cdef class PageAllocator:
         pfn : int
             First PFN, a multiple of a pageblock and of a granule, or the zone's first.
         nr_pages : int
-            Pages up to the end of a pageblock and of a granule, or of the zone.
+            Pages up to the end of a pageblock and of a granule, or of the zone. Where a zone begins or ends inside one,
+            the part that there is is set, whether the run is given to the zone's end or to the pageblock's. If another
+            zone has pages of that pageblock, each zone's part must be given by itself.
         migratetype : {"movable", "unmovable", "reclaimable", "isolate"}
             The new type.
 
         Raises
         ------
         BadPageError
-            If the run is not made of whole pageblocks and granules of one zone.
+            If the run is not made of whole pageblocks and granules of one zone. Nothing has changed.
         ValueError
             If there is no such migratetype.
         """
         self.engine.tick()
         self.memory.set_migratetype(pfn, nr_pages, migratetype)
+
+    def set_watermarks(self, zone, watermarks):
+        """Set the watermarks of one zone, at any time. A zone that waits for its gate goes by the new ones at once.
+
+        Parameters
+        ----------
+        zone : Zone or str
+            The zone; a name that several nodes have is that of the lowest of them.
+        watermarks : None, "linux" or (min, low, high)
+            In pages, as for the constructor: None is zero, "linux" what Linux's formulas give this zone, also after
+            hotplug. Lowmem reserves stay as they are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is no such zone, or watermarks are not 0 <= min <= low <= high. Nothing has changed.
+        """
+        index = self.zone_index(zone)
+        self.engine.tick()
+        self.memory.set_watermarks_of(index, watermarks)
 
     # -- hinting
 
@@ -1113,6 +1173,10 @@ cdef class PageAllocator:
         Empties the per-CPU page sets first. Delay, threshold, `min_age` and back-off do not matter, but the watermarks
         do. A failure does not raise: it is in `last_error`.
 
+        If the callbacks have an `is_dropped`, it is asked about all that is free and was reported; what the host has
+        memory for again is hinted again, and reported, too. That is O(granules), with each zone's lock held for 4096
+        of them at a time, and not while the host is asked.
+
         Raises
         ------
         HintingInactiveError
@@ -1121,6 +1185,58 @@ cdef class PageAllocator:
             From inside a callback, whose end it would wait for.
         """
         self.engine.flush()
+
+    def mark_free(self, pfn=None, nr_pages=None):
+        """Hint again what is free, as if it had just been freed: for memory that its host has taken back.
+
+        A host that can say what it has is asked by each flush (`PageHintingCallbacks`, `is_dropped`). This is for the
+        others, and for who knows better.
+
+        Parameters
+        ----------
+        pfn, nr_pages : int, optional
+            A run of pages in one zone. The granules that it touches are hinted, as far as they are entirely free.
+            Default: all zones.
+
+        Returns
+        -------
+        int
+            Granules that had no hint, and have one now.
+
+        Raises
+        ------
+        HintingInactiveError
+            If hinting is off.
+        BadPageError
+            If the run is not inside one zone. Nothing has changed.
+        TypeError
+            If one of the two is given without the other.
+
+        Notes
+        -----
+        O(granules), without the GIL. The zone is locked for 4096 granules at a time.
+        """
+        cdef PageZone *z
+        cdef uint64_t first, count, n = 0
+        cdef int i
+        self.engine.require_hinting("mark_free")
+        if (pfn is None) != (nr_pages is None):
+            raise TypeError("mark_free takes a first PFN and a number of pages, or neither")
+        self.engine.tick()
+        if pfn is None:
+            with nogil:
+                for i in range(self.memory.m.nr_zones):
+                    n += mark_free_granules(self.memory.m.zones[i], 0,
+                                            load64(&self.memory.m.zones[i].nr_granules, RELAXED))
+            return n
+        first, count = as_pfn(pfn), as_count(nr_pages, "nr_pages", 1)
+        z = find_zone(&self.memory.m, first)
+        if z == NULL or count > load64(&z.end_pfn, RELAXED) - first:
+            raise errors.BadPageError(f"PFN {first:#x}, {count} pages: not inside one zone; nothing was changed")
+        first -= z.base_pfn
+        with nogil:
+            n = mark_free_granules(z, first >> z.min_order, ((first + count - 1) >> z.min_order) + 1)
+        return n
 
     def run_pending(self):
         """With ``workqueue="manual"``: run what is queued and due, on this thread.
@@ -1440,10 +1556,16 @@ cdef class PageAllocator:
         })
 
     def explain(self):
-        """Return where the free memory is, and why not with the host: an `Explanation`, which prints as a table."""
+        """Return where the free memory is, and why not with the host: an `Explanation`, which prints as a table.
+
+        In an arena its host is asked what of the reported memory it has again, O(granules) of that.
+        """
         count_warm = self.memory.warm_pages and self.memory.warm_pages()
+        callbacks = self.engine.reporter.callbacks
+        can_say = self.memory.came_back and callbacks is not None and callbacks.is_dropped is not None
+        count_back = self.memory.came_back() if can_say else None
         return explain_zones(
-            [zone.figures() for zone in self.zone_objects],
+            [{**zone.figures(), "came_back": count_back(zone) if count_back else 0} for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
             marked=self.marked, warm=count_warm and count_warm(),
         )

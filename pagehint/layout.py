@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import isqrt
@@ -42,7 +42,7 @@ class ZoneSpec:
     node : int
         NUMA node the zone belongs to.
     holes : sequence of (pfn, nr_pages)
-        Runs of page frames inside the span where there is no memory.
+        Runs of page frames inside the span where there is no memory, or another zone's: zones may interleave.
     span_limit : int, default 2**32
         Pages that it may ever span, when it grows by hotplug. Address space is reserved for their metadata, 0.4 byte a
         page; memory is not.
@@ -128,8 +128,67 @@ def check_watermarks(watermarks: Any) -> Watermarks | Literal["linux"]:
     return Watermarks(*pages)
 
 
+def memory_ranges(zone: ZoneSpec) -> Iterator[tuple[int, int]]:
+    """Return where the zone has memory, as (start, end) in PFNs."""
+    start = zone.start_pfn
+    for pfn, nr_pages in zone.holes:
+        if pfn > start:
+            yield start, pfn
+        start = pfn + nr_pages
+    if start < zone.end_pfn:
+        yield start, zone.end_pfn
+
+
+def interleaving(zones: Sequence[ZoneSpec]) -> list[list[int]]:
+    """Return the indices of zones, which are by address, in groups: only within one do spans overlap."""
+    groups: list[list[int]] = []
+    reached = -1
+    for i, zone in enumerate(zones):
+        if zone.start_pfn >= reached:
+            groups.append([])
+        groups[-1].append(i)
+        reached = max(reached, zone.end_pfn)
+    return groups
+
+
+def interleaved_ranges(zones: Sequence[ZoneSpec]) -> list[tuple[int, int, int]]:
+    """Return whose the memory is where spans overlap, as (start, end, index of the zone) in PFNs, by address.
+
+    Memory of one zone is one range up to where another's begins, holes included. O(holes * log holes) of such zones.
+    Raises ValueError if a page is in two zones.
+    """
+    ranges: list[tuple[int, int, int]] = []
+    for group in interleaving(zones):
+        memory = [(*each, i) for i in group for each in memory_ranges(zones[i])] if len(group) > 1 else []
+        for start, end, i in sorted(memory):
+            if not ranges or ranges[-1][2] != i:
+                ranges.append((start, end, i))
+            else:
+                ranges[-1] = (ranges[-1][0], end, i)
+            if len(ranges) > 1 and start < ranges[-2][1]:
+                below, above = zones[ranges[-2][2]], zones[i]
+                raise ValueError(
+                    f"zones {below.name} (node {below.node}) and {above.name} (node {above.node})"
+                    f" overlap at PFN {start:#x}"
+                )
+    return ranges
+
+
+def tails(zones: Sequence[ZoneSpec]) -> list[int | None]:
+    """Return, for each zone, the PFN from which on all is its own, to its end, or None: then it never grows.
+
+    Of zones that interleave it is the one that reaches furthest that has such a tail.
+    """
+    found: list[int | None] = [None] * len(zones)
+    for group in interleaving(zones):
+        furthest = max(group, key=lambda i: (zones[i].end_pfn, -i))
+        others = [zones[i].end_pfn for i in group if i != furthest]
+        found[furthest] = max(others, default=zones[furthest].start_pfn)
+    return found
+
+
 def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
-    """Return the zones by address; raise ValueError if two overlap, or have the same name on one node."""
+    """Return the zones by address; raise ValueError if a page is in two, or two have the same name on one node."""
     try:
         listed = list(zones)
     except TypeError:
@@ -141,12 +200,7 @@ def check_zones(zones: Iterable[ZoneSpec]) -> tuple[ZoneSpec, ...]:
     ordered = sorted(listed, key=lambda zone: zone.start_pfn)
     if not ordered:
         raise ValueError("a machine needs at least one zone")
-    for below, above in pairwise(ordered):
-        if above.start_pfn < below.end_pfn:
-            raise ValueError(
-                f"zones {below.name} (node {below.node}) and {above.name} (node {above.node})"
-                f" overlap at PFN {above.start_pfn:#x}"
-            )
+    interleaved_ranges(ordered)
     first: dict[tuple[int, str], ZoneSpec] = {}
     for zone in ordered:
         same = first.setdefault((zone.node, zone.name), zone)
@@ -236,13 +290,12 @@ def linux_watermarks(managed: Sequence[int], page_size: int) -> list[Watermarks]
 _RESERVE_RATIO = {"DMA": 256, "DMA32": 256, "Normal": 32}
 
 
-def lowmem_reserves(zones: Sequence[ZoneSpec], managed: Sequence[int]) -> list[list[int]]:
-    """Return, for each zone, the pages that it keeps from requests that prefer a zone of each rank.
+def lowmem_reserves(zones: Sequence[ZoneSpec], ranks: Sequence[int], managed: Sequence[int]) -> list[list[int]]:
+    """Return, for each zone, the pages that it keeps from requests that prefer a zone of each of their `ranks`.
 
     Linux's ``lowmem_reserve_ratio``: a share of the memory of its node that is higher, and no higher than that rank.
     O(zones * ranks).
     """
-    ranks = zone_ranks(zones)
     sizes = {zone.node: [0] * (max(ranks) + 1) for zone in zones}
     for zone, rank, nr_pages in zip(zones, ranks, managed, strict=True):
         sizes[zone.node][rank] += nr_pages

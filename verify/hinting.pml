@@ -8,6 +8,9 @@
 #ifndef MAX_PAGES
 #define MAX_PAGES 1
 #endif
+#ifndef MOST                    /* blocks that a batch of a zone may have, by the size of the zone */
+#define MOST MAX_PAGES
+#endif
 #ifndef THRESHOLD
 #define THRESHOLD 2
 #endif
@@ -36,7 +39,12 @@
 #define MAY_FAIL 0
 #endif
 /* And, to be defined or not: CALLBACK_USES_MEMORY, ENABLE_MAY_FAIL, FORK, MANUAL_WORKQUEUE, SETTINGS, CHURN (the
- * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`). */
+ * threads allocate and free for ever), TIMEOUTS, AGES (with `min_age`), LISTS (allocations go by the order of the free
+ * lists), COMES_BACK (the host has reported memory again at any moment, and says so when a flush asks), MARK_FREE. */
+
+#if defined(AGES) || defined(COMES_BACK)
+#define FLUSH_IS_KNOWN
+#endif
 
 #include "zone.pml"
 #include "queue.pml"
@@ -78,7 +86,7 @@ byte wanted;
 #define LAST_OP OPS
 #endif
 
-hidden byte candidate;
+hidden byte candidate, larger;
 hidden byte fits;
 
 #ifdef FORK
@@ -96,6 +104,12 @@ inline notice_broken(z, first, order) {         /* notice_broken, on_broken */
     :: else
     fi;
 #endif
+#ifdef LISTS
+    zone[z].cold = zone[z].cold & ~PAGES_OF(first, order);
+#endif
+#ifdef COMES_BACK
+    zone[z].back = zone[z].back & ~MASK(first, order);
+#endif
     zone[z].owed = zone[z].owed & ~MASK(first, order);
     zone[z].due = zone[z].due & ~MASK(first, order)
 }
@@ -103,8 +117,12 @@ inline notice_broken(z, first, order) {         /* notice_broken, on_broken */
 inline zone_alloc(me, z, order) {               /* zone_alloc, machine_alloc_at: any block that fits may be taken */
     atomic {
         UNLOCKED_FOR_THREAD(z);
+#ifdef LISTS
+        d_step { list_first(z, order); check_cold(z); candidate = head; page = PAGES };
+#else
         candidate = PAGES;
         page = 0;
+#endif
         do
         :: page < PAGES ->
             d_step { free_block_around(z, page); fits = source != NOT_FREE && source >= order };
@@ -210,7 +228,7 @@ inline give_back(me, z, first, order) {        /* PageAllocator.free_pages, mach
         UNLOCKED_FOR_THREAD(z);
         zone[z].locked = 1;
         hand_over(z, first, order, me, BUDDY);
-        buddy_free(z, first, order, true);
+        buddy_free(z, first, order, true, 0);
         changed = 0;
         notice_freed(z, first, order);
 #ifdef FAULT_UNLOCKED_COUNT
@@ -259,9 +277,22 @@ inline callback_begins() {
     }
 }
 
-inline gate(z, most) {                          /* gate */
-    open = zone[z].free_pages >= LOW + (most << MIN_ORDER);
-    zone[z].notify_at = (open -> zone[z].notify_at : LOW + (max_pages << MIN_ORDER));
+#define ZONE_BATCH(n) ((n) < MOST -> (n) : MOST)                        /* zone_batch */
+#define REPORT_GATE(n) (LOW + (ZONE_BATCH(n) << MIN_ORDER))             /* report_gate */
+#ifdef FAULT_GATE_BY_THE_SETTING
+#define GATE(n) (LOW + ((n) << MIN_ORDER))
+#else
+#define GATE(n) REPORT_GATE(n)
+#endif
+#ifdef FAULT_BATCH_BY_THE_SETTING
+#define BATCH(n) (n)
+#else
+#define BATCH(n) ZONE_BATCH(n)
+#endif
+
+inline gate(z, most) {                          /* gate_is_open */
+    open = zone[z].free_pages >= GATE(most);
+    zone[z].notify_at = (open -> zone[z].notify_at : GATE(max_pages));
     zone[z].due = (open -> zone[z].due : 0)
 }
 
@@ -281,8 +312,9 @@ inline gate(z, most) {                          /* gate */
 
 inline isolate_batch(z) {                       /* isolate_batch */
     i = cursor;
+    larger = 0;
     do
-    :: i < (PAGES >> MIN_ORDER) && batch_n < most && (TAKEN(z) & (1 << i)) ->
+    :: i < (PAGES >> MIN_ORDER) && batch_n < BATCH(most) && (TAKEN(z) & (1 << i)) ->
         free_block_around(z, (i << MIN_ORDER));
         assert(source != NOT_FREE);             /* a set bit means that the granule is free */
         merged = MIN_ORDER;
@@ -311,11 +343,14 @@ inline isolate_batch(z) {                       /* isolate_batch */
         batch_n++;
         n_free = i;
         hand_over(z, batch_pages[batch_n - 1], merged, BUDDY, HOST);
-        i = n_free + NR_GRANULES(merged)
-    :: i < (PAGES >> MIN_ORDER) && batch_n < most && !(TAKEN(z) & (1 << i)) -> SEEN(z, i); i++
+        i = n_free + NR_GRANULES(merged);
+        larger = larger + (1 << merged) - (1 << MIN_ORDER)
+    :: i < (PAGES >> MIN_ORDER) && batch_n < BATCH(most) && !(TAKEN(z) & (1 << i)) -> SEEN(z, i); i++
     :: else -> break
     od;
     cursor = i;
+    /* A BATCH LEAVES THE LOW WATERMARK WHOLE, but for as much as its blocks are larger than granules. */
+    assert(zone[z].free_pages + larger >= LOW);
 #ifdef FAULT_PUT_BACK_IS_BLIND
     was_free = 0;
     i = 0;
@@ -333,13 +368,22 @@ byte was_free;
 #else
 #define MAY_MERGE true
 #endif
+#ifdef FAULT_PUT_BACK_IN_FRONT
+#define TAKEN_BY_HOST(n) 0
+#else
+#define TAKEN_BY_HOST(n) (!(batch_failed & (1 << (n))))
+#endif
 
 inline put_back(z) {                            /* put_back */
     do
     :: batch_n > 0 ->
         batch_n--;
         hand_over(z, batch_pages[batch_n], batch_orders[batch_n], HOST, BUDDY);
-        buddy_free(z, batch_pages[batch_n], batch_orders[batch_n], MAY_MERGE);
+        buddy_free(z, batch_pages[batch_n], batch_orders[batch_n], MAY_MERGE, TAKEN_BY_HOST(batch_n));
+#ifdef LISTS
+        zone[z].cold = (batch_failed & (1 << batch_n) -> zone[z].cold :
+                        zone[z].cold | PAGES_OF(batch_pages[batch_n], batch_orders[batch_n]));
+#endif
 #ifdef FAULT_PUT_BACK_LOSES_NEIGHBOUR
         hint_assign(z, MASK(head, merged), 0);
 #endif
@@ -502,7 +546,96 @@ inline batch_begin(me) {                        /* queue_batch_begin */
     od
 }
 
+#ifdef COMES_BACK
+hidden byte marked;
+
+inline mark_granules(z, wanted) {               /* mark_granules: as if what is wanted and free had just been freed */
+    find_whole(z);
+#ifdef FAULT_MARKED_THOUGH_USED
+    all_free = ALL_GRANULES;
+#endif
+    marked = (wanted) & all_free;
+    if
+#ifdef FAULT_MARKED_WHEN_OFF
+    :: true ->
+#else
+    :: zone[z].hook ->
+#endif
+#ifdef FAULT_MARKED_TWICE
+        zone[z].hint_count = zone[z].hint_count + ONES(marked & zone[z].hints);
+#endif
+        marked = marked & ~zone[z].hints;
+        if
+        :: marked -> hint_freed_block(z, marked)
+        :: else
+        fi;
+        zone[z].owed = zone[z].owed | marked;
+        zone[z].back = zone[z].back & ~marked;
+#ifndef FAULT_MARKED_AND_NOBODY_TOLD
+        evaluate(z)
+#endif
+    :: else
+    fi
+}
+
+inline ask(me) {                                /* Reporter.ask; what the host says is true as it says it */
+    d_step {
+        UNLOCKED(wz);
+        find_whole(wz);
+        wanted = all_free & ~zone[wz].hints;
+        zone_unlock(wz, tell)
+    };
+    queue_notify(tell);
+    if
+    :: wanted && GOES_ON ->
+        callback_begins();
+        d_step { wanted = wanted & zone[wz].back; calls-- };
+        if
+        :: wanted && session == own ->
+            d_step { UNLOCKED(wz); mark_granules(wz, wanted); zone_unlock(wz, tell) };
+            queue_notify(tell)
+        :: else
+        fi
+    :: else
+    fi;
+    wanted = 0
+}
+
+/* Somebody reads memory that the host has dropped: of one zone, a granule or all. */
+proctype Reader()
+{
+    byte read;
+    if
+    :: read = 1
+    :: read = 255
+    fi;
+    d_step {
+        find_whole(0);
+        zone[0].back = (zone[0].hook -> all_free & ~zone[0].owed & read : 0);
+        read = 0
+    }
+}
+
+#ifdef MARK_FREE
+proctype Marker()                               /* PageAllocator.mark_free, of all memory */
+{
+    byte tell;
+    d_step { UNLOCKED(0); mark_granules(0, 255); zone_unlock(0, tell) };
+    queue_notify(tell)
+}
+#endif
+#define BACK(z) zone[z].back
+#else
+#define BACK(z) 0
+#endif
+
 inline look_at_zone(me) {                       /* look_at_zone, begin_look, report_batch */
+#if defined(COMES_BACK) && !defined(FAULT_CAME_BACK_IS_NOT_ASKED)
+    if
+    :: flush -> ask(me)
+    :: else
+    fi;
+#endif
     most = max_pages;                           /* read without the mutex, as `gate` does */
     WANT(wz)
     d_step {
@@ -653,7 +786,7 @@ inline run_pass(me) {                           /* run_pass */
         interrupted = 0;
 #endif
         ticket = flush_wanted;
-#ifdef AGES
+#ifdef FLUSH_IS_KNOWN
         flush = flush || flush_wanted > flush_done;
 #endif
 #ifndef FAULT_FLUSH_SERVED_BY_ANY_PASS
@@ -718,7 +851,7 @@ inline run_pass(me) {                           /* run_pass */
     zfail = 0;
     ticket = 0;
     everything = 0
-#ifdef AGES
+#ifdef FLUSH_IS_KNOWN
     ;
     flush = 0
 #endif
@@ -791,8 +924,14 @@ proctype Worker(byte me; byte own) PROVIDED
     byte noted;
 #endif
     bit everything, prepared, failed, zfail, whole, open, asleep, timed, idle;
+#ifdef FLUSH_IS_KNOWN
+    bit flush;
+#endif
+#ifdef COMES_BACK
+    byte wanted;
+#endif
 #ifdef AGES
-    bit flush, looking, seen_young;
+    bit looking, seen_young;
 #endif
 #ifdef CALLBACK_USES_MEMORY
     byte z, page, order, seen, prefer;
@@ -805,7 +944,7 @@ proctype Worker(byte me; byte own) PROVIDED
     :: atomic {
             MUTEX;                              /* queue_lock, or the end of sleep_until */
             time_passes();
-#ifdef AGES
+#ifdef FLUSH_IS_KNOWN
             flush = flush_wanted > flush_done;
 #endif
             everything = flush_wanted > flush_done || OVERDUE;
@@ -823,7 +962,7 @@ proctype Worker(byte me; byte own) PROVIDED
                 idle = 1;
                 timed = is_enabled && (work || deadline);       /* queue_next */
                 everything = 0;
-#ifdef AGES
+#ifdef FLUSH_IS_KNOWN
                 flush = 0;
 #endif
 #ifdef FAULT_WAKE_WITHOUT_MUTEX
@@ -1072,7 +1211,7 @@ proctype Flusher(byte me) PROVIDED              /* flush, with a worker */
 #endif
             z = 0;
             do
-            :: z < ZONES -> zone[z].due = (on -> zone[z].owed : 0); z++
+            :: z < ZONES -> zone[z].due = (on -> zone[z].owed | BACK(z) : 0); z++
             :: else -> break
             od;
             z = 0
@@ -1210,7 +1349,14 @@ init {
             z = 0;
             do
             :: z < ZONES ->
-                zone[z].kinds[0] = FREE + MAX_ORDER;
+                mark = PAGES;
+                do
+                :: mark > 0 ->
+                    mark = mark - (1 << MAX_ORDER);
+                    zone[z].kinds[mark] = FREE + MAX_ORDER;
+                    list_insert(z, mark, 0)
+                :: else -> break
+                od;
                 zone[z].free_pages = PAGES;
                 zone[z].notify_at = NEVER;
                 z++
@@ -1255,6 +1401,12 @@ init {
 #ifdef FORK
         run Forker(CONTROLLER);
 #endif
+#ifdef COMES_BACK
+        run Reader();
+#endif
+#ifdef MARK_FREE
+        run Marker();
+#endif
         on = 0;
         own = 0
     };
@@ -1266,7 +1418,7 @@ init {
         :: z < ZONES ->
             /* NOTHING IS LOST: all that is owed has been reported, unless hinting is off, or the gate is closed, or
              * there is no delay and the threshold is not reached. */
-            assert(!zone[z].owed || !is_enabled || manual || zone[z].free_pages < LOW + (max_pages << MIN_ORDER) ||
+            assert(!zone[z].owed || !is_enabled || manual || zone[z].free_pages < REPORT_GATE(max_pages) ||
                    (!delay && zone[z].hint_count < zone[z].threshold) || child);
             assert(is_enabled || (!zone[z].hook && !zone[z].hints));
             z++

@@ -45,6 +45,13 @@ typedef PageZone {              /* zone/zone.pxd: PageZone, and hinting/hinted_z
     byte young;                 /* granules whose bits are set, and whose stamps say that they are not ripe */
     bit later;                  /* the time `look_at` has not come */
 #endif
+#ifdef LISTS
+    byte place[PAGES];          /* of a free block, at its first page: 1 at the front of its order's list, 2 after it, ... */
+    byte cold;                  /* for the proof only: pages that the host has dropped, and nobody has used since */
+#endif
+#ifdef COMES_BACK
+    byte back;                  /* for the proof only: reported granules that the host has memory for again */
+#endif
     /* For the proof only. */
     byte owner[PAGES];
     byte owed;                  /* granules that have become free with hinting on, and have not been reported since */
@@ -61,6 +68,74 @@ PageZone zone[ZONES];
 
 /* Used within one indivisible step only, so no part of the state. */
 hidden byte o, head, source, merged, half, buddy, changed, i, all_free, n_free;
+
+/* -- zone/zone.pxd: the free lists, where a configuration has them (LISTS) ------------------------------------------- */
+
+#ifdef LISTS
+hidden byte l, n_listed;
+
+inline list_del(z, first) {                     /* list_del */
+    l = 0;
+    do
+    :: l < PAGES ->
+        zone[z].place[l] = (zone[z].kinds[l] == zone[z].kinds[first] && zone[z].place[l] > zone[z].place[first] ->
+                            zone[z].place[l] - 1 : zone[z].place[l]);
+        l++
+    :: else -> break
+    od;
+    zone[z].place[first] = 0
+}
+
+inline list_insert(z, first, last) {            /* list_add, or list_add_last; the block's kind is set */
+    n_listed = 0;
+    l = 0;
+    do
+    :: l < PAGES ->
+        n_listed = n_listed + (zone[z].kinds[l] == zone[z].kinds[first] && zone[z].place[l]);
+        zone[z].place[l] = (zone[z].kinds[l] == zone[z].kinds[first] && zone[z].place[l] && !(last) ->
+                            zone[z].place[l] + 1 : zone[z].place[l]);
+        l++
+    :: else -> break
+    od;
+    zone[z].place[first] = (last -> n_listed + 1 : 1)
+}
+
+inline list_first(z, order) {                   /* in `source` the least order that suffices, and in `head` what is first */
+    source = order;
+    head = PAGES;
+    do
+    :: source <= MAX_ORDER && head == PAGES ->
+        l = 0;
+        do
+        :: l < PAGES -> head = (zone[z].kinds[l] == FREE + source && zone[z].place[l] == 1 -> l : head); l++
+        :: else -> break
+        od;
+        source = (head == PAGES -> source + 1 : source)
+    :: else -> break
+    od
+}
+
+#ifdef FAULT_REST_IN_FRONT                      /* keep_cold_last: what a batch leaves of a block, if nothing of it is hinted */
+#define REST_IS_COLD(z, first, order, state) 0
+#else
+#define REST_IS_COLD(z, first, order, state) ((state) == WITHHELD && !(zone[z].hints & MASK(first, order)))
+#endif
+#define PAGES_OF(first, order) (((1 << (1 << (order))) - 1) << (first))
+/* WARM BEFORE COLD: what is all cold is first in its list only if nothing there is all warm. */
+inline check_cold(z) {
+    l = 0;
+    do
+    :: l < PAGES && head < PAGES ->
+        assert((PAGES_OF(head, source) & ~zone[z].cold) || zone[z].kinds[l] != FREE + source ||
+               (PAGES_OF(l, source) & zone[z].cold));
+        l++
+    :: else -> break
+    od
+}
+#else
+#define list_del(z, first) skip
+#define list_insert(z, first, last) skip
+#endif
 
 /* -- zone/buddy.pxd ------------------------------------------------------------------------------------------------ */
 
@@ -81,13 +156,14 @@ inline free_block_around(z, first) {            /* free_block_around: its order 
 
 inline buddy_take(z, first, order, state) {     /* buddy_take: from the block at `head`, of order `source` */
     o = source;
+    list_del(z, head);
     do
     :: o > order ->
         o--;
         half = 1 << o;
         if
-        :: first & half -> zone[z].kinds[head] = FREE + o; head = head + half
-        :: else -> zone[z].kinds[head + half] = FREE + o
+        :: first & half -> zone[z].kinds[head] = FREE + o; list_insert(z, head, REST_IS_COLD(z, head, o, state)); head = head + half
+        :: else -> zone[z].kinds[head + half] = FREE + o; list_insert(z, head + half, REST_IS_COLD(z, head + half, o, state))
         fi
     :: else -> break
     od;
@@ -95,20 +171,23 @@ inline buddy_take(z, first, order, state) {     /* buddy_take: from the block at
     zone[z].free_pages = zone[z].free_pages - (1 << order)
 }
 
-inline buddy_free(z, first, order, may_merge) { /* buddy_free, merge_leaves: `merged` is the order it has become */
+/* buddy_free, buddy_free_cold, merge_leaves: `merged` is the order it has become; `last` if behind all others of it. */
+inline buddy_free(z, first, order, may_merge, last) {
     head = first;
     merged = order;
     zone[z].free_pages = zone[z].free_pages + (1 << order);
     do
     :: merged < MAX_ORDER && zone[z].kinds[head ^ (1 << merged)] == FREE + merged && (may_merge) ->
         buddy = head ^ (1 << merged);
+        list_del(z, buddy);
         zone[z].kinds[head] = TAIL;
         zone[z].kinds[buddy] = TAIL;
         head = head & buddy;
         merged++
     :: else -> break
     od;
-    zone[z].kinds[head] = FREE + merged
+    zone[z].kinds[head] = FREE + merged;
+    list_insert(z, head, last)
 }
 
 /* -- for the proof ---------------------------------------------------------------------------------------------- */

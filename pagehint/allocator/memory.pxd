@@ -28,7 +28,11 @@ cdef class Memory:
     cdef readonly int min_order         # a granule is 2**min_order pages
     cdef readonly tuple watermarks      # Watermarks of each zone, in pages; replaced under `hotplug`
     cdef list holes                     # for each zone those it was made with, as (start, end) in PFNs
-    cdef bint linux_watermarks          # they follow Linux's formulas
+    cdef tuple wanted_watermarks        # for each zone, Watermarks or "linux": by the formulas; replaced under `hotplug`
+    cdef bint linux_watermarks          # the machine was made with "linux", so that it has lowmem reserves, too
+    cdef list ranks                     # `layout.zone_ranks`
+    cdef list interleaved               # `layout.interleaved_ranges`
+    cdef set edges                      # where these begin and end
     cdef bint of_arena                  # the zones do not grow: an arena has no memory behind its last page
     cdef Absent *absent                 # one for each zone
     cdef object hotplug_lock            # see `hotplug`
@@ -36,8 +40,10 @@ cdef class Memory:
     cdef Batch batch                    # the blocks of these zones that are out with the host
     cdef ForkRecord fork_record         # in the list of all memories
     cdef public object warm_pages       # a weak method: the pages in memory of free granules; None where nothing knows
+    cdef public object came_back        # a weak method: of a Zone, the granules that its host has again; or None
     cdef object __weakref__
 
+    cdef int map_zones(self) except -1
     cdef int set_watermarks(self) except -1
     cdef add_page_sets(self, int i)
     cdef int settle(self) except -1
@@ -45,13 +51,18 @@ cdef class Memory:
     cdef void end_last_resort(self) noexcept nogil
     cdef tuple page_range(self, object pfn, object nr_pages)
     cdef uint64_t section_pages(self)
+    cdef PageZone *zone_of(self, uint64_t start, uint64_t end) except? NULL
+    cdef PageZone *zone_in(self, uint64_t start, uint64_t end) except NULL
     cdef tuple section_range(self, object pfn, object nr_pages)
     cdef bint try_offline(self, object pfn, object nr_pages, bint settled) except -1
+    cdef str label(self, int i)
     cdef list offline(self, int i)
     cdef list grown(self, int i)
     cdef list present(self, int i, start, end, grown)
     cdef runs(self, PageZone *z, start, end, grown)
     cdef list still_grown(self, int i, uint64_t start, uint64_t end)
-    cdef appear(self, PageZone *z, start, end)
+    cdef appear(self, PageZone *z, start, end, bint new)
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL
+    cdef bint cuts(self, PageZone *z, pfn, first, last) except -1
+    cdef tuple cut_to_zone(self, uint64_t start, uint64_t end, uint64_t unit)
     cdef object hotplug(self)

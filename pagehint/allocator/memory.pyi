@@ -1,16 +1,18 @@
 from collections.abc import Callable, Iterable
-from typing import Literal, Self, SupportsIndex
+from typing import Any, Literal, Self, SupportsIndex
 
 from typing_extensions import disjoint_base
 
 from pagehint.layout import Watermarks, ZoneSpec
 
 _Pfn = SupportsIndex
+_Watermarks = Literal["linux"] | tuple[SupportsIndex, SupportsIndex, SupportsIndex] | Watermarks | None
 _PageblockType = Literal["movable", "unmovable", "reclaimable", "isolate"]
 
 @disjoint_base
 class Memory:
     warm_pages: Callable[[], Callable[[], int] | None] | None
+    came_back: Callable[[], Callable[[Any], int] | None] | None
     def __new__(
         cls,
         specs: Iterable[ZoneSpec],
@@ -30,6 +32,7 @@ class Memory:
     def min_order(self) -> int: ...
     @property
     def watermarks(self) -> tuple[Watermarks, ...]: ...
+    def set_watermarks_of(self, i: int, watermarks: _Watermarks) -> None: ...
     def offline_pages(self, i: int) -> int: ...
     def absence(self, pfn: int, nr_pages: int) -> str | None: ...
     def set_offline(self, pfn: _Pfn, nr_pages: SupportsIndex) -> None: ...

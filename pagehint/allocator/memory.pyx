@@ -12,129 +12,40 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from cpython.ref cimport Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_so_far, zone_resume, zone_stop
+from pagehint.allocator.hotplug cimport Change, change, finish, swap, zone_offline, zone_online, zone_retype
 from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages
-from pagehint.hinting.limit cimport NO_LIMIT, enforce_limit, zone_excess
+from pagehint.hinting.limit cimport NO_LIMIT, enforce_limit
 from pagehint.hinting.look cimport say_kept
 from pagehint.hinting.notify cimport unlock_and_notify
 from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queue_wait_batch
 from pagehint.hinting.verify cimport verify_hints
-from pagehint.hinting.watch cimport evaluate
 from pagehint.numbers cimport as_count, as_pfn
 from pagehint.sync.atomic cimport RELAXED, peek64, store64
 from pagehint.sync.clock cimport monotonic_ns
 from pagehint.sync.lock cimport lock_acquire, lock_init, lock_release, thread_id
 from pagehint.zone.hook cimport zone_unlock
-from pagehint.zone.metadata cimport aligned_alloc, leaves_for, zone_extend
-from pagehint.zone.migratetype cimport granule_pageblocks, retype
-from pagehint.zone.page_alloc cimport Machine, ZoneTry, find_zone, machine_drain, machine_hold, machine_let_go
-from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain, sets_hold, sets_let_go
-from pagehint.zone.extents cimport extents_rebuild
-from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
+from pagehint.zone.metadata cimport aligned_alloc, leaves_for, types_begin, zone_extend
+from pagehint.zone.page_alloc cimport (Machine, ZoneMap, ZoneRange, ZoneTry, find_zone, machine_drain, machine_hold,
+                                       machine_let_go, range_around)
+from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain
 from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.verify cimport Finding, verify_zone
 from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, WORDS_ATOMIC
 
 from pagehint import errors, layout
-from pagehint.allocator.page_ranges import joined, union, within, without
+from pagehint.allocator.page_ranges import joined, overlapping, union, within, without
 from pagehint.refusals import say_no_barrier
 
 cnp.import_array()
-
-
-# A list of ranges changes together with its zone, under the zone lock, so that a fork finds both changed or neither. No
-# GIL is held there, so the change is a swap of two pointers, which changes no reference count. Readers have the GIL,
-# and find the one list or the other.
-cdef struct Change:
-    PyObject **place            # of the list in use
-    PyObject *other             # the new list; after the swap, the old one
-
-
-cdef inline Change change(PyObject **place, list new):
-    """Prepare a change; `swap` and `finish` follow."""
-    cdef Change c
-    Py_INCREF(new)
-    c.place = place
-    c.other = <PyObject *> new
-    return c
-
-
-cdef inline void swap(Change *c) noexcept nogil:
-    """Make the change. Zone lock held."""
-    c.place[0], c.other = c.other, c.place[0]
-
-
-cdef inline void finish(Change *c):
-    """Release the list that is not in use."""
-    Py_XDECREF(c.other)
-
-
-cdef int zone_offline(PageZone *z, int nr_cpus, bint settled, const uint64_t *ranges, size_t n, Change *offline,
-                      uint64_t *busy) noexcept nogil:
-    """Make `n` runs absent, all or none; if none, E_BUSY, and `busy` is a page that is not free. O(pages / 64).
-
-    `ranges` are pairs of pages relative to the zone's base. If `settled`, the page sets are emptied and locked, so that
-    none is filled from these runs meanwhile.
-    """
-    cdef size_t k
-    cdef int rc = OK
-    if settled:
-        sets_hold(z, nr_cpus, True)
-    lock_acquire(&z.lock, True)
-    for k in range(n):
-        busy[0] = first_not_free(z, ranges[2 * k], ranges[2 * k + 1])
-        if busy[0] != ranges[2 * k + 1]:
-            rc = E_BUSY
-            break
-    else:
-        for k in range(n):
-            run_vanish(z, ranges[2 * k], ranges[2 * k + 1])
-        zone_excess(z)          # the hook said it when the pages were taken, and not yet absent
-        swap(offline)
-    zone_unlock(z)
-    if settled:
-        sets_let_go(z, nr_cpus)
-    return rc
-
-
-cdef void zone_online(PageZone *z, const uint64_t *ranges, size_t n, Change *offline, Change *grown) noexcept nogil:
-    """Make `n` runs present and free, the last one first, so that the free lists begin with low addresses."""
-    cdef size_t k
-    lock_acquire(&z.lock, True)
-    for k in range(n, 0, -1):
-        run_appear(z, ranges[2 * k - 2], ranges[2 * k - 1])
-    zone_excess(z)
-    swap(offline)
-    swap(grown)
-    zone_unlock(z)
-
-
-cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil:
-    """Give the pageblocks from `block` to `end` a migratetype, 64 or a granule's in a lock round.
-
-    A granule changes as a whole, since its bit stands for all of it.
-    """
-    cdef uint64_t chunk, step = max(<uint64_t>64, granule_pageblocks(z))
-    while block < end:
-        chunk = min((block // step + 1) * step, end)
-        lock_acquire(&z.lock, True)
-        while block < chunk:
-            retype(z, block, mt)
-            block += 1
-        if z.extents != NULL:
-            extents_rebuild(z)
-        # What was in isolate pageblocks may be reported now.
-        hints_of(z).look_at = 0
-        evaluate(z)
-        zone_unlock(z)
 
 
 cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil:
@@ -197,20 +108,44 @@ cdef class Memory:
             hints_of(z).queue = &self.queue
             hints_of(z).delay_armed = &self.queue.delay_armed
             hints_of(z).limit = &self.limit
-            self.appear(z, spec.start_pfn, spec.end_pfn)
+            self.appear(z, spec.start_pfn, spec.end_pfn, True)
             if pcp:
                 self.add_page_sets(i)
+        self.map_zones()
         for i, order in enumerate(layout.zonelists(self.specs)):
             m.zonelist_length[i] = len(order)
             for j, other in enumerate(order):
                 m.zonelists[i * m.nr_zones + j].zone = other
         self.linux_watermarks = watermarks == "linux"
-        self.watermarks = (watermarks,) * m.nr_zones
+        self.wanted_watermarks = (watermarks,) * m.nr_zones
         self.set_watermarks()
         self.fork_record.m = m
         self.fork_record.queue = &self.queue
         self.fork_record.batch = &self.batch
         fork_record_add(&self.fork_record)
+
+    cdef int map_zones(self) except -1:
+        """Write down which zone a page belongs to."""
+        cdef ZoneMap *map = &self.m.map
+        cdef int i, zone
+        tails = layout.tails(self.specs)
+        self.ranks = layout.zone_ranks(self.specs)
+        self.interleaved = layout.interleaved_ranges(self.specs)
+        self.edges = {pfn for start, end, _ in self.interleaved for pfn in (start, end)}
+        map.zones = <PageZone **> calloc(self.m.nr_zones, sizeof(PageZone *))
+        map.ranges = <ZoneRange *> calloc(max(len(self.interleaved), 1), sizeof(ZoneRange))
+        if map.zones == NULL or map.ranges == NULL:
+            raise MemoryError("no memory for the ranges of the zones")
+        for i, zone in enumerate(sorted(range(self.m.nr_zones), key=lambda zone: tails[zone] is None)):
+            map.zones[i] = self.m.zones[zone]
+            map.zones[i].tail_pfn = tails[zone] if tails[zone] is not None else map.zones[i].end_pfn
+            map.nr_tails += tails[zone] is not None
+        map.nr_zones = self.m.nr_zones
+        map.range_around = range_around
+        map.nr_ranges = len(self.interleaved)
+        for i, (start, end, zone) in enumerate(self.interleaved):
+            map.ranges[i].start_pfn, map.ranges[i].end_pfn, map.ranges[i].zone = start, end, self.m.zones[zone]
+        return 0
 
     cdef int set_watermarks(self) except -1:
         """Set each zone's watermarks. Linux's formulas need the managed pages, so this follows each change of them."""
@@ -221,10 +156,12 @@ cdef class Memory:
         cdef cnp.ndarray[cnp.uint64_t, ndim=2] reserves
         cdef cnp.ndarray[cnp.int64_t] ranks
         managed = [m.zones[i].managed_pages for i in range(m.nr_zones)]
+        by_linux = layout.linux_watermarks(managed, self.page_size)
+        self.watermarks = tuple([by_formula if wanted == "linux" else wanted
+                                 for wanted, by_formula in zip(self.wanted_watermarks, by_linux)])
         if self.linux_watermarks:
-            self.watermarks = tuple(layout.linux_watermarks(managed, self.page_size))
-            reserves = np.array(layout.lowmem_reserves(self.specs, managed), np.uint64)
-            ranks = np.array(layout.zone_ranks(self.specs), np.int64)
+            reserves = np.array(layout.lowmem_reserves(self.specs, self.ranks, managed), np.uint64)
+            ranks = np.array(self.ranks, np.int64)
             with nogil:
                 for i in range(m.nr_zones):
                     for j in range(m.zonelist_length[i]):
@@ -237,6 +174,17 @@ cdef class Memory:
             with nogil:
                 set_zone_watermarks(m.zones[i], marks, self.queue.max_pages)
         return 0
+
+    def set_watermarks_of(self, i, watermarks):
+        """Set those of zone `i`, as `PageAllocator.set_watermarks`."""
+        spec = self.specs[i]
+        try:
+            marks = layout.check_watermarks(watermarks)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"zone {spec.name} (node {spec.node}): {error}; nothing was changed") from None
+        with self.hotplug():
+            self.wanted_watermarks = self.wanted_watermarks[:i] + (marks,) + self.wanted_watermarks[i + 1:]
+            self.set_watermarks()
 
     cdef add_page_sets(self, int i):
         """Put per-CPU page sets in front of zone `i`, which no other thread knows yet."""
@@ -266,10 +214,16 @@ cdef class Memory:
         free(self.absent)
         free(self.batch.blocks)
         free(self.m.zones)
+        free(self.m.map.zones)
+        free(self.m.map.ranges)
         free(self.m.zonelists)
         free(self.m.zonelist_length)
 
     # -- where there is memory
+
+    cdef str label(self, int i):
+        """A zone in words."""
+        return f"{self.specs[i].name} (node {self.specs[i].node})"
 
     cdef list offline(self, int i):
         """The offline runs of zone `i`."""
@@ -304,6 +258,8 @@ cdef class Memory:
         for what, ranges in (("an offline section", self.offline(z.index)), ("a hole", self.holes[z.index]),
                              ("a hole", self.grown(z.index))):
             for first, _ in within(ranges, pfn, end)[:1]:
+                for _, _, i in self.interleaved[overlapping(self.interleaved, first, first + 1)]:
+                    what = what if i == z.index else f"zone {self.label(i)}"
                 return f"in {what}" if first == pfn else f"reaches into {what} at PFN {first:#x}"
         return "reaches beyond the zone's end" if end > z.end_pfn else None
 
@@ -388,13 +344,41 @@ cdef class Memory:
         """Pages of the unit of hotplug."""
         return max(layout.SECTION_BYTES // self.page_size, 1)
 
+    cdef PageZone *zone_of(self, uint64_t start, uint64_t end) except? NULL:
+        """The zone that the memory in [start, end) is in, all of it, or NULL; BadPageError if two zones have some there.
+
+        The run may reach beyond the zone: of zones that do not interleave, it is the one of the first page.
+        """
+        cdef PageZone *z = find_zone(&self.m, start)
+        shared = self.interleaved[overlapping(self.interleaved, start, end)]
+        if z == NULL or not shared:
+            return z
+        for first, _, i in shared:
+            if i != shared[0][2]:
+                raise errors.BadPageError(
+                    f"PFN {start:#x}, {end - start} pages: in zone {self.label(shared[0][2])}, and from PFN {first:#x} on in"
+                    f" zone {self.label(i)}; nothing was changed"
+                )
+        return self.m.zones[<int>shared[0][2]]
+
+    cdef PageZone *zone_in(self, uint64_t start, uint64_t end) except NULL:
+        """As `zone_of`; BadPageError as well if the run is not inside the zone."""
+        cdef PageZone *z = self.zone_of(start, end)
+        if z == NULL or start < z.start_pfn or end > z.end_pfn:
+            raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+        return z
+
     cdef tuple section_range(self, object pfn, object nr_pages):
-        """As `page_range`; BadPageError if the run is not made of whole sections, which a zone's ends may cut."""
+        """As `page_range`; BadPageError if the run is not made of whole sections, which the ends of memory may cut.
+
+        These are the ends of a zone, and where the memory of zones that interleave begins or ends.
+        """
         cdef uint64_t section = self.section_pages(), start, end
         start, end = self.page_range(pfn, nr_pages)
         cdef PageZone *z = find_zone(&self.m, start)
         cdef uint64_t first = z.start_pfn if z != NULL else 0, last = z.end_pfn if z != NULL else 0
-        if (start % section and start != first) or (end % section and end != last):
+        if ((start % section and start != first and start not in self.edges)
+                or (end % section and end != last and end not in self.edges)):
             raise errors.BadPageError(
                 f"PFN {start:#x}, {end - start} pages: hotplug goes by whole sections of {section} pages ({section:#x})"
             )
@@ -419,9 +403,7 @@ cdef class Memory:
         cdef cnp.ndarray[cnp.uint64_t] ranges
         with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
-            z = find_zone(&self.m, start)
-            if z == NULL or end > z.end_pfn:
-                raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+            z = self.zone_in(start, end)
             spec = self.specs[z.index]
             for first, _ in within(self.offline(z.index), start, end)[:1]:
                 at = f"PFN {first:#x} (zone {spec.name}, node {spec.node})"
@@ -447,7 +429,7 @@ cdef class Memory:
         cdef PageZone *z
         with self.hotplug():
             start, end = self.section_range(pfn, nr_pages)
-            z = find_zone(&self.m, start)
+            z = self.zone_of(start, end)
             if z == NULL:
                 z = self.grow(start, end)
             spec = self.specs[z.index]
@@ -458,7 +440,7 @@ cdef class Memory:
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     " not all offline; nothing was changed"
                 )
-            self.appear(z, start, end)
+            self.appear(z, start, end, False)
             self.set_watermarks()
 
     cdef runs(self, PageZone *z, start, end, grown):
@@ -478,20 +460,25 @@ cdef class Memory:
                 left = without(left, first, last)
         return left
 
-    cdef appear(self, PageZone *z, start, end):
-        """Make [start, end) present, with the holes that growing has left in it."""
+    cdef appear(self, PageZone *z, start, end, bint new):
+        """Make [start, end) present, with the holes that growing has left in it; `new` if no thread knows the zone yet."""
         cdef list left = self.still_grown(z.index, start, end)
         cdef cnp.ndarray[cnp.uint64_t] ranges = self.runs(z, start, end, left)
         cdef Change offline = change(&self.absent[z.index].offline, without(self.offline(z.index), start, end))
         cdef Change grown = change(&self.absent[z.index].grown, left)
+        cdef const uint64_t *pages = <const uint64_t *> ranges.data
+        cdef size_t n = ranges.shape[0] // 2, k
         with nogil:
-            zone_online(z, <uint64_t *> ranges.data, ranges.shape[0] // 2, &offline, &grown)
+            for k in range(n if new else 0):
+                types_begin(z, pages[2 * k], pages[2 * k + 1])
+            zone_online(z, pages, n, &offline, &grown)
         finish(&offline)
         finish(&grown)
 
     cdef PageZone *grow(self, uint64_t start, uint64_t end) except NULL:
         """Let the zone below `start` reach to `end`: [start, end) is offline then, and what lies below it a hole."""
         cdef PageZone *z = NULL
+        cdef PageZone *other
         cdef int i
         cdef Change offline, grown
         if self.of_arena:
@@ -500,7 +487,13 @@ cdef class Memory:
             if self.m.zones[i].end_pfn <= start and (z == NULL or self.m.zones[i].end_pfn > z.end_pfn):
                 z = self.m.zones[i]
         for i in range(self.m.nr_zones):
-            if start < self.m.zones[i].end_pfn and self.m.zones[i].start_pfn < end:
+            other = self.m.zones[i]
+            if z != NULL and start < other.end_pfn and other.start_pfn < end:
+                for first, _ in self.present(i, max(start, other.start_pfn), min(end, other.end_pfn), self.grown(i))[:1]:
+                    raise errors.BadPageError(
+                        f"PFN {first:#x} would be in two zones, {self.label(z.index)} and {self.label(i)}; nothing was"
+                        " changed"
+                    )
                 z = NULL
         if z == NULL:
             raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: no zone could grow there; nothing was changed")
@@ -525,6 +518,28 @@ cdef class Memory:
         finish(&offline)
         return z
 
+    cdef bint cuts(self, PageZone *z, pfn, first, last) except -1:
+        """Whether a run of pageblocks may begin or end at a PFN: what lies beside it, [first, last), is nothing of the zone.
+
+        That is so between pageblocks, and at the zone's ends. Where it is a hole, another zone must begin or end there.
+        """
+        if first == last or pfn == z.start_pfn or pfn == z.end_pfn:
+            return True
+        return pfn in self.edges and not self.present(z.index, max(first, z.start_pfn), min(last, z.end_pfn),
+                                                      self.grown(z.index))
+
+    cdef tuple cut_to_zone(self, uint64_t start, uint64_t end, uint64_t unit):
+        """Cut from a run what reaches beyond the one zone that has memory in it, if it ends at the edge of a unit there."""
+        cdef PageZone *z
+        cdef int i
+        owners = [i for i in range(self.m.nr_zones) if self.present(i, max(start, self.m.zones[i].start_pfn),
+                                                                    min(end, self.m.zones[i].end_pfn), self.grown(i))]
+        if len(owners) == 1:
+            z = self.m.zones[<int>owners[0]]
+            start = z.start_pfn if start == z.start_pfn // unit * unit else start
+            end = z.end_pfn if end == (z.end_pfn + unit - 1) // unit * unit else end
+        return start, end
+
     def set_migratetype(self, pfn, nr_pages, migratetype):
         """As `PageAllocator.set_migratetype`."""
         cdef int mt = as_type(migratetype, MT_ISOLATE)
@@ -532,12 +547,13 @@ cdef class Memory:
         start, end = self.page_range(pfn, nr_pages)
         # A granule is reported as a whole, so its pageblocks, if it has several, change together.
         cdef uint64_t unit = <uint64_t>1 << max(<int>PAGEBLOCK_ORDER, self.min_order), first, last
-        cdef PageZone *z = find_zone(&self.m, start)
+        cdef PageZone *z
         with self.hotplug():
-            if z == NULL or end > z.end_pfn:
-                raise errors.BadPageError(f"PFN {start:#x}, {end - start} pages: not inside one zone; nothing was changed")
+            start, end = self.cut_to_zone(start, end, unit)
+            z = self.zone_in(start, end)
             spec = self.specs[z.index]
-            if (start % unit and start != z.start_pfn) or (end % unit and end != z.end_pfn):
+            first, last = start // unit * unit, (end + unit - 1) // unit * unit
+            if not (self.cuts(z, start, first, start) and self.cuts(z, end, end, last)):
                 raise errors.BadPageError(
                     f"PFN {start:#x}, {end - start} pages (zone {spec.name}, node {spec.node}):"
                     f" a migratetype is set for whole pageblocks of {unit} pages; nothing was changed"

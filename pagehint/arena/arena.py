@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import AbstractContextManager
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from pagehint._core import PageHintingCallbacks
 from pagehint.arena.base import HUGE_PAGE, BaseArena
@@ -14,6 +14,10 @@ from pagehint.arena.mapping import Mapping
 from pagehint.available_memory import most_memory
 from pagehint.layout import ZoneSpec
 from pagehint.sizes import format_size, parse_size, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Arena(BaseArena):
@@ -127,6 +131,9 @@ class Arena(BaseArena):
 
     def _callbacks(self, advice: str, max_pages: int) -> PageHintingCallbacks:
         return self._mapping.callbacks(advice, max_pages)
+
+    def _is_dropped(self, blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+        return self._mapping.is_dropped(blocks)
 
     def _retire(self) -> int:
         live = self._heap.retire()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, SupportsIndex
 
 import numpy as np
 
-from pagehint._core import PageAllocator, PageHintingCallbacks, check_hinting
+from pagehint._core import BLOCK_DTYPE, PageAllocator, PageHintingCallbacks, Zone, check_hinting
 from pagehint.arena.counts import Counts
 from pagehint.arena.heap import ArenaHeap
 from pagehint.arena.mapping import ADVICE, Block, Mapping
@@ -76,6 +76,7 @@ class BaseArena(ABC):
             pcp=False,
         )
         self.pages.memory.warm_pages = weakref.WeakMethod(self._warm_pages)
+        self.pages.memory.came_back = weakref.WeakMethod(self._came_back)
         mapping.adopt(self.pages)
         self._size = sum(zone.span_limit for zone in zones) * mapping.page_size
 
@@ -122,7 +123,8 @@ class BaseArena(ABC):
         Where the kernel does not say it, as in some sandboxes, what may be in memory, and a warning is logged once:
         everything but the granules (2 MiB) that were given back and not used since.
 
-        What others make resident of free memory that was given back (mlockall, say) is not counted.
+        What others make resident of free memory that was given back (mlockall, say) is not counted until the next
+        `trim` or flush has found it.
 
         O(pages) of the granules that were used and not given back since.
         """
@@ -191,6 +193,20 @@ class BaseArena(ABC):
         """Return the pages in memory of granules that are entirely free."""
         _, used, resident, _ = self._occupancy()
         return int(resident[used == 0].sum())
+
+    @abstractmethod
+    def _is_dropped(self, blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+        """Return which blocks the host has no memory for, or None where it does not say it."""
+
+    def _came_back(self, zone: Zone) -> int:
+        """Return how many granules were reported, and have memory again."""
+        bits = np.unpackbits(zone.reported_bitmap().view(np.uint8), bitorder="little")
+        granules = np.flatnonzero(bits)
+        blocks = np.empty(len(granules), BLOCK_DTYPE)
+        blocks["pfn"] = zone.hint_base_pfn + (granules << self.pages.min_order)
+        blocks["order"], blocks["zone"] = self.pages.min_order, zone.index
+        dropped = self._is_dropped(blocks)
+        return 0 if dropped is None else int(np.count_nonzero(~dropped))
 
     # -- pages
 
@@ -378,6 +394,8 @@ class BaseArena(ABC):
         -----
         What goes back is whole granules, 2 MiB: free pages beside others in use stay. With hinting on this is
         `PageAllocator.flush_hinting`, with its advice, and nothing goes while fewer than `max_pages` granules are free.
+        What was given back before, and is in memory again because somebody read or locked it, goes as well, where the
+        host says so: mincore(2) for an `Arena`, with advice "dontneed"; the file that a guest's RAM is.
         With hinting off, hinting is on for a moment, and no other thread can enable it meanwhile. What the worker gives
         back during the call counts, too. O(granules that are free).
         """

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Real memory: a mapping, and the pages of it that are an array."""
 cimport cython
+cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINVAL, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.mman cimport (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
@@ -17,7 +18,8 @@ from pagehint.arena.huge_pages cimport choose_pages, huge_pages_init, probe_free
 from pagehint.arena.madvise cimport Advice, madvise_blocks
 from pagehint.arena.opening cimport Opening, close_all, grow_arena, open_to, reserve, stop_growing
 from pagehint.arena.populate cimport Populator, populate_ahead, populate_end, populator_init
-from pagehint.arena.resident cimport Census, census_size, take_census
+from pagehint.arena.resident cimport Census, census_size, mincore, take_census, which_are_dropped
+from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PAGEHINT_HINT_SIGNATURE, PageHintingCallbacks, pagehint_hint_fn
 from pagehint.hinting.watch cimport watch_broken
 from pagehint.sync.atomic cimport RELAXED, ctz64, load64
@@ -34,6 +36,8 @@ import numpy as np
 from pagehint import errors
 from pagehint.refusals import say_once
 
+cnp.import_array()
+
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_FREE
 
@@ -49,6 +53,7 @@ cdef enum:
     PR_GET_THP_DISABLE = 42     # by number, as headers may be older than the kernel
     PR_THP_DISABLE_EXCEPT_ADVISED = 2
 
+ESTIMATED = "what is in memory is estimated, and what comes back by itself is not given back again"
 SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 
 cdef extern from *:
@@ -108,6 +113,22 @@ def chosen_in(path):
             os.close(file)
     except OSError:
         return None
+
+
+def mincore_says():
+    """Whether mincore(2) says what is in memory. Some sandboxes refuse it, and gVisor answers that everything is."""
+    cdef unsigned char present = 1
+    cdef size_t page = os.sysconf("SC_PAGESIZE")
+    cdef int refused
+    cdef void *never_touched = mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if never_touched == MAP_FAILED:
+        return False
+    refused = errno if mincore(never_touched, page, &present) else 0
+    munmap(never_touched, page)
+    if refused or present & 1:
+        say_once("mincore", refused or "it takes all for resident", ESTIMATED)
+        return False
+    return True
 
 
 @cython.no_gc_clear     # collected in a cycle, too, it needs `memory`, which is not to grow into it any more
@@ -298,7 +319,7 @@ cdef class Mapping:
         with nogil:
             take_census(&c)
         if c.refused:
-            say_once("mincore", c.refused, "what is in memory is estimated")
+            say_once("mincore", c.refused, ESTIMATED)
         self.say_refusals()
         return where[:c.n], counts[:c.n], c.refused != 0
 
@@ -309,9 +330,28 @@ cdef class Mapping:
         if populator.denied:
             say_once("populating", populator.denied, "no memory is made resident ahead of its first use")
 
+    def is_dropped(self, blocks):
+        """Which blocks have no page in memory: a boolean for each, or None where the kernel does not say it. O(pages).
+
+        Neighbours go in one call. What the kernel gives back by itself (MADV_FREE) may be in memory for long, and is not
+        asked about.
+        """
+        cdef cnp.ndarray asked = np.ascontiguousarray(blocks)
+        cdef cnp.ndarray dropped = np.empty(len(blocks), np.uint8)
+        cdef int refused
+        with nogil:
+            refused = which_are_dropped(self.base, ctz64(self.page_size), <pagehint_block *> asked.data, asked.shape[0],
+                                        <uint8_t *> dropped.data)
+        if refused:
+            say_once("mincore", refused, ESTIMATED)
+            return None
+        return dropped.view(bool)
+
     def callbacks(self, str advice, max_pages):
-        """Callbacks that report by `advise_capsule`."""
-        cdef PageHintingCallbacks made = PageHintingCallbacks(self.advise_capsule(advice), max_pages)
+        """Callbacks that report by `advise_capsule`, and ask by `is_dropped` what was dropped at once."""
+        cdef PageHintingCallbacks made
+        made = PageHintingCallbacks(self.advise_capsule(advice), max_pages,
+                                    is_dropped=self.is_dropped if advice == "dontneed" and mincore_says() else None)
         made.of_system = True
         return made
 

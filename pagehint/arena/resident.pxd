@@ -4,8 +4,9 @@ A granule that is known to be zero (`zone/zeroed.pxd`) has nothing resident, so 
 over 64 at a time, and a mapping that is hardly used costs next to nothing, whatever its size.
 """
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from pagehint.hinting.batch cimport pagehint_block
 from pagehint.sync.atomic cimport ctz64, popcount64
 from pagehint.zone.zeroed cimport Zeroed, granule_mask, not_zeroed
 
@@ -47,6 +48,34 @@ cdef inline int resident_pages(char *start, size_t nr_bytes, int page_shift, uin
         start += n << page_shift
         nr_bytes -= n << page_shift
     return 0
+
+
+cdef inline int which_are_dropped(char *base, int page_shift, const pagehint_block *blocks, size_t n,
+                                  uint8_t *dropped) noexcept nogil:
+    """Write for each block whether none of its pages is resident; 0, or an errno where the kernel does not say.
+
+    Neighbours are asked about at once, as most have nothing resident, and one by one if they have. O(pages / 8).
+    """
+    cdef size_t first = 0, next, i
+    cdef uint64_t end, pages, here
+    cdef int refused = 0
+    while first < n and not refused:
+        end = blocks[first].pfn + (<uint64_t>1 << blocks[first].order)
+        next = first + 1
+        while next < n and blocks[next].pfn == end and end - blocks[first].pfn < PAGES_AT_ONCE:
+            end += <uint64_t>1 << blocks[next].order
+            next += 1
+        pages = 0
+        refused = resident_pages(base + (blocks[first].pfn << page_shift), (end - blocks[first].pfn) << page_shift,
+                                 page_shift, &pages)
+        for i in range(first, next):
+            here = 0
+            if pages and not refused:
+                refused = resident_pages(base + (blocks[i].pfn << page_shift), <size_t>1 << (blocks[i].order + page_shift),
+                                         page_shift, &here)
+            dropped[i] = here == 0
+        first = next
+    return refused
 
 
 cdef inline uint64_t may_hold(const Census *c, uint64_t i) noexcept nogil:

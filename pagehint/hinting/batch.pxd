@@ -7,13 +7,13 @@ back another; no lock is held between. The cycle is that of Linux's page hinting
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
-from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hints_all_set, scan_begin, scan_next
+from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hint_find, hints_all_set, scan_begin, scan_next
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.watch cimport hint_block
 from pagehint.sync.atomic cimport PH_ASSERT, add64, sub64, unlikely
 from pagehint.sync.lock cimport assert_held
 from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAKEN, test_point
-from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_free_cold, buddy_take, free_block_around
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_free_cold, buddy_take, free_block_around, make_last
 from pagehint.zone.extents cimport extents_give, extents_take
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
 from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
@@ -65,6 +65,20 @@ cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, R
     return granule
 
 
+cdef inline void keep_cold_last(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
+    """After a block was taken out of a free block of order `source`, put what is left of that behind what is warm.
+
+    What has hints stays in front: it is warm. Parts that are smaller than a leaf stay where their leaf is. Zone lock held.
+    """
+    cdef uint64_t rest, first
+    cdef int o
+    for o in range(max(order, <int>LEAF_SHIFT), source):
+        rest = ((page >> o) ^ 1) << o
+        first = rest >> z.min_order
+        if hint_find(hints_of(z), first, first + granules_of(z, o)) == first + granules_of(z, o):
+            make_last(z, rest, o)
+
+
 cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order, Ripe *ripe,
                                    pagehint_block *blocks) noexcept nogil:
     """Isolate up to `max_blocks` blocks from granule `cursor` on, move the cursor past them, and return how many.
@@ -104,6 +118,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
         buddy_take(z, page, order, WITHHELD)
+        keep_cold_last(z, page, order, source)
         if unlikely(z.extents != NULL):
             extents_take(z, page, <uint64_t>1 << order)
             if z.zeroed != NULL:            # until the report says so, it is not known what the block will hold

@@ -74,6 +74,17 @@ cdef inline uint64_t hint_assign(PageZone *z, uint64_t granule, uint64_t n, bint
     return changed
 
 
+cdef inline uint64_t hint_set_in_word(PageZone *z, uint64_t i, uint64_t bits) noexcept nogil:
+    """Set bits of one word of the bitmap; return how many changed. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    cdef uint64_t changed = popcount64(bits & ~h.bits[i])
+    assert_held(&z.lock)
+    if changed:
+        hint_store(h, i, h.bits[i] | bits)
+        add64(&h.count, changed)
+    return changed
+
+
 cdef inline uint64_t granules_of(const PageZone *z, int order) noexcept nogil:
     """Granules that a block of `order` overlaps."""
     return <uint64_t>1 << (order - z.min_order) if order > z.min_order else 1

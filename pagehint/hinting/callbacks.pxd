@@ -11,6 +11,7 @@ cdef class PageHintingCallbacks:
     cdef readonly object hint_pages     # as given: a callable, a capsule, or a LowLevelCallable
     cdef readonly object prepare        # a callable, or None
     cdef readonly object cleanup        # a callable, or None
+    cdef readonly object is_dropped     # a callable, or None
     cdef uint64_t most                  # blocks in a batch, at most: `max_pages`
     cdef pagehint_hint_fn compiled      # what the capsule holds; NULL for a Python callable
     cdef void *user_data                # the capsule's context, passed on to `compiled`

@@ -12,7 +12,7 @@ BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32), ("zone", np.ui
 
 
 cdef class PageHintingCallbacks:
-    """PageHintingCallbacks(hint_pages, max_pages=16, prepare=None, cleanup=None)
+    """PageHintingCallbacks(hint_pages, max_pages=16, prepare=None, cleanup=None, is_dropped=None)
 --
 
     What hinting calls to report free blocks to a host.
@@ -38,6 +38,15 @@ cdef class PageHintingCallbacks:
     cleanup : callable, optional
         Called without arguments after the last batch of every pass whose `prepare` succeeded, whatever happened in
         between.
+    is_dropped : callable, optional
+        Says whether the host still has no memory for what it has taken. A dump, a migration, or whoever else reads that
+        memory may make it resident again, which no allocation shows. A flush calls it, with a read-only structured
+        array like that of `hint_pages`: up to 4096 blocks of one granule each, which are free and were reported. It
+        returns a boolean for each, or one for all. False means that the host has memory for the block again, which is
+        then hinted again, and reported by the same flush. None means that it cannot be said: nothing changes, and the
+        zone is not asked about any further. Nor is it after an exception, which is kept as
+        `PageAllocator.last_error`, and does not make a report fail.
+        The blocks are not taken out of circulation meanwhile, so it must only look.
 
     Raises
     ------
@@ -52,7 +61,7 @@ cdef class PageHintingCallbacks:
     (v10, June 2019). No lock is held during a call.
     """
 
-    def __cinit__(self, hint_pages, max_pages=16, prepare=None, cleanup=None):
+    def __cinit__(self, hint_pages, max_pages=16, prepare=None, cleanup=None, is_dropped=None):
         capsule = hint_pages[0] if type(hint_pages).__name__ == "LowLevelCallable" and len(hint_pages) else hint_pages
         if PyCapsule_CheckExact(capsule):
             self.compiled = <pagehint_hint_fn> PyCapsule_GetPointer(capsule, self.capsule_name(capsule))
@@ -65,13 +74,14 @@ cdef class PageHintingCallbacks:
                 f" scipy.LowLevelCallable or a capsule with the signature {PAGEHINT_HINT_SIGNATURE.decode()!r}, or call it"
                 f" from a Python function"
             )
-        for name, function in (("prepare", prepare), ("cleanup", cleanup)):
+        for name, function in (("prepare", prepare), ("cleanup", cleanup), ("is_dropped", is_dropped)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable or None, not {type(function).__name__}")
         self.hint_pages = hint_pages
         self.most = as_positive(max_pages, "max_pages")
         self.prepare = prepare
         self.cleanup = cleanup
+        self.is_dropped = is_dropped
 
     cdef const char *capsule_name(self, object capsule) except NULL:
         """Return the capsule's name, having checked that it is the signature. Spaces and `const` do not count."""

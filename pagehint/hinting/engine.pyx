@@ -444,13 +444,13 @@ cdef class HintingEngine:
         return self.queue.session == session and not self.queue.stopping and not self.reporter.interrupted
 
     cdef bint look_at_zone(self, PageZone *z, uint64_t session, bint flush, bint *prepared) noexcept nogil:
-        """Report the hints of a zone, batch by batch. Returns whether anything failed."""
+        """Report the hints of a zone, batch by batch; a flush asks first what came back. Returns whether anything failed."""
         cdef Hints *h = hints_of(z)
         cdef uint64_t cursor = 0, end
         cdef int64_t now = queue_now(self.queue)
         cdef Ripe ripe
-        cdef bint failed = False, whole = False, open
-        open = begin_look(z, self.queue, &ripe, now, flush)
+        cdef bint failed = False, whole = False, open = not flush or self.reporter.ask(z, session)
+        open = open and begin_look(z, self.queue, &ripe, now, flush)
         if not open:
             return False
         while open and self.goes_on(session):

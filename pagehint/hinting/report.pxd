@@ -3,6 +3,7 @@ from libc.stdint cimport uint64_t
 from pagehint.hinting.batch cimport Batch
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.queue cimport WorkQueue
+from pagehint.zone.zone cimport PageZone
 
 cdef class Reporter:
     # Protected by the GIL, where not said otherwise.
@@ -17,6 +18,7 @@ cdef class Reporter:
     cdef bint burst_logged                  # a failure has been logged, and no pass has been clean since
     cdef bint no_prepare                    # there is no such callback, so the GIL need not be taken
     cdef bint no_cleanup
+    cdef bint cannot_say                    # there is no `is_dropped`
 
     cdef void set_callbacks(self, PageHintingCallbacks callbacks)
     cdef bint prepare(self) noexcept nogil
@@ -24,4 +26,7 @@ cdef class Reporter:
     cdef void call_hint_pages(self, uint64_t n, uint64_t session) noexcept
     cdef void refused_blocks(self, uint64_t n, uint64_t lost, int rc) noexcept
     cdef void cleanup(self) noexcept nogil
-    cdef void failure(self, object error) noexcept
+    cdef bint ask(self, PageZone *z, uint64_t session) noexcept nogil
+    cdef uint64_t call_is_dropped(self, PageZone *z, uint64_t first, uint64_t *back, uint64_t n, uint64_t session,
+                                  bint *known) noexcept
+    cdef void failure(self, object error, str what=*) noexcept

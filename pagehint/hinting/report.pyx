@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=False, freethreading_compatible=False
-"""Reporting a batch to the host: calls the callbacks, keeps and logs their failures. No lock is held during a call."""
+"""The calls to a host: report a batch, ask what came back. Keeps and logs their failures. No lock is held during a call."""
 import logging
 import operator
 import os
@@ -9,11 +9,17 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.errno cimport ENOSYS, EPERM
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from pagehint.hinting.batch cimport pagehint_block
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
-from pagehint.sync.lock cimport thread_id
+from pagehint.hinting.hinted_zone cimport hints_of
+from pagehint.hinting.hold_times cimport end_round, note_hold
+from pagehint.hinting.reported cimport GROUP_GRANULES, GROUP_WORDS, granules_to_ask_for, mark_granules
+from pagehint.sync.atomic cimport RELAXED, ctz64, load64
+from pagehint.sync.clock cimport monotonic_ns
+from pagehint.sync.lock cimport lock_acquire, thread_id
+from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors
 from pagehint.hinting import callbacks as _callbacks
@@ -24,8 +30,19 @@ cnp.import_array()
 _log = logging.getLogger("pagehint")
 
 
+cdef cnp.ndarray as_answers(object result, uint64_t n, str what):
+    """A boolean for each of `n` blocks, from what a callback has returned."""
+    answers = np.asarray(result)
+    if answers.dtype != bool or np.shape(answers) not in ((), (n,)):
+        raise TypeError(
+            f"{what} must return None or a boolean for each of {n} blocks,"
+            f" not {answers.dtype} of shape {np.shape(answers)}"
+        )
+    return np.ascontiguousarray(np.broadcast_to(answers, (n,)))
+
+
 cdef class Reporter:
-    """Calls prepare, hint_pages and cleanup for one engine; keeps and logs what they fail with."""
+    """Calls prepare, hint_pages, cleanup and is_dropped for one engine; keeps and logs what they fail with."""
 
     def __cinit__(self):
         self.interrupts = {}
@@ -34,6 +51,7 @@ cdef class Reporter:
         self.callbacks = callbacks
         self.no_prepare = callbacks is None or callbacks.prepare is None
         self.no_cleanup = callbacks is None or callbacks.cleanup is None
+        self.cannot_say = callbacks is None or callbacks.is_dropped is None
 
     cdef bint prepare(self) noexcept nogil:
         """Call `prepare`; False if it raises or returns a negative number, so that no block may be isolated."""
@@ -85,13 +103,7 @@ cdef class Reporter:
             result = self.callbacks.hint_pages(blocks)
             if result is None or result is True or self.queue.session != session:
                 return
-            taken = np.asarray(result)
-            if taken.dtype != bool or np.shape(taken) not in ((), (n,)):
-                raise TypeError(
-                    f"hint_pages must return None or a boolean for each of {n} blocks,"
-                    f" not {taken.dtype} of shape {np.shape(taken)}"
-                )
-            taken = np.ascontiguousarray(np.broadcast_to(taken, (n,)))
+            taken = as_answers(result, n, "hint_pages")
             for i in range(n):
                 self.batch.failed[i] = not (<uint8_t *> taken.data)[i]
                 lost += self.batch.failed[i]
@@ -125,7 +137,79 @@ cdef class Reporter:
             except BaseException as error:
                 self.failure(error)
 
-    cdef void failure(self, object error) noexcept:
+    cdef bint ask(self, PageZone *z, uint64_t session) noexcept nogil:
+        """Have the host say what it has again of what it took, and hint that again; returns whether the pass goes on.
+
+        A group of granules at a time, in two short holds of the zone lock; none is out of circulation meanwhile. What is
+        taken for use, or freed, while the host is asked is hinted by its free, and here only if it is free.
+        """
+        cdef uint64_t[GROUP_WORDS] back
+        cdef uint64_t first = 0, n
+        cdef int64_t began
+        cdef bint known = not self.cannot_say
+        while known and first < load64(&z.nr_granules, RELAXED) and not (self.queue.stopping or self.interrupted):
+            lock_acquire(&z.lock, True)
+            began = monotonic_ns()
+            n = granules_to_ask_for(z, first, back)
+            note_hold(hints_of(z), began)
+            end_round(z)
+            if n:
+                with gil:
+                    n = self.call_is_dropped(z, first, back, n, session, &known)
+                if self.queue.session != session:
+                    return False
+            if n:
+                lock_acquire(&z.lock, True)
+                began = monotonic_ns()
+                mark_granules(z, first, back)
+                note_hold(hints_of(z), began)
+                end_round(z)
+            first += GROUP_GRANULES
+        return not (self.queue.stopping or self.interrupted)
+
+    cdef uint64_t call_is_dropped(self, PageZone *z, uint64_t first, uint64_t *back, uint64_t n, uint64_t session,
+                                  bint *known) noexcept:
+        """Call `is_dropped` for the `n` granules that `back` has, from `first` on, and leave there those that came back.
+
+        Returns how many did; `known` turns false if the host does not say it.
+        """
+        cdef cnp.ndarray blocks
+        cdef cnp.ndarray dropped
+        cdef pagehint_block *block
+        cdef uint64_t i, bits, left = 0
+        try:
+            blocks = np.empty(n, _callbacks.BLOCK_DTYPE)
+            block = <pagehint_block *> blocks.data
+            for i in range(<uint64_t>GROUP_WORDS):
+                bits = back[i]
+                while bits:
+                    block.pfn = z.base_pfn + ((first + (i << 6) + <uint64_t>ctz64(bits)) << z.min_order)
+                    block.order, block.zone = z.min_order, z.index
+                    bits &= bits - 1
+                    block += 1
+            blocks.flags.writeable = False
+            result = self.callbacks.is_dropped(blocks)
+            known[0] = result is not None
+            if result is None or result is True or self.queue.session != session:
+                return 0
+            dropped = as_answers(result, n, "is_dropped")
+            n = 0
+            for i in range(<uint64_t>GROUP_WORDS):
+                bits = back[i]
+                while bits:
+                    if (<uint8_t *> dropped.data)[n]:
+                        back[i] &= ~(bits & -bits)
+                    else:
+                        left += 1
+                    bits &= bits - 1
+                    n += 1
+        except BaseException as error:
+            known[0] = False
+            left = 0
+            self.failure(error, "the host did not say what it has, so nothing that came back is hinted again")
+        return left
+
+    cdef void failure(self, object error, str what="reporting failed, will be tried again") noexcept:
         """Keep an error as `last_error`, and log it, but once only until a pass is clean again.
 
         What is no Exception, as KeyboardInterrupt, ends a pass on a caller's thread, and is raised there at its end.
@@ -137,6 +221,6 @@ cdef class Reporter:
                 self.interrupted = True
             if not self.burst_logged:
                 self.burst_logged = True
-                _log.warning("reporting failed, will be tried again: %s", error, exc_info=error)
+                _log.warning("%s: %s", what, error, exc_info=error)
         except BaseException:
             pass        # a logging handler that raises must not end the worker

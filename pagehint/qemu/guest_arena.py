@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
+
+import numpy as np
 
 from pagehint._core import PageHintingCallbacks
 from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.mapping import Mapping
 from pagehint.errors import HostError, PageHintError
 from pagehint.layout import ZoneSpec
+from pagehint.qemu.guest_file import ask_for_huge_pages
+from pagehint.qemu.huge_pages import THP
 from pagehint.qemu.ram import FREE, PAGE_SIZE, GuestRam, Part
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 
 class GuestArena(BaseArena):
@@ -40,6 +47,24 @@ class GuestArena(BaseArena):
             for name, part in zip(("DMA32", "Normal"), parts, strict=False)
         ]
         super().__init__(Mapping(end, HUGE_PAGE, False, ram.fd, ram.parts), zones)
+        self.hugepages = ram.hugepages is not None
+        if ram.hugepages == THP:
+            for part in ram.parts:
+                ask_for_huge_pages(self._mapping.address + part.address, part.nr_bytes)
+
+    def empty(
+        self, shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float, order: Literal["C", "F"] = "C"
+    ) -> NDArray[Any]:
+        """Return a new array in the guest's RAM: see `BaseArena.empty`.
+
+        Raises
+        ------
+        OutOfMemoryError
+            Also if the RAM is in huge pages of the machine's pool, and the pool is short of them.
+        """
+        array = super().empty(shape, dtype, order)
+        self._ram.reserve(array.ctypes.data - self._mapping.address, max(array.nbytes, 1))
+        return array
 
     @property
     def resident_bytes(self) -> int:
@@ -55,7 +80,7 @@ class GuestArena(BaseArena):
 
     def _given_back_bytes(self) -> int:
         stats = self.pages.stats()
-        return stats.pages_reported * stats.page_size
+        return (stats.pages_reported - self._ram.hinted_pages) * stats.page_size
 
     def numpy(self) -> NoReturn:
         """Raise PageHintError: a forked child would share NumPy's arrays with its parent."""
@@ -71,6 +96,13 @@ class GuestArena(BaseArena):
         if callbacks is None:
             raise HostError("the host of this arena is gone")
         return callbacks(max_pages)
+
+    def _is_dropped(self, blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+        if self._ram.fd < 0:  # the host is closed
+            return None
+        starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
+        lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
+        return self._ram.are_dropped(starts, lengths)
 
     def _require_usable(self) -> None:
         self._ram.owner.require()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from pagehint._core import PageHintingCallbacks
-from pagehint.errors import HostError
+from pagehint.errors import HintingActiveError, HostError
 from pagehint.qemu.guest_arena import GuestArena
+from pagehint.qemu.huge_pages import require_kind
 from pagehint.qemu.process import Discards, QemuProcess, find_qemu, require_options
 from pagehint.qemu.ram import DRIVER, PAGE_SIZE, GuestRam
 from pagehint.sizes import format_size, parse_size
@@ -50,6 +51,18 @@ def _end_soon(process: QemuProcess, monitor: Monitor) -> None:
     process.close_sockets()
 
 
+def _bytes_of(blocks: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the guest-physical addresses of blocks, and their bytes."""
+    return blocks["pfn"] * np.uint64(PAGE_SIZE), np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
+
+
+def _require_no_memory(driver: str) -> None:
+    """Raise HostError if a device is more memory: it would be in no zone, and nothing of it ever reported."""
+    if driver.startswith(_MEMORY):
+        raise HostError(f"{driver}: the arena is the RAM that the guest began with, and memory cannot be added to it")
+
+
+_MEMORY = ("dimm", "pc-dimm", "nvdimm", "virtio-mem", "virtio-pmem")  # devices, and how the monitor calls them
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 
@@ -74,6 +87,8 @@ class Host:
         QEMU for x86-64 machines. Default: ``qemu-system-x86_64`` from the path.
     reporting : bool, default True
         Whether its balloon offers free page reporting.
+    free_page_hint : bool, default False
+        Whether it also offers free page hinting: `hint_free_pages` answers it during a migration.
     poison : bool, default False
         Tell it that free pages hold a poison value, as a Linux guest with ``page_poison=1`` does. QEMU then ignores
         every report, so `callbacks` refuses.
@@ -82,6 +97,9 @@ class Host:
     options : sequence of str, default ()
         More options for QEMU's command line, after those that it is given here, such as
         ``["-device", "virtio-rng-pci"]``.
+    hugepages : bool or {"2MiB", "thp"}, default False
+        Have the guest's RAM in huge pages of 2 MiB, which the host drops many times faster: True or "2MiB" from the
+        machine's pool (hugetlb), "thp" transparent ones, as far as the kernel has some.
 
     Attributes
     ----------
@@ -93,7 +111,8 @@ class Host:
     Raises
     ------
     HostError
-        If QEMU is not installed, or does not start.
+        If QEMU is not installed, or does not start; or if the machine has not so many huge pages. The message has the
+        command that reserves them.
     ImportError
         Without the extra "qemu".
 
@@ -102,6 +121,11 @@ class Host:
     The processor of the machine is halted for ever by a firmware of four bytes. QEMU ends with `close`, with the
     ``with`` block, when this is collected, and with this process; also when that is killed, where there is `setpriv`
     (of util-linux). Nothing of it is in the file system.
+
+    RAM from the pool is promised to the guest as a whole when it starts. What is reported goes back to the pool, for
+    whoever wants it next, and `GuestArena.empty` asks the pool again. Pages that are taken from `GuestArena.pages`
+    itself are to be asked for with ``host.ram.reserve``: to touch one that the pool does not have any more is a SIGBUS.
+    It is one for QEMU, too, if it reads all RAM, as a dump or a migration does, when the pool is short.
 
     A forked child shares the guest's RAM with its parent, and has no QEMU: it can read the arrays, and not make any.
     """
@@ -114,6 +138,8 @@ class Host:
         poison: bool = False,
         timeout: float = 10.0,
         options: Sequence[str] = (),
+        hugepages: bool | str = False,
+        free_page_hint: bool = False,
     ) -> None:
         try:
             import_module("qemu.qmp")
@@ -121,9 +147,13 @@ class Host:
             raise ImportError("QEMU's monitor needs the package qemu.qmp: pip install 'pagehint[qemu]'") from None
         require_timeout(timeout)
         self._options = require_options(options)
+        if free_page_hint:
+            # Last, since QEMU then knows the object and the device; its device needs a thread of its own for it.
+            self._options += ["-object", "iothread,id=pagehint"]
+            self._options += ["-set", "device.balloon.free-page-hint=on", "-set", "device.balloon.iothread=pagehint"]
         self._binary = find_qemu(qemu)
         self._reporting, self._poison, self._timeout = reporting, poison, timeout
-        self.ram = GuestRam(parse_size(memory))
+        self.ram = GuestRam(parse_size(memory), require_kind(hugepages))
         self._lock = threading.Lock()  # starting and ending
         self._closed = False
         self._finalizer: weakref.finalize[[QemuProcess, Monitor], Host] | None = None  # of the QEMU that runs
@@ -152,7 +182,10 @@ class Host:
                 pages=self._arena.pages,
                 poison=POISON if self._poison else None,
                 timeout=self._timeout,
+                page_bytes=self.ram.page_bytes,
             )
+            for device in monitor.execute("query-memory-devices", {}):
+                _require_no_memory(device["type"])
         except BaseException as error:
             why = process.last_words if isinstance(error, HostError) else ""
             _end(process, monitor)
@@ -198,7 +231,8 @@ class Host:
         Notes
         -----
         The device does not say what it did with a block. A block counts as reported if afterwards the host has no
-        memory for it; if it still has some, the report has failed, and the block is hinted again. After `restart` the
+        memory for it; if it still has some, the report has failed, and the block is hinted again. A flush asks the same
+        of what was reported before, since a dump or a migration makes it resident again. After `restart` the
         callbacks report to the new QEMU. They do not keep the host: once it is collected, reports fail.
         """
         self._require_open()
@@ -214,33 +248,86 @@ class Host:
                 raise HostError("the host is gone: it has been collected")
             return there._report(blocks)
 
-        return PageHintingCallbacks(report_to_host, max_pages)
+        def is_dropped(blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
+            there = host()
+            return None if there is None else there._arena._is_dropped(blocks)
+
+        return PageHintingCallbacks(report_to_host, max_pages, is_dropped=is_dropped)
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()
-        for pfn, order, zone in blocks.tolist():
-            if not self.ram.has(pfn * PAGE_SIZE, PAGE_SIZE << order):
-                raise ValueError(
-                    f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
-                    " and not in its RAM"
-                )
-        starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
-        lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        out = self._arena.pages.memory.reporting_pages * PAGE_SIZE
-        if lengths.sum() > out:
-            raise ValueError(
-                f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena"
-            )
+        self._require_ours(blocks)
+        starts, lengths = _bytes_of(blocks)
         # Neighbours in one range: the host discards them in one call.
         first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
         with self._last_words():
-            self.balloon.report(starts[first].tolist(), np.add.reduceat(lengths, first).tolist())
-        return np.array(
-            [
-                self.ram.is_dropped(start, nr_bytes)
-                for start, nr_bytes in zip(starts.tolist(), lengths.tolist(), strict=True)
-            ]
-        )
+            self.balloon.report(starts[first], np.add.reduceat(lengths, first))
+        return self.ram.are_dropped(starts, lengths)
+
+    def _require_ours(self, blocks: NDArray[np.void]) -> None:
+        """Raise ValueError unless these can be blocks of the arena that are out for a report."""
+        pfns, nr_pages = blocks["pfn"], np.uint64(1) << blocks["order"].astype(np.uint64)
+        foreign = np.flatnonzero(~self.ram.are_ram(pfns, nr_pages))
+        if len(foreign):
+            pfn, order, zone = blocks[foreign[0]]
+            raise ValueError(
+                f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
+                " and not in its RAM"
+            )
+        if nr_pages.sum() > self._arena.pages.memory.reporting_pages:
+            raise ValueError(f"blocks from PFN {pfns[0]:#x} on are of another allocator than this host's arena")
+
+    def hint_free_pages(self, max_pages: int = 32) -> int:
+        """Tell QEMU once of all that is free, if it asks, as it does when it begins to migrate the guest.
+
+        Parameters
+        ----------
+        max_pages : int, default 32
+            Most blocks out at once.
+
+        Returns
+        -------
+        int
+            Bytes that it was told of, which it need not copy; 0 if it does not ask. It may end the pass early.
+
+        Raises
+        ------
+        HintingActiveError
+            If hinting is on: only one of the two can be. Or from inside a callback.
+        HostError
+            If the host was started without free_page_hint=True, has been told of a poison value, or fails.
+
+        Notes
+        -----
+        QEMU does not see what this process writes to the guest's RAM. So nothing may be written to it from before a
+        migration begins until it has ended, and what was hinted may be used again only then.
+        """
+        self._require_open()
+        if self._poison:
+            raise HostError("this host was started with poison=True: it must copy what free pages hold")
+        pages, hinted = self._arena.pages, 0
+        if pages.hinting_enabled:
+            raise HintingActiveError("hinting is on: disable it before all that is free is hinted for a migration")
+
+        def hint(blocks: NDArray[np.void]) -> None:
+            nonlocal hinted
+            starts, lengths = _bytes_of(blocks)
+            if self.balloon.hint(starts, lengths):
+                hinted += int(lengths.sum())
+
+        with self._last_words():
+            if not self.balloon.begin_hints():
+                return 0
+            try:
+                with pages.hinting(PageHintingCallbacks(hint, max_pages), workqueue="manual", delay=None):
+                    before = pages.stats().pages_reported
+                    pages.flush_hinting()
+                    self.ram.hinted_pages += pages.stats().pages_reported - before
+                    if pages.last_error is not None:
+                        raise pages.last_error
+            finally:
+                self.balloon.end_hints()
+        return hinted
 
     # -- the host
 
@@ -278,9 +365,11 @@ class Host:
         Raises
         ------
         HostError
-            If QEMU has gone, or refuses it.
+            If QEMU has gone, or refuses it; or if it would add memory.
         """
         self._require_open()
+        if command == "device_add":
+            _require_no_memory(str(arguments.get("driver")))
         with self._last_words():
             return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Final
 
 from pagehint.errors import HostError
+from pagehint.qemu.huge_pages import HUGETLB
 from pagehint.qemu.ram import PCI_HOLE, GuestRam
 
 BINARY: Final = "qemu-system-x86_64"
 # A trace of each discard that was done, and an error for each that was not.
 _DISCARD = re.compile(rb"ram_block_discard_range \S+ \+ (0x[0-9a-f]+): .*ret: 0")
 _REFUSED = re.compile(rb"ram_block_discard_range: Failed")
+_PIPE, _PAUSE = 1 << 20, 0.01  # bytes that QEMU may say before it waits, and seconds between looks at them
 _END, _LAST_WORDS = 10.0, 1.0  # seconds to wait for its end, and for what it said, after it was killed
 
 
@@ -61,17 +63,20 @@ def firmware() -> int:
 
 
 def qemu_command(
-    binary: str, nr_bytes: int, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
+    binary: str, ram: GuestRam, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
 ) -> list[str]:
     """Return the command line of QEMU, whose memory, firmware and two connections are these file descriptors.
 
     Socket pairs and memfds throughout: nothing is left in the file system, whatever happens.
     """
-    ram, image, qtest, qmp = fds
+    memory, image, qtest, qmp = fds
+    # Huge pages are the guest's already: to have all of them promised again would take them from the pool at a restart.
+    promised = ",reserve=off" if ram.hugepages == HUGETLB else ""
     command = [
         binary, "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-name", "pagehint",
-        "-m", f"{nr_bytes >> 20}M",
-        "-object", f"memory-backend-file,id=ram,size={nr_bytes},mem-path=/proc/self/fd/{ram},share=on",
+        "-m", f"{ram.nr_bytes >> 20}M",
+        "-object",
+        f"memory-backend-file,id=ram,size={ram.nr_bytes},mem-path=/proc/self/fd/{memory},share=on{promised}",
         "-machine", f"pc,memory-backend=ram,max-ram-below-4g={PCI_HOLE}",
         "-bios", f"/proc/self/fd/{image}",
         "-device", f"virtio-balloon-pci,id=balloon,disable-legacy=on,"
@@ -137,10 +142,10 @@ class QemuProcess:
         image = firmware()
         # Not 0 to 2, even if those are closed here: they are QEMU's standard input, output and error.
         self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
-        command = qemu_command(binary, ram.nr_bytes, reporting, self._fds, options)
+        command = qemu_command(binary, ram, reporting, self._fds, options)
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
-        self._started = threading.Event()
+        self._started, self._ending = threading.Event(), threading.Event()
         self._failure: OSError | None = None
         self._owner = ram.owner
         self._thread = threading.Thread(target=self._run, args=(command,), name="pagehint-qemu", daemon=True)
@@ -171,19 +176,28 @@ class QemuProcess:
             self._started.set()
         assert self._process.stderr is not None
         with self._process.stderr as stderr:
-            for line in stderr:
-                self._listen(line)
+            with suppress(OSError):  # it is smaller then
+                fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, _PIPE)
+            begun = b""
+            # Many lines at a time: to be woken by each one, of which there is one a discard, takes longer than the
+            # discard of a huge page. QEMU waits only for room in the pipe.
+            while arrived := os.read(stderr.fileno(), _PIPE):
+                *lines, begun = (begun + arrived).split(b"\n")
+                self._listen(lines)
+                self._ending.wait(_PAUSE)
+            self._listen([begun] if begun else [])
         self._process.wait()
 
-    def _listen(self, line: bytes) -> None:
-        match = _DISCARD.search(line)
-        nr_bytes = int(match[1], 16) if match else 0
-        failed = bool(_REFUSED.search(line))
-        if match is None:
-            self._said.append(line.decode(errors="replace").strip())
-        if match or failed:
-            before = self._discards
-            self._discards = Discards(before.calls + 1, before.nr_bytes + nr_bytes, before.failed + failed)
+    def _listen(self, lines: list[bytes]) -> None:
+        calls, nr_bytes, failed = self._discards.calls, self._discards.nr_bytes, self._discards.failed
+        for line in lines:
+            match, refused = _DISCARD.search(line), bool(_REFUSED.search(line))
+            calls += bool(match) or refused
+            nr_bytes += int(match[1], 16) if match else 0
+            failed += refused
+            if match is None:
+                self._said.append(line.decode(errors="replace").strip())
+        self._discards = Discards(calls, nr_bytes, failed)
 
     @property
     def pid(self) -> int:
@@ -245,6 +259,7 @@ class QemuProcess:
 
     def send_kill(self) -> None:
         """Have it end soon, with all processes of its session."""
+        self._ending.set()
         if self._process.poll() is None:  # else its number may be another's
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -14,6 +14,8 @@ _ISOLATE = 3
 _REASONS = {
     "reported": "with the host: reported, and not touched since",
     "reported or unmarked": "with the host, or free since before hinting was enabled with mark_free=False",
+    "came back": "reported, and not touched since, but its host has memory for it again, as after a dump;"
+    " goes out on flush_hinting() or trim()",
     "not tracked": "hinting is off, so nobody tells the host",
     "reporting": "out for reporting at this moment",
     "pending": "hinted, its zone has reached the threshold; goes out with the next pass",
@@ -108,7 +110,8 @@ def explain_zones(
 
     `zones` are what `Zone.figures` returns. `marked`: what was free when hinting was enabled has been hinted. If
     not, a free granule without a hint need not have been reported. `warm`: pages in memory of free granules, or None
-    where nothing says it.
+    where nothing says it. A zone has one more figure here: `came_back`, the granules without a hint that its host has
+    again.
     """
     reported = "reported" if marked else "reported or unmarked"
     pages = dict.fromkeys(
@@ -135,7 +138,9 @@ def explain_zones(
             add("not tracked", free)
             continue
         add("fragmented", free - whole)
-        add(reported, max(whole - hinted, 0))
+        back = min(zone["came_back"] << min_order, max(whole - hinted, 0))
+        add("came back", back)
+        add(reported, max(whole - hinted - back, 0))
         if free < zone["gate"]:
             add("under the watermark gate", hinted)
         else:

@@ -58,11 +58,11 @@ class Checker(Operations):
     # -- the pages, by PFN, as the oracle has them
 
     def of_zones(self, name: str, outside: bool = False) -> NDArray[np.bool_]:
-        """Return one of the zones' arrays as one array of all pages."""
+        """Return one of the zones' arrays as one array of all pages; `outside` is for those in no zone's memory."""
         pages = np.full(self.room, outside)
         for zone in self.oracle.zones:
-            span = slice(zone.start_pfn, zone.end_pfn)  # the arrays reach further, perhaps into the next zone
-            pages[span] = getattr(zone, name)[zone.start_pfn - zone.base : zone.end_pfn - zone.base]
+            memory = np.flatnonzero(~zone.hole)  # where there is none, another zone may have some
+            pages[zone.base + memory] = getattr(zone, name)[memory]
         return pages
 
     def used_pages(self) -> NDArray[np.bool_]:

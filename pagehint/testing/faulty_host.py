@@ -59,6 +59,15 @@ class FaultyHost:
             return taken
         return answer
 
+    def is_dropped(self, blocks: NDArray[np.void]) -> Any:
+        if self.checker.failure == "raises":
+            raise InjectedError
+        if self.checker.failure == "wrong answer":
+            return np.ones(len(blocks) + 1, bool)
+        if self.checker.failure == "refuses some":  # and has some of what it took again
+            return (blocks["pfn"] >> blocks["order"]) % 3 != 1
+        return self._guarded(self.callbacks.is_dropped, blocks) if self.callbacks.is_dropped else None
+
     def cleanup(self) -> None:
         if self.checker.failure == "cleanup raises":
             raise InjectedError

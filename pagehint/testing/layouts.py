@@ -51,6 +51,15 @@ LAYOUTS: Mapping[str, ZoneLayout] = {
         min_order=5,
         watermarks=(20, 40, 60),
     ),
+    "interleaving nodes": ZoneLayout(
+        [
+            ph.ZoneSpec("Normal", 0, 1500, node=0, holes=[(300, 212), (700, 68), (1100, 200)]),
+            ph.ZoneSpec("Normal", 300, 900, node=1, holes=[(512, 188), (768, 332)]),
+        ],
+        max_page_order=7,
+        min_order=5,
+        watermarks="linux",
+    ),
     "single pages": ZoneLayout([ph.ZoneSpec("Normal", 7, 400, holes=[(9, 1)])], max_page_order=3, min_order=0),
     "small granules": ZoneLayout([ph.ZoneSpec("Normal", 64, 700)], max_page_order=6, min_order=2),
     "large granules": ZoneLayout(

@@ -37,6 +37,7 @@ class ManualChecker(Checker):
         super().__init__(layout, callbacks)
         self.now = 1000.0
         self.calls: deque[tuple[str, list[Any], Any]] = deque()  # the allocator's, which the oracle must make, too
+        self.came_back: set[tuple[int, int]] = set()  # PFN and zone of granules that the host has again, in a flush
 
     def both(self, name: str, *args: Any) -> bool:
         outcome = [refusal(allocator, name, *args) for allocator in (self.pages, self.oracle)]
@@ -104,7 +105,8 @@ class ManualChecker(Checker):
             page, nr_pages = int(block["pfn"]) - zone.base, 1 << int(block["order"])
             self.expect(zone.free[page : page + nr_pages].all(), f"{block} is reported and not free")
             self.expect(not zone.isolate[page : page + nr_pages].any(), f"{block} is reported and isolated")
-            self.expect(set(zone.granules(page, nr_pages)) <= zone.hints, f"{block} is reported twice")
+            back = {(pfn - zone.base) >> self.pages.min_order for pfn, index in self.came_back if index == zone.index}
+            self.expect(set(zone.granules(page, nr_pages)) <= zone.hints | back, f"{block} is reported twice")
 
     def switch_on(self, most: int, **options: Any) -> None:
         host = FaultyHost(self, self.new_callbacks())
@@ -114,10 +116,18 @@ class ManualChecker(Checker):
             self.check_report(blocks)
             return host.hint_pages(blocks)
 
+        def is_dropped(blocks: NDArray[np.void]) -> Any:
+            answer = host.is_dropped(blocks)
+            if answer is not None and well_formed(answer, len(blocks)):
+                back = blocks[~np.broadcast_to(answer, len(blocks))]
+                self.came_back.update(zip(back["pfn"].tolist(), back["zone"].tolist(), strict=True))
+            return answer
+
         functions: dict[str, Callable[..., Any]] = {
             "hint_pages": hint_pages,
             "prepare": host.prepare,
             "cleanup": host.cleanup,
+            "is_dropped": is_dropped,
         }
         noted = {name: self.noting(name, function) for name, function in functions.items()}
         repeated = {name: self.repeating(name) for name in functions}
@@ -143,6 +153,7 @@ class ManualChecker(Checker):
 
     def flush(self) -> None:
         self.both("flush_hinting")
+        self.came_back.clear()
 
     def run_pending(self, seconds: float) -> None:
         self.now += seconds
@@ -152,7 +163,7 @@ class ManualChecker(Checker):
         if not self.on:
             return
         self.failure = "none"
-        self.both("flush_hinting")
+        self.flush()
         for zone in self.oracle.zones:
             if not zone.gated:
                 assert not [g for g in zone.hints if not zone.isolate[g << self.pages.min_order]], "not reported"

@@ -277,28 +277,39 @@ class Operations:
 
     # -- hotplug and migratetypes
 
+    def cut(self, pick: int, pfn: int, start: int, end: int) -> tuple[int, int]:
+        """Where zones interleave, now and then only what one of them has of a run: as (PFN, pages)."""
+        if pick % 3:
+            start = max([start, *(edge for edge in self.oracle.edges if edge <= pfn)])
+            end = min([end, *(edge for edge in self.oracle.edges if edge > pfn)])
+        return start, end - start
+
+    def run_of_sections(self, pick: int, pfn: int, sections: int) -> tuple[int, int]:
+        start = pfn // self.section * self.section
+        return self.cut(pick, pfn, start, start + sections * self.section)
+
     def offline(self, pick: int, sections: int) -> None:
-        self.both("offline", self.any_pfn(pick) // self.section * self.section, sections * self.section)
+        self.both("offline", *self.run_of_sections(pick, self.any_pfn(pick), sections))
 
     def online(self, pick: int, sections: int) -> None:
-        start, nr_pages = self.any_pfn(pick) // self.section * self.section, sections * self.section
+        start, nr_pages = self.run_of_sections(pick, self.any_pfn(pick), sections)
         if start + nr_pages <= self.room:
             self.both("online", start, nr_pages)
 
     def online_again(self, pick: int) -> None:
         offline = [zone.base + int(i) for zone in self.oracle.zones for i in np.flatnonzero(zone.offline)]
         if offline:
-            self.both("online", offline[pick % len(offline)] // self.section * self.section, self.section)
+            self.both("online", *self.run_of_sections(pick, offline[pick % len(offline)], 1))
 
     def set_migratetype(self, pick: int, blocks: int, migratetype: Any) -> None:
-        self._retype(self.any_pfn(pick), blocks, migratetype)
+        self._retype(pick, self.any_pfn(pick), blocks, migratetype)
 
     def set_migratetype_where_used(self, pick: int, at: int, migratetype: Any) -> None:
         """Also of a part of a block, which must not come back as one."""
         if block := self.pick_used(pick):
-            self._retype(block[0] + block[1] * at // 4, 1, migratetype)
+            self._retype(pick, block[0] + block[1] * at // 4, 1, migratetype)
 
-    def _retype(self, pfn: int, blocks: int, migratetype: Any) -> None:
+    def _retype(self, pick: int, pfn: int, blocks: int, migratetype: Any) -> None:
         unit = max(512, 1 << self.pages.min_order)
         start = pfn // unit * unit
         end = start + blocks * unit
@@ -306,7 +317,7 @@ class Operations:
             if start < zone.end_pfn and zone.start_pfn < end:
                 start, end = max(start, zone.start_pfn), min(end, zone.end_pfn)
                 break
-        self.both("set_migratetype", start, end - start, migratetype)
+        self.both("set_migratetype", *self.cut(pick, pfn, start, end), migratetype)
 
     # -- hinting
 

@@ -205,6 +205,34 @@ class OracleAllocator(OracleMemory):
         self._require()
         self._run(everything=True, flush=True)
 
+    def mark_free(self, pfn: int | None = None, nr_pages: int | None = None) -> int:
+        if not self.hinting_enabled:
+            raise ph.HintingInactiveError("off")
+        marked = 0
+        for zone in self.zones if pfn is None else [self._zone(pfn)]:
+            granules = set(zone.with_host())
+            if pfn is not None and nr_pages is not None:
+                if pfn + nr_pages > zone.end_pfn:
+                    raise ph.BadPageError("not inside one zone")
+                granules &= set(zone.granules(pfn - zone.base, nr_pages))
+            self._granules_free(zone, sorted(granules))
+            marked += len(granules)
+        return marked
+
+    def _ask(self, zone: OracleZone) -> None:
+        """Hint again what was reported, and its host has again."""
+        granules = zone.with_host()
+        if not self.callbacks.is_dropped or not granules:
+            return
+        blocks = np.array(
+            [(zone.base + (g << self.min_order), self.min_order, zone.index) for g in granules], ph.BLOCK_DTYPE
+        )
+        blocks.flags.writeable = False
+        dropped = self._call(self.callbacks.is_dropped, blocks)
+        if dropped is not None and not isinstance(dropped, Exception):
+            back = ~np.broadcast_to(dropped, len(granules))
+            self._granules_free(zone, [g for g, is_back in zip(granules, back, strict=True) if is_back])
+
     def run_pending(self) -> int:
         self._require()
         runs = 0
@@ -226,6 +254,8 @@ class OracleAllocator(OracleMemory):
         for zone in self.zones:
             if not (everything or zone.queued):
                 continue
+            if flush:
+                self._ask(zone)
             zone.queued = False
             if zone.hints and not flush and now < zone.look_at:
                 zone.gated = False

@@ -44,14 +44,17 @@ class OracleMemory:
         self.specs, self.linux = specs, watermarks == "linux"
         marks = layout.Watermarks(*((not self.linux and watermarks) or (0, 0, 0)))
         self.zones = tuple(OracleZone(spec, i, max_page_order, self.min_order, marks) for i, spec in enumerate(specs))
+        self.ranks = layout.zone_ranks(specs)
+        self.ranges, self.tails = layout.interleaved_ranges(specs), layout.tails(specs)
+        self.edges = {pfn for start, end, _ in self.ranges for pfn in (start, end)}
         self._set_watermarks()
 
     def _set_watermarks(self) -> None:
         """Linux's, where they are wanted, by the memory there is now."""
-        sizes, ranks = [zone.managed_pages for zone in self.zones], layout.zone_ranks(self.specs)
+        sizes = [zone.managed_pages for zone in self.zones]
         self.lowmem_reserve = [
-            [reserves[rank] if self.linux else 0 for rank in ranks]
-            for reserves in layout.lowmem_reserves(self.specs, sizes)
+            [reserves[rank] if self.linux else 0 for rank in self.ranks]
+            for reserves in layout.lowmem_reserves(self.specs, self.ranks, sizes)
         ]
         if self.linux:
             for zone, marks in zip(self.zones, layout.linux_watermarks(sizes, self.page_size), strict=True):
@@ -61,10 +64,26 @@ class OracleMemory:
     # -- where
 
     def _zone(self, pfn: int) -> OracleZone:
-        for zone in self.zones:
-            if zone.start_pfn <= pfn < zone.end_pfn:
-                return zone
-        raise ph.BadPageError(f"PFN {pfn:#x}: outside every zone")
+        """Return the zone that has memory there; in a hole, the one around it that reaches furthest."""
+        around = [zone for zone in self.zones if zone.start_pfn <= pfn < zone.end_pfn]
+        if not around:
+            raise ph.BadPageError(f"PFN {pfn:#x}: outside every zone")
+        return max(around, key=lambda zone: (zone.has_memory(pfn, pfn + 1), zone.end_pfn))
+
+    def _range(self, pfn: int) -> tuple[int, int]:
+        """Return what a lock round of a bulk call is in: a zone, and where its range around this page begins."""
+        zone, tail = self._zone(pfn), self.tails[self._zone(pfn).index]
+        if tail is not None and pfn >= tail:
+            return zone.index, tail
+        return zone.index, next(start for start, end, _ in self.ranges if start <= pfn < end)
+
+    def _zone_of_run(self, pfn: int, nr_pages: int) -> OracleZone:
+        """Return the one zone that the run is in."""
+        end = pfn + nr_pages
+        owners = [zone for zone in self.zones if zone.has_memory(pfn, end)] or [self._zone(pfn)]
+        if len(owners) > 1 or pfn < owners[0].start_pfn or end > owners[0].end_pfn:
+            raise ph.BadPageError(f"PFN {pfn:#x}, {nr_pages} pages: not in one zone")
+        return owners[0]
 
     def _order(self, order: int) -> None:
         if not 0 <= order <= self.max_page_order:
@@ -210,11 +229,11 @@ class OracleMemory:
             self._check_used(pfn, 1 << each)
         if len(set(pfns)) < len(pfns):
             raise ph.BadPageError("a PFN is there twice")
-        # The count is looked at when a lock round ends: so many blocks of one zone.
-        blocks = [(self._zone(pfn), pfn, 1 << each) for pfn, each in zip(pfns, orders, strict=True)]
+        # The count is looked at when a lock round ends: so many blocks of one range of a zone.
+        blocks = [(self._range(pfn), pfn, 1 << each) for pfn, each in zip(pfns, orders, strict=True)]
         while blocks:
-            zone = blocks[0][0]
-            round_ = list(takewhile(lambda block: block[0] is blocks[0][0], blocks[:BULK_CHUNK]))
+            zone = self._zone(blocks[0][1])
+            round_ = list(takewhile(lambda block: block[0] == blocks[0][0], blocks[:BULK_CHUNK]))
             whole = False
             for _, pfn, nr_pages in round_:
                 del zone.used[pfn - zone.base]
@@ -231,18 +250,17 @@ class OracleMemory:
 
     def _sections(self, pfn: int, nr_pages: int) -> None:
         section = max((128 << 20) // self.page_size, 1)
-        edges = {z.start_pfn for z in self.zones if z.start_pfn == pfn} | {
-            z.end_pfn for z in self.zones if z.start_pfn <= pfn < z.end_pfn
-        }
+        around = [z for z in self.zones if z.start_pfn <= pfn < z.end_pfn]
+        edges = {pfn for z in self.zones if z.start_pfn == pfn} | {z.end_pfn for z in around} | self.edges
         if nr_pages <= 0 or any(edge % section and edge not in edges for edge in (pfn, pfn + nr_pages)):
             raise ph.BadPageError("not whole sections")
 
     def offline(self, pfn: int, nr_pages: int) -> None:
         self._sections(pfn, nr_pages)
-        zone = self._zone(pfn)
+        zone = self._zone_of_run(pfn, nr_pages)
         run = slice(pfn - zone.base, pfn - zone.base + nr_pages)
         memory = ~zone.hole[run]
-        if pfn + nr_pages > zone.end_pfn or zone.offline[run].any() or not zone.free[run][memory].all():
+        if zone.offline[run].any() or not zone.free[run][memory].all():
             raise ph.BadPageError(f"PFN {pfn:#x}: in use, already offline, or not in one zone")
         self._granules_used(zone, {int(page) >> self.min_order for page in run.start + np.flatnonzero(memory)})
         zone.free[run] = False
@@ -259,9 +277,9 @@ class OracleMemory:
             if not below or any(pfn < z.end_pfn and z.start_pfn < end for z in self.zones):
                 raise ph.BadPageError("no zone could grow there")
             max(below, key=lambda z: z.end_pfn).grow(pfn, end)
-        zone = self._zone(pfn)
+        zone = self._zone_of_run(pfn, nr_pages)
         run = slice(pfn - zone.base, end - zone.base)
-        if end > zone.end_pfn or not (zone.offline | zone.gap)[run].all():
+        if not (zone.offline | zone.gap)[run].all():
             raise ph.BadPageError("not all offline")
         zone.offline[run] = False
         section = max((128 << 20) // self.page_size, 1)
@@ -278,11 +296,19 @@ class OracleMemory:
         self._settle()
 
     def set_migratetype(self, pfn: int, nr_pages: int, migratetype: str) -> None:
-        zone = self._zone(pfn)
+        if nr_pages <= 0:
+            raise ph.BadPageError("nr_pages must be positive")
         unit, end = max(PAGEBLOCK, 1 << self.min_order), pfn + nr_pages
-        edges = (zone.start_pfn, zone.end_pfn)
-        if nr_pages <= 0 or end > zone.end_pfn or any(edge % unit and edge not in edges for edge in (pfn, end)):
-            raise ph.BadPageError("not whole pageblocks of one zone")
+        owners = [zone for zone in self.zones if zone.has_memory(pfn, end)]
+        if len(owners) == 1:  # the part of its first and last pageblock that exists
+            [zone] = owners
+            pfn = zone.start_pfn if pfn == zone.start_pfn // unit * unit else pfn
+            end = zone.end_pfn if end == -(-zone.end_pfn // unit) * unit else end
+        zone = self._zone_of_run(pfn, end - pfn)
+        for edge, beside in ((pfn, (pfn // unit * unit, pfn)), (end, (end, -(-end // unit) * unit))):
+            inside = edge in self.edges and not zone.has_memory(*beside)
+            if edge % unit and edge not in (zone.start_pfn, zone.end_pfn) and not inside:
+                raise ph.BadPageError("not whole pageblocks of one zone")
         first, last = (pfn - zone.base) // PAGEBLOCK * PAGEBLOCK, -(-(end - zone.base) // PAGEBLOCK) * PAGEBLOCK
         zone.isolate[first:last] = migratetype == "isolate"
         zone.look_at = 0

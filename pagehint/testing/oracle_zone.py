@@ -58,6 +58,10 @@ class OracleZone:
 
     # -- what follows from the booleans
 
+    def has_memory(self, start: int, end: int) -> bool:
+        """Whether there is memory from PFN `start` to `end`, online or offline."""
+        return not self.hole[max(start - self.base, 0) : max(end - self.base, 0)].all()
+
     @property
     def spanned_pages(self) -> int:
         return self.end_pfn - self.start_pfn
@@ -104,6 +108,11 @@ class OracleZone:
         pages = slice(granule << self.granule_order, (granule + 1) << self.granule_order)
         isolate = self.isolate[pages]
         return bool(self.free[pages].all() and (isolate.all() or not isolate.any()))
+
+    def with_host(self) -> list[int]:
+        """The granules that are free and not hinted, while hinting is on."""
+        granules = range(len(self.free) >> self.granule_order)
+        return [granule for granule in granules if self.granule_is_free(granule) and granule not in self.hints]
 
     def granules(self, page: int, nr_pages: int) -> range:
         return range(page >> self.granule_order, ((page + nr_pages - 1) >> self.granule_order) + 1)

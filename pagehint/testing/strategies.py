@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 from hypothesis import strategies as st
@@ -21,7 +22,24 @@ _ZONES = (
 
 
 @st.composite
-def _any_layouts(draw: st.DrawFn) -> ZoneLayout:
+def _interleaving(draw: st.DrawFn) -> list[ph.ZoneSpec]:
+    """Zones that share out the pieces of a span: what another has, or none, is a hole."""
+    names = draw(st.sampled_from(_ZONES[1:]))
+    cuts = draw(st.lists(st.integers(0, 3000), min_size=2, max_size=12, unique=True).map(sorted))
+    pieces = list(pairwise(cuts))
+    owners = draw(st.lists(st.integers(-1, len(names) - 1), min_size=len(pieces) - 1, max_size=len(pieces) - 1))
+    zones = []
+    for i, (name, node) in enumerate(names):
+        own = [piece for piece, owner in zip(pieces, [0, *owners], strict=True) if owner == i]
+        if own:
+            holes = [(end, start - end) for (_, end), (start, _) in pairwise(own) if start > end]
+            zones.append(ph.ZoneSpec(name, own[0][0], own[-1][1] - own[0][0], node, holes))
+    return zones
+
+
+@st.composite
+def _apart(draw: st.DrawFn) -> list[ph.ZoneSpec]:
+    """Zones one after the other, with holes."""
     zones = []
     end = 0
     for name, node in draw(st.sampled_from(_ZONES)):
@@ -33,6 +51,12 @@ def _any_layouts(draw: st.DrawFn) -> ZoneLayout:
         if sum(nr_pages for _, nr_pages in holes) == spanned:
             holes = []
         zones.append(ph.ZoneSpec(name, start, spanned, node, holes))
+    return zones
+
+
+@st.composite
+def _any_layouts(draw: st.DrawFn) -> ZoneLayout:
+    zones = draw(_apart() | _interleaving())
     top = draw(st.integers(0, 12))
     marks = st.lists(st.integers(0, 60), min_size=3, max_size=3).map(sorted).map(tuple)
     return ZoneLayout(
@@ -46,7 +70,8 @@ def _any_layouts(draw: st.DrawFn) -> ZoneLayout:
 def zone_layouts() -> st.SearchStrategy[ZoneLayout]:
     """Return machines of up to three zones and a few thousand pages: those of `LAYOUTS`, and any others.
 
-    Zones begin and end anywhere, have holes and watermarks, lie on one node or two; blocks and granules have any order.
+    Zones begin and end anywhere, have holes and watermarks, lie on one node or two, one after the other or interleaved;
+    blocks and granules have any order.
     """
     return st.sampled_from(list(LAYOUTS.values())) | _any_layouts()
 

@@ -48,8 +48,7 @@ class OwningHost(FaultyHost):
         expect(self.prepared, "a report outside prepare and cleanup")
         expect(0 < len(blocks) <= checker.most, f"{len(blocks)} blocks at once")
         for pfn, block_order, index in blocks.tolist():
-            zone = checker.pages.zones[index]
-            expect(zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages, "the wrong zone")
+            expect(checker.oracle.zones[index].has_memory(pfn, pfn + (1 << block_order)), "the wrong zone")
             expect(order <= block_order <= checker.pages.max_page_order, f"a block of order {block_order}")
         pages = pages_of(blocks)
         expect(len(np.unique(pages)) == len(pages), "a page twice in one report")

@@ -3,7 +3,7 @@
 Sections named are those of the VIRTIO specification, version 1.2; the balloon's is 5.5. Two of its features have names
 that are easily mixed up. By *free page hinting* (feature bit 3) the host asks which pages are free, so that it need not
 copy them when it migrates the guest. By *free page reporting* (bit 5) the guest says which pages are free, whenever it
-likes, and the host may drop them. What pagehint calls hinting is done by reporting. Bit 3 is not used.
+likes, and the host may drop them. What pagehint calls hinting is done by reporting.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
 from pagehint.errors import HostError, HostTimeoutError, OutOfMemoryError
-from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics
+from pagehint.virtio.encoding import MOST_PAGES, chains, encode_pfns, encode_statistics, whole_pages, whole_ranges
 from pagehint.virtio.owner import Owner
-from pagehint.virtio.pci import EVENT_IDX, NEEDS_RESET, VERSION_1
-from pagehint.virtio.queue_numbers import REPORTING, STATS_VQ, queue_numbers
+from pagehint.virtio.pci import ACCESS_PLATFORM, EVENT_IDX, NEEDS_RESET, VERSION_1
+from pagehint.virtio.queue_numbers import FREE_PAGE_HINT, REPORTING, STATS_VQ, queue_numbers
 from pagehint.virtio.split_queue import SplitQueue
 from pagehint.virtio.timeout import require_timeout
+from pagehint.virtio.transport import Transport
 from pagehint.virtio.undisturbed import interrupted, undisturbed
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ DEVICE_ID: Final = 5
 
 PAGE_POISON: Final = 1 << 4  # a feature bit (section 5.5.3); those that have queues are with their numbers
 
-_NUM_PAGES, _ACTUAL, _POISON_VAL = 0, 4, 12  # device configuration (section 5.5.4)
+_NUM_PAGES, _ACTUAL, _HINT_COMMAND, _POISON_VAL = 0, 4, 8, 12  # device configuration (section 5.5.4)
 PAGE_SIZE: Final = 4096  # of the balloon, on all machines
 STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
+_STOP, _DONE = 0, 1  # hinting commands that ask for no pass (section 5.5.6.5)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
 MOST_DESCRIPTORS: Final = 32768  # of a queue (section 2.7)
@@ -49,25 +51,6 @@ _FENCE_AGAIN: Final = 1.0  # seconds until the next try
 
 _SPINS: Final = 100  # looks at a queue without sleeping in between
 _SLEEP: Final = 0.0005
-
-
-class Transport(Protocol):
-    """What the driver needs of a transport; `VirtioPci` has it."""
-
-    @property
-    def status(self) -> int: ...  # noqa: D102
-    def probe(self) -> None: ...  # noqa: D102
-    def is_running(self) -> bool: ...  # noqa: D102
-    def features(self) -> int: ...  # noqa: D102
-    def negotiate(self, accepted: int) -> None: ...  # noqa: D102
-    def queue_size(self, number: int) -> int: ...  # noqa: D102
-    def enable_queue(self, number: int, queue: SplitQueue) -> None: ...  # noqa: D102
-    def start(self) -> None: ...  # noqa: D102
-    def reset(self) -> None: ...  # noqa: D102
-    def notify(self, number: int) -> None: ...  # noqa: D102
-    def interrupt_status(self) -> int: ...  # noqa: D102
-    def read_config(self, offset: int, nr_bytes: int) -> int: ...  # noqa: D102
-    def write_config(self, offset: int, nr_bytes: int, value: int) -> None: ...  # noqa: D102
 
 
 class Balloon:
@@ -91,6 +74,9 @@ class Balloon:
         Tell the device that free pages hold this value. It must then not drop them, and `report` refuses.
     timeout : float, default 10.0
         Seconds that the device may take for one chain of buffers.
+    page_bytes : int, default 4096
+        What the host drops as a whole or not at all: `report` refuses parts of such a page, and of those that `inflate`
+        takes, ones that are whole are sent together.
 
     Raises
     ------
@@ -127,6 +113,7 @@ class Balloon:
         pages: PageAllocator | None = None,
         poison: int | None = None,
         timeout: float = 10.0,
+        page_bytes: int = PAGE_SIZE,
     ) -> None:
         require_timeout(timeout)
         if pages is not None and pages.page_size != PAGE_SIZE:
@@ -142,12 +129,14 @@ class Balloon:
         self._pages = pages
         self._poison = poison
         self._timeout = timeout
+        self._page_bytes = page_bytes
         self._fence = fence
         self._owner = Owner("a balloon and its device")
         self._lock = threading.Lock()  # never held while waiting for pages: the worker needs it to bring them back
         self._gone: str | None = None  # why the device cannot be used any more
         self._queues: dict[str, tuple[int, SplitQueue]] = {}  # none as long as the device is not in operation
         self._inflated: list[int] = []  # PFNs
+        self._hints: tuple[int, int] | None = None  # the host's pass that has begun: its ID, of which configuration
         undisturbed(self._start)
 
     def _start(self) -> None:
@@ -156,7 +145,13 @@ class Balloon:
         offered = self._transport.features()
         if not offered & VERSION_1:
             raise HostError(f"the device is older than virtio 1.0: it offers the features {offered:#x}")
-        wanted = VERSION_1 | EVENT_IDX | REPORTING
+        if offered & ACCESS_PLATFORM:
+            self._transport.reset()  # a device that is broken, and reads as all ones, does not get any further
+            raise HostError(
+                "the device translates addresses (iommu_platform=on), and this driver has no IOMMU: the addresses and"
+                " PFNs that it sends are the guest's physical ones"
+            )
+        wanted = VERSION_1 | EVENT_IDX | REPORTING | FREE_PAGE_HINT
         wanted |= STATS_VQ if self._pages is not None else 0
         wanted |= PAGE_POISON if self._poison is not None else 0
         self.features = offered & wanted
@@ -209,7 +204,7 @@ class Balloon:
         HostTimeoutError
             If it does not answer in time. It has been reset.
         ValueError
-            If a range is empty, beyond the address space, or in the driver's own memory.
+            If a range is empty, beyond the address space, not of whole pages, or in the driver's own memory.
 
         Notes
         -----
@@ -218,18 +213,19 @@ class Balloon:
         """
         if not self.features & REPORTING:
             raise HostError("the device does not offer free page reporting (QEMU: free-page-reporting=on)")
+        undisturbed(self._report, self._checked(addresses, lengths))
+
+    def _checked(
+        self, addresses: Sequence[int] | NDArray[Any], lengths: Sequence[int] | NDArray[Any]
+    ) -> list[tuple[int, int]]:
+        """Return ranges that the host may drop, or raise."""
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
-        ranges = [
-            (operator.index(address), operator.index(nr_bytes))
-            for address, nr_bytes in zip(addresses, lengths, strict=True)
-        ]
+        ranges = whole_ranges(addresses, lengths, self._page_bytes)
         for address, nr_bytes in ranges:
-            if not 0 <= address < address + nr_bytes <= 1 << 64:
-                raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")
             if address < self._address + len(self._memory) and self._address < address + nr_bytes:
                 raise ValueError(f"the driver's own memory is in the {nr_bytes} bytes from {address:#x}")
-        undisturbed(self._report, ranges)
+        return ranges
 
     def _report(self, ranges: list[tuple[int, int]]) -> None:
         with self._device(), self._request("a report"):
@@ -239,6 +235,72 @@ class Balloon:
                 if interrupted():
                     return
                 self._send("reporting", chain)
+
+    # -- free page hinting
+
+    def begin_hints(self) -> bool:
+        """Begin the pass over all free pages that the host asks for (section 5.5.6.5); returns whether it does."""
+        if not self.features & FREE_PAGE_HINT:
+            raise HostError("the device does not offer free page hinting (QEMU: free-page-hint=on,iothread=...)")
+        return undisturbed(self._begin_hints)
+
+    def _begin_hints(self) -> bool:
+        with self._device(), self._request("hinting"):
+            command = self._transport.read_config(_HINT_COMMAND, 4)
+            if command in (_STOP, _DONE) or "free page hint" not in self._queues:
+                return False
+            self._send_command(command)
+            # Only now: a host counts a change of its configuration up to a moment after it can be read.
+            self._hints = command, self._transport.config_generation()
+            return True
+
+    def hint(self, addresses: Sequence[int] | NDArray[Any], lengths: Sequence[int] | NDArray[Any]) -> bool:
+        """Tell the host that ranges are free; returns whether it still wants to know, and has been told of all.
+
+        Parameters and errors are those of `report`. The host drops nothing, but may leave the ranges out where it
+        copies the guest's memory. What is written to them afterwards it must see by itself.
+        """
+        return undisturbed(self._hint, self._checked(addresses, lengths))
+
+    def _hint(self, ranges: list[tuple[int, int]]) -> bool:
+        with self._device(), self._request("hinting"):
+            if self._hints is None:
+                return False
+            # Each buffer is a chain of its own: of a longer one QEMU takes the first alone.
+            for group in chains(ranges, self._queues["free page hint"][1].size):
+                if not self._wants_hints() or interrupted():
+                    return False
+                self._send("free page hint", *([one] for one in group))
+        return True
+
+    def end_hints(self) -> None:
+        """End the pass, if one has begun and the host has not ended it."""
+        undisturbed(self._end_hints)
+
+    def _end_hints(self) -> None:
+        with self._device(), self._request("hinting"):
+            if self._wants_hints():
+                self._send_command(_STOP)
+            self._hints = None
+
+    def _wants_hints(self) -> bool:
+        """Whether the pass that has begun goes on for the host, and the device has not been reset meanwhile.
+
+        The command is read again only after a change: while a pass goes on QEMU reads as _STOP, and says nothing.
+        """
+        if self._hints is None:
+            return False
+        command, generation = self._hints
+        now = self._transport.config_generation()
+        if now != generation:
+            self._hints = (command, now) if self._transport.read_config(_HINT_COMMAND, 4) == command else None
+        return self._hints is not None
+
+    def _send_command(self, number: int) -> None:
+        self._memory[:4] = number.to_bytes(4, "little")
+        self._send("free page hint", [(self._address, 4)], nr_readable=1)
+
+    # -- how all of them are made
 
     @contextmanager
     def _device(self) -> Iterator[None]:
@@ -270,7 +332,7 @@ class Balloon:
 
     def _stop(self) -> None:
         """Have the device let go of the memory, by a reset."""
-        self._queues = {}
+        self._queues, self._hints = {}, None
         self._transport.reset()
 
     def _recover(self, cause: BaseException) -> str:
@@ -301,16 +363,24 @@ class Balloon:
                 )
                 time.sleep(_FENCE_AGAIN)
 
-    def _send(self, name: str, chain: Sequence[tuple[int, int]], nr_readable: int = 0) -> None:
-        """Send one chain and wait for it."""
+    def _send(self, name: str, *chains: Sequence[tuple[int, int]], nr_readable: int = 0) -> None:
+        """Send chains, not more buffers than the queue has descriptors, and wait for all of them."""
         number, queue = self._queues[name]
-        addresses, lengths = zip(*chain, strict=True)
-        head = queue.add(addresses, lengths, nr_readable)
+        heads = set()
+        for chain in chains:
+            addresses, lengths = zip(*chain, strict=True)
+            heads.add(queue.add(addresses, lengths, nr_readable))
         if queue.must_notify():
             self._transport.notify(number)
         deadline = time.monotonic() + self._timeout
         looks = 0
-        while (used := self._take(queue)) is None:
+        while heads:
+            used = self._take(queue)
+            if used is not None:
+                if used[0] not in heads:
+                    raise HostError(f"the device gave back descriptor {used[0]} of the {name} queue, and had others")
+                heads.remove(used[0])
+                continue
             # The device answers in turn, so this waits, asleep, until it has done what it was at.
             self._transport.interrupt_status()
             looks += 1
@@ -322,8 +392,6 @@ class Balloon:
                 time.sleep(_SLEEP)
                 if time.monotonic() > deadline:
                     raise HostTimeoutError(f"the {name} queue did not answer in {self._timeout:g} s")
-        if used[0] != head:
-            raise HostError(f"the device gave back descriptor {used[0]} of the {name} queue, and had {head}")
 
     def _take(self, queue: SplitQueue) -> tuple[int, int] | None:
         try:
@@ -369,14 +437,16 @@ class Balloon:
         undisturbed(self._inflate, pages, obtain=partial(pages.alloc_pages_bulk, operator.index(nr_pages)))
 
     def _inflate(self, pages: PageAllocator, waiting: NDArray[np.uint64]) -> None:
+        waiting = np.sort(waiting)
         try:
             numbers = encode_pfns(pages, waiting)
             with self._device(), self._request("inflating"):
                 while len(waiting) and not interrupted():
-                    most = min(len(waiting), self._SCRATCH // 4)
-                    self._send_pfns("inflate", numbers[-len(waiting) :][:most])
-                    self._inflated += waiting[:most].tolist()
-                    waiting = waiting[most:]
+                    left = numbers[-len(waiting) :]
+                    n = whole_pages(left, self._SCRATCH // 4, self._page_bytes // PAGE_SIZE)
+                    self._send_pfns("inflate", left[:n])
+                    self._inflated += waiting[:n].tolist()
+                    waiting = waiting[n:]
                 self._transport.write_config(_ACTUAL, 4, len(self._inflated))
         finally:
             pages.free_pages_bulk(waiting)

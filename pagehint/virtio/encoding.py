@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,31 @@ MOST_PAGES: Final = 1 << 32  # PFNs on the queues, and page counts, have 32 bits
 
 _CHAIN_BYTES: Final = 1 << 32  # the buffers of a chain have fewer in all (section 2.7.5.1)
 _LONGEST: Final = 1 << 31  # bytes of a buffer at most: under _CHAIN_BYTES, and whole pages
+
+
+def whole_ranges(
+    addresses: Sequence[int] | NDArray[Any], lengths: Sequence[int] | NDArray[Any], page_bytes: int
+) -> list[tuple[int, int]]:
+    """Return ranges of guest-physical addresses as Python's own integers, each of whole pages of so many bytes.
+
+    Raises
+    ------
+    ValueError
+        If one is empty, beyond the address space, or has a part of a page; or if there are not as many of both.
+    TypeError
+        If a number is no integer: one with a fraction is refused, not cut.
+    """
+    ranges = list(zip(_integers(addresses), _integers(lengths), strict=True))
+    for address, nr_bytes in ranges:
+        if not 0 <= address < address + nr_bytes <= 1 << 64:
+            raise ValueError(f"no range of guest-physical addresses: {nr_bytes} bytes from {address:#x}")
+        if (address | nr_bytes) % page_bytes:
+            raise ValueError(f"{nr_bytes} bytes from {address:#x}: the host drops whole {page_bytes} bytes only")
+    return ranges
+
+
+def _integers(values: Sequence[int] | NDArray[Any]) -> Iterator[int]:
+    return map(operator.index, values.tolist() if isinstance(values, np.ndarray) else values)
 
 
 def encode_pfns(pages: PageAllocator, pfns: NDArray[np.uint64]) -> NDArray[np.uint32]:
@@ -36,6 +62,18 @@ def encode_pfns(pages: PageAllocator, pfns: NDArray[np.uint64]) -> NDArray[np.ui
             " nothing was sent"
         )
     return pfns.astype("<u4")
+
+
+def whole_pages(numbers: NDArray[np.uint32], most: int, nr_pages: int) -> int:
+    """Return how many of these PFNs, in ascending order, go into the next request; `most` at most.
+
+    A host whose own page is `nr_pages` of them drops it if it finds all of them in one request. So no such page is cut
+    in two, unless it is larger than a request.
+    """
+    if len(numbers) <= most:
+        return len(numbers)
+    first = np.searchsorted(numbers[:most], numbers[most] // nr_pages * nr_pages)
+    return int(first) or most
 
 
 def encode_statistics(figures: Iterable[tuple[int, int]]) -> NDArray[Any]:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pagehint.errors import HostError, HostTimeoutError
+from pagehint.virtio.pci_bus import BARS, COMMAND, DECODE, MASTER, PciBus, Register, Wire
 
 VENDOR: Final = 0x1AF4
 DEVICE_BASE: Final = 0x1040  # of a modern device: plus its device ID (section 4.1.2)
+_TRANSITIONAL: Final = range(0x1000, DEVICE_BASE)  # the subsystem ID of these is the device ID (section 4.1.2.1)
 
 VERSION_1: Final = 1 << 32  # feature bits of all devices (section 6)
 EVENT_IDX: Final = 1 << 29
+ACCESS_PLATFORM: Final = 1 << 33
 
 ACKNOWLEDGE: Final = 1  # bits of the device status (section 2.1)
 DRIVER: Final = 2
@@ -22,12 +25,9 @@ FEATURES_OK: Final = 8
 NEEDS_RESET: Final = 64
 _RUNNING: Final = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
 
-_COMMAND: Final = 0x04  # registers of PCI configuration space
+_SUBSYSTEM: Final = 0x2E  # registers of PCI configuration space
 _CAPABILITIES: Final = 0x34
-_BARS: Final = 0x10
-_DECODE: Final = 0x0002  # bits of the command register: of memory
-_MASTER: Final = 0x0004
-_NO_INTX: Final = 0x0400
+_NO_INTX: Final = 0x0400  # a bit of the command register
 
 _NR_BARS: Final = 6
 _WINDOW_END: Final = 0xFEC0_0000  # a PC's interrupt controllers are from here on
@@ -38,22 +38,6 @@ _MOST_CAPABILITIES: Final = (256 - _FIRST_CAPABILITY) // 4
 
 _COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4  # cfg_type of the capabilities (section 4.1.4)
 _LEAST: Final = {_COMMON: 56, _NOTIFY: 2, _ISR: 1, _DEVICE: 1}  # bytes of the structures
-
-
-class Wire(Protocol):
-    """What the transport needs of a wire: it reads and writes the machine's ports and memory, as `Qtest` does."""
-
-    def read(self, address: int, nr_bytes: int) -> int:
-        """Return a number in memory."""
-
-    def write(self, address: int, nr_bytes: int, value: int) -> None:
-        """Write a number to memory."""
-
-    def read_port(self, port: int, nr_bytes: int) -> int:
-        """Return a number at a port."""
-
-    def write_port(self, port: int, nr_bytes: int, value: int) -> None:
-        """Write a number to a port."""
 
 
 class Queue(Protocol):
@@ -102,6 +86,7 @@ _DEVICE_FEATURE = _Field(4, 4)
 _DRIVER_FEATURE_SELECT = _Field(8, 4)
 _DRIVER_FEATURE = _Field(12, 4)
 _DEVICE_STATUS = _Field(20, 1)
+_CONFIG_GENERATION = _Field(21, 1)
 _QUEUE_SELECT = _Field(22, 2)
 _QUEUE_SIZE = _Field(24, 2)
 _QUEUE_ENABLE = _Field(28, 2)
@@ -111,13 +96,10 @@ _QUEUE_DRIVER = _Field(40, 8)
 _QUEUE_DEVICE = _Field(48, 8)
 
 
-def _function_of(slot: int) -> int:
-    """Return what selects the configuration space of the first function in a slot."""
-    return 0x8000_0000 | slot << 11
-
-
 class VirtioPci:
-    """A modern virtio device on bus 0: it is looked for, its BARs are placed, and it is ready for negotiation.
+    """A virtio device on the PCI bus: it is looked for, its BARs are placed, and it is ready for negotiation.
+
+    It may be a modern or a transitional one, any function of its slot, and behind bridges.
 
     Parameters
     ----------
@@ -143,12 +125,13 @@ class VirtioPci:
 
     def __init__(self, wire: Wire, device_id: int, window: int = 0xE000_0000, timeout: float = 10.0) -> None:
         self._wire = wire
+        self._bus = PciBus(wire)
         self._timeout = timeout
         self._window = window
         self._device_id = device_id
-        self._identity = VENDOR | (DEVICE_BASE + device_id) << 16
-        self._function = _function_of(0)
-        self._placed: dict[int, int] = {}  # registers that a reset of the machine clears, and what they read as
+        self._function = 0x8000_0000  # as long as none is found
+        self._bridges: tuple[int, ...] = ()
+        self._placed: dict[Register, int] = {}  # what a reset of the machine clears, and what it reads as
         self._status_set = 0  # what the driver has made the status
         self.probe()
 
@@ -162,53 +145,71 @@ class VirtioPci:
         """
         if self._is_plugged() and self._is_mapped():
             return
-        for slot in range(32):
-            self._function = _function_of(slot)
-            if self._is_plugged():
+        for function, bridges in self._bus.places():
+            if self._is_ours(function):
+                self._function, self._bridges = function, bridges
                 if self._map():
                     return
                 raise HostError(f"virtio device {self._device_id} was reset or unplugged while its BARs were placed")
         name = f"{VENDOR:#x}:{DEVICE_BASE + self._device_id:#x}"
-        raise HostError(f"no virtio device {self._device_id} (PCI {name}) on the bus")
+        raise HostError(f"no virtio device {self._device_id} (PCI {name}, or a transitional one) on the bus")
+
+    def _is_ours(self, function: int) -> bool:
+        """Whether this is a function of the device that is looked for, modern or transitional."""
+        identity = self._bus.read(function, 0, 4)
+        if identity == VENDOR | (DEVICE_BASE + self._device_id) << 16:
+            return True
+        return (
+            identity & 0xFFFF == VENDOR
+            and identity >> 16 in _TRANSITIONAL
+            and self._bus.read(function, _SUBSYSTEM, 2) == self._device_id
+        )
 
     def _is_plugged(self) -> bool:
-        return self._config(0, 4) == self._identity
+        return self._is_ours(self._function)
 
     def _is_mapped(self) -> bool:
         """Whether the BARs are where they were placed, and the device answers there."""
-        return bool(self._placed) and all(
-            self._config(register, 2 if register == _COMMAND else 4) == value
-            for register, value in self._placed.items()
-        )
+        return bool(self._placed) and self._are_set(self._placed)
+
+    def _are_set(self, registers: dict[Register, int]) -> bool:
+        return all(self._bus.read(*register) == value for register, value in registers.items())
 
     def _map(self) -> bool:
         """Place the device's BARs, and find its structures in them; returns whether no reset has taken them away."""
         self._placed = {}
         self._doorbells: dict[int, int] = {}
         bars: dict[int, int] = {}
+        forwarded: dict[Register, int] = {}
         malformed = None
-        self._set_config(_COMMAND, 2, _MASTER)  # nothing is decoded while BARs move
+        self._set_config(COMMAND, 2, MASTER)  # nothing is decoded while BARs move
         try:
             sizes = self._bar_sizes()
             bars = self._place_bars(sizes)
-            if not self._config(_COMMAND, 2) & _MASTER:
+            for bridge in self._bridges:
+                end = max(bars[number] + sizes[number] for number in bars)
+                forwarded |= self._bus.forward(bridge, min(bars.values()), end)
+            if not self._config(COMMAND, 2) & MASTER:
                 return False
-            self._set_config(_COMMAND, 2, _DECODE | _MASTER | _NO_INTX)
+            self._set_config(COMMAND, 2, DECODE | MASTER | _NO_INTX)
             self._structures = self._find_structures(bars, sizes)
         except _MalformedError as error:
             malformed = error
         # A reset clears these registers, and may come between any two accesses. What was read is known to be the
         # device's when they are still as they were set.
-        placed = {_BARS + 4 * number: self._config(_BARS + 4 * number, 4) for number in bars}
-        command = self._config(_COMMAND, 2)
-        if not command & _MASTER or any(placed[_BARS + 4 * number] & ~0xF != bar for number, bar in bars.items()):
+        placed = {number: self._config(BARS + 4 * number, 4) for number in bars}
+        command = self._config(COMMAND, 2)
+        if not command & MASTER or any(placed[number] & ~0xF != bar for number, bar in bars.items()):
+            return False
+        if not self._are_set(forwarded):
             return False
         if malformed is not None and not self._is_plugged():
             return False
         if malformed is not None:
-            self._set_config(_COMMAND, 2, 0)
+            self._set_config(COMMAND, 2, 0)
             raise HostError(f"virtio device {self._device_id} {malformed}")
-        self._placed = {_COMMAND: command, **placed}
+        self._placed = forwarded | {Register(self._function, COMMAND, 2): command}
+        self._placed |= {Register(self._function, BARS + 4 * number, 4): value for number, value in placed.items()}
         return True
 
     def _bar_sizes(self) -> dict[int, int]:
@@ -216,7 +217,7 @@ class VirtioPci:
         sizes = {}
         numbers = iter(range(_NR_BARS))
         for number in numbers:
-            register = _BARS + 4 * number
+            register = BARS + 4 * number
             self._set_config(register, 4, 0xFFFF_FFFF)
             mask = self._config(register, 4)
             if mask and not mask & 1:
@@ -226,7 +227,7 @@ class VirtioPci:
                         raise _MalformedError("has a BAR of 64 bits that is the last one, without its upper half")
                     self._set_config(register + 4, 4, 0)
         if not sizes:
-            raise _MalformedError("has no BAR in memory")
+            raise _MalformedError("has no BAR in memory, as devices older than virtio 1.0 do not")
         return sizes
 
     def _place_bars(self, sizes: dict[int, int]) -> dict[int, int]:
@@ -237,7 +238,7 @@ class VirtioPci:
             window = -(-window // size) * size
             if size & (size - 1) or window + size > _WINDOW_END:
                 raise _MalformedError(f"has a BAR {number} of {size:#x} bytes, for which there is no room")
-            self._set_config(_BARS + 4 * number, 4, window)
+            self._set_config(BARS + 4 * number, 4, window)
             placed[number] = window
             window += size
         return placed
@@ -273,16 +274,16 @@ class VirtioPci:
             multiplier = self._config(at + 16, 4) if kind == _NOTIFY else 0
             found[kind] = _Structure(bars[number] + offset, length, multiplier)
         if found.keys() != _LEAST.keys():
-            raise _MalformedError("lacks one of the structures of VIRTIO 1.2, section 4.1.4")
+            raise _MalformedError(
+                "lacks one of the structures of VIRTIO 1.2, section 4.1.4, as devices older than virtio 1.0 do"
+            )
         return found
 
     def _config(self, register: int, nr_bytes: int) -> int:
-        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
-        return self._wire.read_port(0xCFC + (register & 3), nr_bytes)
+        return self._bus.read(self._function, register, nr_bytes)
 
     def _set_config(self, register: int, nr_bytes: int, value: int) -> None:
-        self._wire.write_port(0xCF8, 4, self._function | register & ~3)
-        self._wire.write_port(0xCFC + (register & 3), nr_bytes, value)
+        self._bus.write(self._function, register, nr_bytes, value)
 
     def _get(self, field: _Field) -> int:
         return self._wire.read(self._structures[_COMMON].address + field.offset, field.nr_bytes)
@@ -311,13 +312,26 @@ class VirtioPci:
         status = self._get(_DEVICE_STATUS)
         if status & ~NEEDS_RESET == self._status_set:
             return status
-        if not self._is_plugged():
+        if not self._is_plugged() and self._are_connected():
             why = "the device has been unplugged"
         elif not status or not self._is_mapped():
             why = "the device has been reset, and not by its driver"
         else:
             why = "the device is broken"
         raise HostError(f"{why}: its status is {status:#x}, and {self._status_set:#x} was set")
+
+    def _of_bridges(self) -> dict[Register, int]:
+        return {register: value for register, value in self._placed.items() if register.function != self._function}
+
+    def _are_connected(self) -> bool:
+        """Whether the bridges on the way to the device are as they were set."""
+        return self._are_set(self._of_bridges())
+
+    def _connect(self) -> None:
+        """Set the bridges on the way to the device again: one that does not forward is no sign that it was reset."""
+        for register, value in self._of_bridges().items():
+            if self._bus.is_bridge(register.function):
+                self._bus.write(*register, value)
 
     def features(self) -> int:
         """Return the feature bits that the device offers."""
@@ -336,6 +350,7 @@ class VirtioPci:
             If the device does not confirm it in time.
         """
         self._status_set = 0
+        self._connect()
         # Where the registers do not stay as they are set, the machine is reset, or the device is unplugged: either ends
         # what the device does with the memory, however often it comes.
         if not self._is_plugged() or not (self._is_mapped() or self._map()):
@@ -405,6 +420,10 @@ class VirtioPci:
     def read_config(self, offset: int, nr_bytes: int) -> int:
         """Return a field of the device's own configuration; HostError if it is not so long."""
         return self._wire.read(self._place_in(_DEVICE, offset, nr_bytes), nr_bytes)
+
+    def config_generation(self) -> int:
+        """Return a number that is another one after the device's own configuration has changed (section 2.5.3)."""
+        return self._get(_CONFIG_GENERATION)
 
     def write_config(self, offset: int, nr_bytes: int, value: int) -> None:
         """Write a field of the device's own configuration; HostError if it is not so long."""

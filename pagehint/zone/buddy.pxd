@@ -177,6 +177,14 @@ cdef inline int buddy_free_cold(PageZone *z, uint64_t page, int order) noexcept 
     return merged
 
 
+cdef inline void make_last(PageZone *z, uint64_t page, int order) noexcept nogil:
+    """Have a free block of whole leaves be taken last among those of its order."""
+    cdef uint64_t i = page >> LEAF_SHIFT
+    cdef int mt = type_of(z, i)
+    list_del(z, i, mt, order)
+    list_add_last(z, i, mt, order)
+
+
 cdef inline int leaf_free_many(PageZone *z, uint64_t i, uint64_t pages) noexcept nogil:
     """As `buddy_free`, for all these pages of one split leaf at once.
 

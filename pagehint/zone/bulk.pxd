@@ -17,10 +17,11 @@ from pagehint.zone.check cimport check_used
 from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts, leaf_avail, low_ones, spread
 from pagehint.zone.migratetype cimport zone_take, zone_take_many
-from pagehint.zone.page_alloc cimport How, Machine, ZoneTry, grow_to, locate, machine_free, machine_grow
+from pagehint.zone.page_alloc cimport (How, Machine, ZoneRange, ZoneTry, find_range, grow_to, locate, machine_free,
+                                       machine_grow)
 from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
 from pagehint.zone.run cimport block_order_at
-from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_OWNED, OK
+from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK
 from pagehint.zone.trace cimport Round, round_end, round_use
 from pagehint.zone.watermark cimport spare_pages
 from pagehint.zone.withhold cimport unwithhold, withhold, withhold_page
@@ -197,17 +198,18 @@ cdef enum BulkStep:             # what is done to every block of a bulk free: th
     FREE_WITHHELD
 
 
-cdef inline uint64_t gather(const PageZone *z, const uint64_t *pfns, uint64_t n, int order, uint64_t *starts) noexcept nogil:
-    """Number of leading blocks that are in the first one's leaf and in this zone, none twice.
+cdef inline uint64_t gather(const PageZone *z, const ZoneRange *r, const uint64_t *pfns, uint64_t n, int order,
+                            uint64_t *starts) noexcept nogil:
+    """Number of leading blocks that are in the first one's leaf and in this range of the zone, none twice.
 
     Their first pages in the leaf are set in `starts`.
     """
     cdef uint64_t k = 0, first = pfns[0] - z.base_pfn, offset = first & 63, seen = 0
-    cdef uint64_t allowed = aligned_starts[order], end = peek64(&z.end_pfn)
+    cdef uint64_t allowed = aligned_starts[order], end = r.end_pfn
     first = z.base_pfn + first - offset
     # Two zones may share a leaf's span of PFNs.
-    if first < z.start_pfn:
-        allowed &= ~low_ones(<int>(z.start_pfn - first))
+    if first < r.start_pfn:
+        allowed &= ~low_ones(<int>(r.start_pfn - first))
     if end - first < LEAF_PAGES:
         allowed &= low_ones(<int>(end - first))
     while offset < LEAF_PAGES and (allowed >> offset) & 1:
@@ -263,11 +265,11 @@ cdef inline int withhold_each(PageZone *z, const uint64_t *pfns, int order, uint
     return rc
 
 
-cdef inline int step_small(PageZone *z, const uint64_t *pfns, uint64_t n, int order, BulkStep step, bint locked,
-                           uint64_t *done) noexcept nogil:
+cdef inline int step_small(PageZone *z, const ZoneRange *r, const uint64_t *pfns, uint64_t n, int order, BulkStep step,
+                           bint locked, uint64_t *done) noexcept nogil:
     """One step on the first block, of order < 6, and on those right after it in the array that are in the same leaf."""
     cdef uint64_t starts = 0, leaf = (pfns[0] - z.base_pfn) >> LEAF_SHIFT
-    cdef uint64_t got = gather(z, pfns, n, order, &starts)
+    cdef uint64_t got = gather(z, r, pfns, n, order, &starts)
     if got == 0:
         return E_ALIGN
     if step == FREE_WITHHELD:
@@ -312,10 +314,10 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
                                       int order) noexcept nogil:
     """Withhold the leading blocks that are each alone in their leaf, and return how many: `n` at most.
 
-    Stops at the first that is not alone, or cannot be withheld. `ahead` is how many blocks there are from `pfns` on.
-    Zone lock held if blocks are whole leaves.
+    Stops at the first that is not alone, or not in the zone's tail, or cannot be withheld. `ahead` is how many blocks there
+    are from `pfns` on. Zone lock held if blocks are whole leaves.
     """
-    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
+    cdef uint64_t base = z.base_pfn, first = z.tail_pfn - base, size = peek64(&z.end_pfn) - z.tail_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
         if page - first >= size or page & ((<uint64_t>1 << order) - 1):
@@ -335,7 +337,7 @@ cdef inline uint64_t withhold_singles(PageZone *z, const uint64_t *pfns, uint64_
 
 cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n, uint64_t ahead, int order) noexcept nogil:
     """Free blocks as `withhold_singles` withholds them. Zone lock held."""
-    cdef uint64_t base = z.base_pfn, first = z.start_pfn - base, size = peek64(&z.end_pfn) - z.start_pfn, page, i
+    cdef uint64_t base = z.base_pfn, first = z.tail_pfn - base, size = peek64(&z.end_pfn) - z.tail_pfn, page, i
     for i in range(n):
         page = pfns[i] - base
         if page - first >= size:
@@ -352,14 +354,13 @@ cdef inline uint64_t free_singles(PageZone *z, const uint64_t *pfns, uint64_t n,
     return n
 
 
-cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *orders, int order, uint64_t n, BulkStep step,
-                           bint locked, uint64_t *done) noexcept nogil:
-    """One step on the leading blocks that are in one zone; adds their number to `done`.
+cdef inline int bulk_round(PageZone *z, const ZoneRange *r, const uint64_t *pfns, const uint32_t *orders, int order,
+                           uint64_t n, BulkStep step, bint locked, uint64_t *done) noexcept nogil:
+    """One step on the leading blocks that are in one range of a zone; adds their number to `done`.
 
     If `locked`, the zone lock is held, and the blocks are no more than it may be held for at a time.
     """
-    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = z.start_pfn
-    cdef uint64_t size = peek64(&z.end_pfn) - start_pfn
+    cdef uint64_t i = 0, left = BULK_STEPS if locked else n, got, start_pfn = r.start_pfn, size = r.end_pfn - start_pfn
     cdef int rc = OK
     while rc == OK and i < n and left and pfns[i] - start_pfn < size:
         got = 0
@@ -376,7 +377,7 @@ cdef inline int bulk_round(PageZone *z, const uint64_t *pfns, const uint32_t *or
         if i + BULK_AHEAD < n:
             look_ahead(z, pfns[i + BULK_AHEAD], order, step)
         if order < LEAF_SHIFT:
-            rc = step_small(z, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
+            rc = step_small(z, r, pfns + i, n - i if orders == NULL else 1, order, step, locked, &got)
             i += got
         else:
             rc = step_large(z, pfns[i] - z.base_pfn, order, step)
@@ -392,20 +393,22 @@ cdef inline int bulk_walk(Machine *m, const uint64_t *pfns, const uint32_t *orde
 
     `orders` has an order for each block, or is NULL: then all have `order`.
     """
-    cdef PageZone *z = NULL
+    cdef PageZone *z
+    cdef ZoneRange r
     cdef int rc = OK
     cdef bint locked = False
     done[0] = 0
     while done[0] < n and rc == OK:
-        rc = locate(m, pfns[done[0]], 1, &z)
-        if rc != OK:
-            break
+        r = find_range(m, pfns[done[0]])
+        z = r.zone
+        if z == NULL:
+            return E_NO_ZONE
         # Small blocks are withheld without the zone lock where page sets do so as well.
         locked = locked or step != WITHHOLD or z.words != WORDS_ATOMIC or orders != NULL or order >= LEAF_SHIFT
         if locked:
             lock_acquire(&z.lock, True)
-        rc = bulk_round(z, pfns + done[0], orders + done[0] if orders != NULL else NULL, order, n - done[0], step, locked,
-                        done)
+        rc = bulk_round(z, &r, pfns + done[0], orders + done[0] if orders != NULL else NULL, order, n - done[0], step,
+                        locked, done)
         if locked:
             zone_unlock(z)
             lock_give_way(&z.lock)

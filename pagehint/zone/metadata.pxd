@@ -87,17 +87,32 @@ cdef inline int open_heads(PageZone *z) noexcept nogil:
     return open_array(<uint8_t *> z.links + first, before - first + NR_LISTS * sizeof(Links))
 
 
-cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
-    """Let the zone reach to `end_pfn`, the new part absent. Its metadata is open.
+cdef inline void types_begin(PageZone *z, uint64_t page, uint64_t end) noexcept nogil:
+    """Make the pageblocks from `page` to `end` movable. No thread uses them yet.
+
+    A pageblock that is a hole never needs a type, so a zone of few pages and a large span has little metadata.
+    """
+    cdef uint64_t first = page >> PAGEBLOCK_ORDER
+    memset(z.types + first, MT_MOVABLE, ((end - 1) >> PAGEBLOCK_ORDER) + 1 - first)
+
+
+cdef inline void zone_reach(PageZone *z, uint64_t end_pfn) noexcept nogil:
+    """Let the zone reach to `end_pfn`, the new part absent, and its pageblocks without types. Its metadata is open.
 
     The zone lock is held if other threads know the zone.
     """
-    cdef uint64_t known = (z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES
     cdef uint64_t nr_leaves = leaves_for(z, end_pfn)
-    memset(z.types + known, MT_MOVABLE, (nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES - known)
     store64(&z.nr_leaves, nr_leaves, RELAXED)
     store64(&z.nr_granules, granules_for(z, nr_leaves), RELAXED)
     store64(&z.end_pfn, end_pfn, RELEASE)       # last: a thread that finds a page in the zone finds its metadata, too
+
+
+cdef inline void zone_extend(PageZone *z, uint64_t end_pfn) noexcept nogil:
+    """As `zone_reach`, and make the new pageblocks movable."""
+    cdef uint64_t known = (z.nr_leaves + PAGEBLOCK_LEAVES - 1) // PAGEBLOCK_LEAVES << PAGEBLOCK_ORDER
+    if end_pfn - z.base_pfn > known:
+        types_begin(z, known, end_pfn - z.base_pfn)
+    zone_reach(z, end_pfn)
 
 
 cdef inline uint64_t zone_metadata_bytes(const PageZone *z) noexcept nogil:
@@ -125,6 +140,8 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
                                   int max_order, int min_order) noexcept nogil:
     """Create a zone without present pages, at the front of a zeroed struct of `nr_bytes`: the rest is the caller's.
 
+    Its pageblocks have no types: see `types_begin`.
+
     It can grow up to `limit_pfn`, or to LIMIT_LEAVES. NULL and errno where memory lacks.
     """
     cdef PageZone *z = <PageZone *> aligned_alloc(64, (nr_bytes + 63) // 64 * 64)
@@ -138,7 +155,7 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
     z.min_order = min_order
     z.freed_from = z.broken_from = NO_ORDER
     z.notify_at = INT64_MAX
-    z.start_pfn = start_pfn
+    z.start_pfn = z.tail_pfn = start_pfn
     z.base_pfn = start_pfn >> max(max_order, PAGEBLOCK_ORDER) << max(max_order, PAGEBLOCK_ORDER)
     z.limit_leaves = <uint32_t>min(leaves_for(z, limit_pfn), <uint64_t>LIMIT_LEAVES)
     z.mapping_bytes = array_sizes(z, sizes)
@@ -158,7 +175,7 @@ cdef inline PageZone *zone_create(size_t nr_bytes, uint64_t start_pfn, uint64_t 
         return NULL
     for i in range(z.limit_leaves, z.limit_leaves + NR_LISTS):
         z.links[i].next = z.links[i].prev = i
-    zone_extend(z, end_pfn)
+    zone_reach(z, end_pfn)
     lock_init(&z.lock)
     return z
 

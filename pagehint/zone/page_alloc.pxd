@@ -43,10 +43,28 @@ cdef struct ZoneTry:            # one step of a zonelist
 
 ctypedef bint (*grow_fn)(void *owner, uint64_t end_pfn) noexcept nogil
 
+cdef struct ZoneRange:          # PFNs of one zone
+    uint64_t start_pfn
+    uint64_t end_pfn
+    PageZone *zone              # NULL: of none
+
+cdef struct ZoneMap
+# Called by a pointer, so that it stays apart from the code that every operation runs.
+ctypedef ZoneRange (*range_fn)(const ZoneMap *map, uint64_t pfn) noexcept nogil
+
+cdef struct ZoneMap:
+    PageZone **zones            # by index, but those that have no tail come last
+    int nr_tails                # zones that have one
+    int nr_zones
+    range_fn range_around       # `range_around`
+    ZoneRange *ranges           # memory of zones that interleave, by address; memory with holes in it that are nobody's
+    uint64_t nr_ranges
+
 cdef struct Machine:
     int nr_zones
     int nr_cpus
-    PageZone **zones
+    PageZone **zones            # by `PageZone.index`
+    ZoneMap map
     ZoneTry *zonelists          # [preferred][nr_zones]
     int *zonelist_length        # steps of each
     int default_zone
@@ -62,16 +80,73 @@ cdef struct Machine:
     int32_t bulk_stopped        # a fork waits for the end of these, and lets no other begin
 
 
-cdef inline PageZone *find_zone(Machine *m, uint64_t pfn) noexcept nogil:
-    """The zone of a PFN, or NULL. O(zones), of which a machine has few."""
+# ---- which zone a page belongs to ---------------------------------------------------------------------------
+#
+# Zones may interleave: one may have memory where another has a hole, as the nodes of a machine do. So that a page is
+# between a zone's first and last says nothing where spans overlap, and what belongs to whom is a list of ranges there.
+# A zone whose span no other overlaps never looks at it. Nor does a zone's *tail*, from the end of every zone that it
+# interleaves with on: all that is there is its own.
+#
+# Nothing in the map changes once it is made. A zone grows at its end only, and only where no other zone is, so it is
+# its tail that grows, and `end_pfn` says how far.
+
+cdef inline ZoneRange range_around(const ZoneMap *map, uint64_t pfn) noexcept nogil:
+    """As `find_range`, of a PFN in no zone's tail. O(log ranges + zones).
+
+    A hole that is in several zones is of the one that reaches furthest.
+    """
+    cdef ZoneRange found
+    cdef PageZone *z
+    cdef uint64_t low = 0, high = map.nr_ranges, middle
+    cdef int i
+    while low < high:           # the first range that ends after it
+        middle = (low + high) >> 1
+        if map.ranges[middle].end_pfn <= pfn:
+            low = middle + 1
+        else:
+            high = middle
+    if low < map.nr_ranges and map.ranges[low].start_pfn <= pfn:
+        return map.ranges[low]
+    found.start_pfn = pfn
+    found.end_pfn = pfn + 1
+    found.zone = NULL
+    for i in range(map.nr_zones):
+        z = map.zones[i]
+        if (z.start_pfn <= pfn < peek64(&z.end_pfn)
+                and (found.zone == NULL or peek64(&z.end_pfn) > peek64(&found.zone.end_pfn))):
+            found.zone = z
+    return found
+
+
+cdef inline PageZone *zone_by_tail(const Machine *m, uint64_t pfn) noexcept nogil:
+    """The zone that has a PFN in its tail, or NULL. O(zones), of which a machine has few."""
     cdef PageZone *z
     cdef int i
-    for i in range(m.nr_zones):
-        z = m.zones[i]
-        if z.start_pfn <= pfn < peek64(&z.end_pfn):
+    for i in range(m.map.nr_tails):
+        z = m.map.zones[i]
+        if z.tail_pfn <= pfn < peek64(&z.end_pfn):
             return z
     return NULL
 
+
+cdef inline PageZone *find_zone(const Machine *m, uint64_t pfn) noexcept nogil:
+    """The zone of a PFN, or NULL. O(zones + log ranges)."""
+    cdef PageZone *z = zone_by_tail(m, pfn)
+    return z if z != NULL else m.map.range_around(&m.map, pfn).zone
+
+
+cdef inline ZoneRange find_range(const Machine *m, uint64_t pfn) noexcept nogil:
+    """As `find_zone`, with the PFNs around it that are of this zone as well."""
+    cdef ZoneRange found
+    found.zone = zone_by_tail(m, pfn)
+    if found.zone == NULL:
+        return m.map.range_around(&m.map, pfn)
+    found.start_pfn = found.zone.tail_pfn
+    found.end_pfn = peek64(&found.zone.end_pfn)
+    return found
+
+
+# ---- allocate and free --------------------------------------------------------------------------------------
 
 cdef inline int zone_alloc_held(PageZone *z, int order, int mt, uint64_t reserve, uint64_t *page) noexcept nogil:
     """Take a block past the page sets. Zone lock held."""
@@ -241,10 +316,10 @@ cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, Ho
 
 cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexcept nogil:
     """Free an allocated block."""
-    cdef PageZone *z = NULL
-    cdef int rc = locate(m, pfn, 1, &z)
-    if rc != OK:
-        return rc
+    cdef PageZone *z = zone_by_tail(m, pfn)
+    if unlikely(z == NULL):
+        z = m.map.range_around(&m.map, pfn).zone
+        return E_NO_ZONE if z == NULL else zone_free(z, m.nr_cpus, pfn - z.base_pfn, order, how)
     if (z.pcp != NULL and order < PCP_ORDERS and how != ALONE
             and likely(pcp_free_quick(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order))):
         return OK

@@ -79,7 +79,7 @@ cdef inline int op_alloc(Machine *m, Round *r, int preferred, int order, int mt,
 cdef inline int op_free(Machine *m, Round *r, PageZone *near, uint64_t pfn, int order, How how) noexcept nogil:
     """Free a block past the page sets. `near` is the zone where it is looked for first."""
     cdef int rc
-    if unlikely(pfn - near.start_pfn >= peek64(&near.end_pfn) - near.start_pfn):
+    if unlikely(pfn - near.tail_pfn >= peek64(&near.end_pfn) - near.tail_pfn):
         rc = locate(m, pfn, 1, &near)
         if rc != OK:
             return rc

@@ -99,7 +99,7 @@ cdef struct PageZone:
     uint8_t *types                  # migratetype of each pageblock; written with the lock held
     uint8_t *lines                  # of each LINE_LEAVES leaves, the CPU (low byte) whose page set they last filled
     uint64_t base_pfn
-    uint64_t start_pfn
+    uint64_t tail_pfn               # from here on no other zone has memory: `start_pfn`, if none interleaves
     uint64_t end_pfn                # first PFN after the zone
     uint64_t nr_leaves
     uint64_t nr_granules
@@ -130,6 +130,7 @@ cdef struct PageZone:
     void *pcp                       # page sets: Pcp[nr_cpus], or NULL
     Zeroed *zeroed                  # of an arena in this process's own memory; else NULL
     int index                       # of the zone in its machine
+    uint64_t start_pfn
     void *mapping                   # the reservation that all arrays are in
     uint64_t mapping_bytes
 

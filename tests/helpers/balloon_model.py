@@ -40,8 +40,11 @@ class BalloonModel:
         self.answers = True  # whether it gives back what it is sent
         self.sent = []  # (name of the queue, [(address, bytes)], what it has read), in turn
         self.target = self.actual = self.poison = 0
+        self.hint_command = self.generation = 0
+        self.hides_command = False  # whether it reads as 0 from when a pass has begun, as QEMU's does
         self.mapped = 0  # how often its BAR was placed
         self.slot = 3
+        self.pci_device, self.subsystem = 0x1045, 0x1100  # of a modern device
         self.plug()
 
     # -- the machine
@@ -58,7 +61,8 @@ class BalloonModel:
         """Reset the machine: the device forgets all, and where its BAR is, too."""
         self.selected = 0  # of configuration space
         self.configuration = bytearray(256)
-        struct.pack_into("<HHHH", self.configuration, 0, 0x1AF4, 0x1045, 0, 0x10)
+        struct.pack_into("<HHHH", self.configuration, 0, 0x1AF4, self.pci_device, 0, 0x10)
+        struct.pack_into("<HH", self.configuration, 0x2C, 0x1AF4, self.subsystem)
         self.configuration[0x34] = 0x40
         parts = ((1, COMMON, 56), (2, NOTIFY, 0x1000), (3, ISR, 1), (4, DEVICE, 16))
         for kind, offset, length in parts:
@@ -73,6 +77,7 @@ class BalloonModel:
         self.status = self.accepted = self.select = self.queue_select = self.driver_select = 0
         self.queues = {}
         self.pending_statistics = None
+        self.begun = None  # the last hinting command that the driver has sent
 
     # -- the wire
 
@@ -140,10 +145,12 @@ class BalloonModel:
         return {
             COMMON + 4: self.offered >> 32 * self.select & 0xFFFF_FFFF if self.select < 2 else 0,
             COMMON + 20: self.status,
+            COMMON + 21: self.generation & 0xFF,
             COMMON + 24: queue.get(24, self.queue_size) if self.queue_select in self.roles() else 0,
             COMMON + 30: self.queue_select,
             DEVICE: self.target,
             DEVICE + 4: self.actual,
+            DEVICE + 8: 0 if self.hides_command and self.begun == self.hint_command else self.hint_command,
         }.get(offset, 0)
 
     def set_register(self, offset, value):
@@ -186,6 +193,8 @@ class BalloonModel:
             head = self.unpack("H", queue[40] + 4 + 2 * (queue["seen"] % queue[24]))[0]
             queue["seen"] = (queue["seen"] + 1) % 65536
             self.sent.append((name, *self.chain(queue, head)))
+            if name == "free page hint" and self.sent[-1][2]:
+                self.begun = int.from_bytes(self.sent[-1][2], "little")
             if name == "statistics":
                 self.pending_statistics = number, head
             else:
@@ -207,6 +216,11 @@ class BalloonModel:
         self.pack("II", queue[48] + 4 + 8 * (queue["used"] % queue[24]), head, written)
         queue["used"] = (queue["used"] + ahead) % 65536
         self.pack("H", queue[48] + 2, queue["used"])
+
+    def ask_for_hints(self, command):
+        """Ask for a pass over free pages, or for none any more."""
+        self.hint_command = command
+        self.generation += 1
 
     def ask_for_statistics(self):
         """Give the statistics back, as a host that polls does; returns whether there were any."""

@@ -11,12 +11,31 @@ import numpy as np
 import pytest
 
 import pagehint as ph
+from pagehint.qemu.huge_pages import free_pages, require_transparent
 from pagehint.qemu.process import BINARY
 
 MIB = 1 << 20
+NEEDED = 64  # huge pages
+POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 without_qemu = pytest.mark.skipif(
     shutil.which(BINARY) is None and "CI" not in os.environ, reason=f"{BINARY} is not installed"
 )
+
+
+def _missing(words):
+    """Skip a test that needs huge pages; where .ci/run has made some, fail."""
+    (pytest.fail if "PAGEHINT_HUGE_PAGES" in os.environ else pytest.skip)(words)
+
+
+def need_huge_pages(kind):
+    """Skip unless the machine has huge pages of this kind, as many as the tests need."""
+    if kind == "2MiB" and free_pages() < NEEDED:
+        _missing(f"{NEEDED} free huge pages are needed: echo {NEEDED} > {POOL}, as root")
+    if kind == "thp":
+        try:
+            require_transparent()
+        except ph.HostError as error:
+            _missing(str(error))
 
 
 def small_host():

@@ -37,6 +37,7 @@ NUMBERS = {
     "sched_yield": (24, 124),
     "set_robust_list": (273, 99),
     "sysinfo": (99, 179),
+    "userfaultfd": (323, 282),
 }
 CLONE, SECCOMP = (56, 220), (317, 277)
 CLONE_THREAD = 0x10000

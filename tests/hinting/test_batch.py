@@ -102,3 +102,26 @@ def test_blocks_are_a_read_only_array_of_the_callee(few_host):
     assert np.concatenate(kept).tolist() == [(0, 10, 0), (1024, 10, 0), (2048, 10, 0), (3072, 10, 0)]
     with pytest.raises(ValueError, match="read-only"):
         kept[0]["pfn"] = 7
+
+
+@pytest.mark.parametrize("order", [6, 9])
+def test_what_a_batch_left_of_a_cold_block_was_taken_before_warm(order):
+    """A granule of a cold block is used and freed, and reported again: meanwhile the other half was first."""
+    size, taken, watching = 1 << order, [], False
+    pages = real([ph.ZoneSpec("Normal", 0, 8 * size)], max_page_order=order + 1, min_order=order)
+
+    def hint_pages(blocks):
+        if watching and not taken:
+            assert blocks["pfn"].tolist() == [0]
+            taken.append(pages.alloc_pages(order))
+
+    with pages.hinting(ph.PageHintingCallbacks(hint_pages, max_pages=1), workqueue="manual"):
+        pages.flush_hinting()
+        used = [pages.alloc_pages_at(pfn, order) for pfn in (0, 2 * size, 3 * size)]
+        for pfn in used[:2]:
+            pages.free_pages(pfn, order)
+        watching = True
+        pages.flush_hinting()
+        assert pages.last_error is None
+    assert taken == [2 * size]  # which is warm
+    pages.verify()

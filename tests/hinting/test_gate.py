@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from allocators import real
+from waiting import wait_for
 
 import pagehint as ph
 
@@ -25,6 +26,37 @@ def test_a_zone_under_the_gate_wakes_when_hotplug_lowers_its_watermarks(host):
         assert dma.free_pages >= dma.watermarks.low + (8 << 9)
         pages.run_pending()
         assert any(pfn < 32768 for pfn, _ in host.take())
+
+
+def test_a_zone_under_the_gate_wakes_when_its_watermarks_are_lowered(few_host):
+    """Its own only: another zone's change nothing for it."""
+    pages = real([ph.ZoneSpec("DMA", 0, 16384), ph.ZoneSpec("Normal", 16384, 16384)])
+    dma = pages.zones[0]
+    pages.set_watermarks(dma, (0, 16384, 16384))
+    with pages.hinting(few_host.callbacks, workqueue="manual", threshold=1, delay=None):
+        pages.run_pending()
+        assert {pfn < 16384 for pfn, _ in few_host.take()} == {False}
+        pages.set_watermarks("Normal", (0, 1, 1))
+        assert pages.run_pending() == 0
+        pages.set_watermarks("DMA", (0, 16384 - 1023, 16384))
+        assert pages.run_pending() == 0  # a page short of the two blocks of its batch
+        pages.set_watermarks("DMA", (0, 16384 - 1024, 16384))
+        assert pages.run_pending() == 1
+        assert {pfn < 16384 for pfn, _ in few_host.take()} == {True}
+        assert pages.stats().hints_pending == 0
+        pages.set_watermarks("DMA", (0, 16384, 16384))
+        pages.free_pages(pages.alloc_pages_at(0, 10), 10)
+        pages.run_pending()
+        assert few_host.take() == []
+
+
+def test_a_worker_that_waits_for_the_gate_wakes_when_the_watermarks_are_lowered(few_host):
+    pages = real("64MiB", watermarks=(0, 16384, 16384))
+    with pages.hinting(few_host.callbacks, threshold=1, delay=None):
+        pages.flush_hinting()
+        assert few_host.blocks == []
+        pages.set_watermarks("Normal", None)
+        wait_for(lambda: pages.stats().hints_pending == 0, "the report")
 
 
 def test_every_free_queueing_a_run_under_the_gate(few_host):

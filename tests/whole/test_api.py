@@ -69,6 +69,7 @@ METHODS = {
         "set_migratetype": "(self, pfn, nr_pages, migratetype)",
         "free_bitmap": "(self)",
         "free_block_at": "(self, pfn)",
+        "set_watermarks": "(self, zone, watermarks)",
         "buddyinfo": "(self)",
         "pagetypeinfo": "(self)",
         "zoneinfo": "(self)",
@@ -78,11 +79,12 @@ METHODS = {
         "flush_hinting": "(self)",
         "disable_hinting": "(self)",
         "hinting": "(self, callbacks, **options)",
+        "mark_free": "(self, pfn=None, nr_pages=None)",
         "run_pending": "(self)",
         "stats": "(self, locks=False)",
         "explain": "(self)",
     },
-    ph.Zone: {"free_blocks": "(self)", "free_bitmap": "(self)"},
+    ph.Zone: {"reported_bitmap": "(self)", "free_blocks": "(self)", "free_bitmap": "(self)"},
     ph.Stats: {"to_dict": "(self)"},
     ph.Explanation: {"to_dict": "(self)"},
     ph.Arena: {
@@ -100,7 +102,7 @@ METHODS = {
 
 CONSTRUCTORS = {
     ph.PageAllocator: "(memory, *, page_size=4096, max_page_order=10, min_order=None, pcp=True, watermarks=None)",
-    ph.PageHintingCallbacks: "(hint_pages, max_pages=16, prepare=None, cleanup=None)",
+    ph.PageHintingCallbacks: "(hint_pages, max_pages=16, prepare=None, cleanup=None, is_dropped=None)",
     ph.ZoneSpec: "(name, start_pfn, spanned_pages, node=0, holes=(), span_limit=4294967296)",
     ph.Watermarks: "(min, low, high)",
     ph.Arena: "(size=None, hugepages=True)",
@@ -182,7 +184,7 @@ CLASSES = [value for value in vars(ph).values() if inspect.isclass(value)]
 
 # Fields that are plain data descriptors: of named tuples, and `cdef readonly` attributes, which can have no docstring.
 # They are described in their class's docstring instead.
-READONLY = {"hint_pages", "prepare", "cleanup", "memory"}
+READONLY = {"hint_pages", "prepare", "cleanup", "is_dropped", "memory"}
 
 
 def untyped(signature: inspect.Signature) -> str:

@@ -131,6 +131,33 @@ print(kept.sum())
     assert said.count("mincore is refused") == 1, said
 
 
+@pytest.mark.parametrize("when", ["from the start", "from one day on"])
+def test_a_kernel_that_does_not_say_costs_the_question_and_not_the_trim(when):
+    code = f"""
+import pagehint as ph
+if {when == "from the start"}:
+    refuse("mincore", {errno.EPERM})
+arena = ph.Arena("64MiB", hugepages=False)
+with arena.hinting(delay=None) as pages:
+    for seed in range(3):
+        array = arena.empty(16 << 20, "u1")
+        array[:] = 1
+        del array
+        assert arena.trim() == 16 << 20
+        if seed == 0 and {when != "from the start"}:
+            refuse("mincore", {errno.EPERM})
+        reported = pages.stats().pages_reported
+        arena.trim()
+        assert pages.stats().pages_reported == reported
+        assert pages.explain()["came back"].pages == 0
+    assert pages.last_error is None
+print("whole")
+"""
+    status, out, said = sandboxed(code)
+    assert (status, out) == (0, "whole\n"), said
+    assert said.count("mincore is refused") == 1, said
+
+
 def test_an_installed_arena_where_no_thread_can_be_made():
     """Hinting is off, which is said once; what is free goes with `trim`."""
     code = f"""

@@ -107,6 +107,8 @@ def allocate(pages: ph.PageAllocator) -> None:
     pages.online(start, nr_pages=section)
     pages.set_migratetype(start, 512, "isolate")
     pages.set_migratetype(start, 512, migratetype="movable")
+    pages.set_watermarks(pages.zones[0], (1, 2, 3))
+    pages.set_watermarks(pages.zones[0].name, None)
     pages.verify()
 
 
@@ -127,6 +129,7 @@ def look(pages: ph.PageAllocator) -> None:
         assert_type(zone.watermarks.min + zone.watermarks.low + zone.watermarks.high, int)
         assert_type(zone.metadata_bytes, int)
         assert_type(zone.hint_bitmap, NDArray[np.uint64])
+        assert_type(zone.reported_bitmap(), NDArray[np.uint64])
         blocks = assert_type(zone.free_blocks(), NDArray[np.void])
         assert int((1 << blocks["order"].astype(np.uint64)).sum()) == zone.free_pages
     assert_type(pages.free_bitmap(), NDArray[np.uint64])
@@ -187,6 +190,7 @@ def hint(pages: ph.PageAllocator) -> None:
         manual = ph.PageHintingCallbacks(answer, 4)
         with pages.hinting(manual, workqueue="manual", delay=None, threshold=1, min_age=0, clock=lambda: 0.0) as same:
             assert assert_type(same, ph.PageAllocator) is pages
+            assert_type(pages.mark_free(), int)
             assert_type(pages.run_pending(), int)
     assert not pages.hinting_enabled
 

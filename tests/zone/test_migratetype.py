@@ -29,6 +29,72 @@ def test_isolate_pageblocks_are_not_handed_out_and_do_not_merge(make):
     assert free_set(pages) == [[(0, 10)]]
 
 
+RAGGED = [ph.ZoneSpec("DMA", 100, 1000), ph.ZoneSpec("Normal", 2048, 700)]
+
+
+@pytest.mark.parametrize("run", [(0, 512), (100, 412)], ids=["the pageblock", "its part"])
+def test_the_pageblock_that_a_zone_begins_inside_was_refused(make, run):
+    """Whoever went by pageblocks could not set the first. Its part is, as Linux goes by a zone's part of one."""
+    pages = make(RAGGED)
+    pages.set_migratetype(*run, "isolate")
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages_bulk(1000 - 412 + 1, zone="DMA")
+    assert (pages.alloc_pages_bulk(1000 - 412, zone="DMA") >= 512).all()
+    pages.set_migratetype(*run, "movable")
+    assert (pages.alloc_pages_bulk(412, zone="DMA") < 512).all()
+    pages.verify()
+
+
+@pytest.mark.parametrize("run", [(1024, 512), (1024, 76)], ids=["the pageblock", "its part"])
+def test_the_pageblock_that_a_zone_ends_inside_was_refused(make, run):
+    pages = make(RAGGED)
+    pages.set_migratetype(*run, "isolate")
+    refuse(pages, pages.alloc_pages_at, 1024)
+    assert (pages.alloc_pages_bulk(1000 - 76, zone="DMA") < 1024).all()
+    pages.set_migratetype(*run, "movable")
+    assert pages.alloc_pages_at(1099) == 1099
+    pages.set_migratetype(0, 1536, "isolate")  # all of it, at once
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages(zone="DMA")
+    pages.verify()
+
+
+def test_a_run_over_a_zones_edge_by_more_than_its_pageblock_is_refused(make):
+    pages = make(RAGGED)
+    for run in (
+        (0, 2048),
+        (1, 511),
+        (99, 413),
+        (101, 411),
+        (1024, 75),
+        (1024, 77),
+        (1024, 1024),
+        (1536, 1536),
+        (0, 4096),
+    ):
+        refuse(pages, pages.set_migratetype, *run, "isolate")
+
+
+def test_a_pageblock_of_two_zones_is_set_by_each_ones_part(make):
+    pages = make([ph.ZoneSpec("DMA", 0, 700), ph.ZoneSpec("Normal", 700, 900)])
+    refuse(pages, pages.set_migratetype, 512, 512, "isolate")
+    pages.set_migratetype(512, 188, "isolate")
+    assert (pages.alloc_pages_bulk(900 + 512) < 512).sum() == 512
+    pages.set_migratetype(700, 324, "isolate")
+    pages.verify()
+
+
+def test_a_zone_that_grows_over_a_pageblock_that_it_ended_inside(make):
+    """The pages that come are of the type that the pageblock has."""
+    pages = make([ph.ZoneSpec("Normal", 0, 32768 + 100)])
+    pages.set_migratetype(32768, 512, "isolate")
+    pages.online(65536, 32768)
+    refuse(pages, pages.alloc_pages_at, 32768)
+    pages.set_migratetype(32768, 512, "movable")
+    assert pages.alloc_pages_at(32768) == 32768
+    pages.verify()
+
+
 def test_what_is_freed_into_an_isolate_pageblock_stays_there(make):
     pages = make("4MiB")
     used = pages.alloc_pages_at(5)

@@ -21,6 +21,47 @@ def test_watermarks_are_kept(make):
     assert pages.stats().free_pages == 100
 
 
+def test_each_zone_has_watermarks_of_its_own():
+    pages = real([ph.ZoneSpec("DMA", 0, 1024), ph.ZoneSpec("Normal", 1024, 1024)], watermarks=(1, 2, 3))
+    dma, normal = pages.zones
+    pages.set_watermarks(dma, (1000, 1001, 1002))
+    assert (dma.watermarks, normal.watermarks) == ((1000, 1001, 1002), (1, 2, 3))
+    assert "min      1000" in pages.zoneinfo()
+    assert len(pages.alloc_pages_bulk(1023 + 24)) == 1047
+    with pytest.raises(ph.OutOfMemoryError):
+        pages.alloc_pages(zone="DMA")
+    pages.set_watermarks("DMA", None)
+    assert len(pages.alloc_pages_bulk(1000, zone="DMA")) == 1000
+    assert (dma.free_pages, normal.free_pages) == (0, 1)
+
+
+def test_watermarks_of_a_zone_stay_after_hotplug_and_others_follow_linux():
+    pages = ph.PageAllocator.x86_64("8GiB", pcp=False)
+    by_linux = pages.zones[2].watermarks
+    pages.set_watermarks("DMA32", (7, 8, 9))
+    pages.online((4 << 20) + pages.zones[2].spanned_pages, 1 << 20)
+    assert pages.zones[1].watermarks == (7, 8, 9)
+    assert pages.zones[2].watermarks > by_linux
+    pages.set_watermarks("DMA32", "linux")
+    assert pages.zones[1].watermarks == layout.linux_watermarks([z.managed_pages for z in pages.zones], 4096)[1]
+    model = real([ph.ZoneSpec("Normal", 0, 65536)])
+    model.set_watermarks("Normal", "linux")
+    assert model.zones[0].watermarks == real("256MiB", watermarks="linux").zones[0].watermarks
+
+
+@pytest.mark.parametrize(
+    ("watermarks", "error"),
+    [((3, 2, 1), ValueError), ((-1, 0, 0), ValueError), ((1, 2), ValueError), ("Linux", ValueError), (5, TypeError)],
+)
+def test_watermarks_of_a_zone_refused(watermarks, error):
+    pages = real("4MiB", watermarks=(1, 2, 3))
+    with pytest.raises(error, match=r"zone Normal \(node 0\): watermarks must be .*; nothing was changed"):
+        pages.set_watermarks("Normal", watermarks)
+    assert pages.zones[0].watermarks == (1, 2, 3)
+    with pytest.raises(ValueError, match="no such zone"):
+        pages.set_watermarks("DMA", None)
+
+
 def test_linux_watermarks_and_reserve():
     pages = ph.PageAllocator.x86_64("16GiB", pcp=False)
     marks = [zone.watermarks for zone in pages.zones]
@@ -29,7 +70,7 @@ def test_linux_watermarks_and_reserve():
     assert sum(mark.min for mark in marks) == pytest.approx(4 * (sum(managed) * 4) ** 0.5 / 4, rel=0.001)
     assert all(mark.high - mark.low == mark.low - mark.min for mark in marks)
     specs = [ph.ZoneSpec("DMA", 0, 10), ph.ZoneSpec("Normal", 10, 2560)]
-    assert layout.lowmem_reserves(specs, [10, 2560]) == [[0, 10], [0, 0]]
+    assert layout.lowmem_reserves(specs, layout.zone_ranks(specs), [10, 2560]) == [[0, 10], [0, 0]]
     # DMA gives nothing to requests that could have Normal memory, until it is asked for by name.
     zone = pages.zones[0]
     reserve = int(pages.zoneinfo().split("protection: (")[1].split(")")[0].split(", ")[2])
