@@ -27,6 +27,7 @@ MODULES = {
     "hinting.report": True,
     "allocator.fork": False,
     "allocator.refusal": False,
+    "allocator.restore": False,
     "hinting.callbacks": False,
     "virtio.undisturbed": False,
     "available_memory": False,

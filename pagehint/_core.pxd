@@ -37,4 +37,6 @@ cdef class PageAllocator:
 
     cdef int zone_index(self, object zone) except -1
     cdef int out_of_memory(self, object what) except -1
+    cdef int check_runs(self, cnp.ndarray starts, cnp.ndarray counts, int order, object places) except -1
+    cdef object refuse_run(self, int rc, cnp.ndarray starts, cnp.ndarray counts, uint64_t bad, int order, object places)
     cdef int refuse_op(self, int rc, uint64_t index, cnp.ndarray trace, cnp.ndarray table) except -1

@@ -27,6 +27,7 @@ from pagehint.allocator.arguments cimport as_duration, as_order, as_order_at, as
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
+from pagehint.allocator.restore cimport restore_migratetypes, restore_watermarks
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.age cimport has_ages
 from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
@@ -39,16 +40,18 @@ from pagehint.numbers cimport as_count, as_pfn, as_positive
 from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8, load_i32
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
-from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
-from pagehint.zone.extents cimport FreeBlock, list_free_blocks
-from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, machine_alloc, machine_alloc_at, machine_alloc_run,
-                                       machine_drain, machine_free, machine_free_run, machine_grow)
+from pagehint.zone.buddy cimport NOT_FREE, free_block_around
+from pagehint.zone.bulk cimport Runs, machine_alloc_at_bulk, machine_alloc_bulk, machine_free_bulk
+from pagehint.zone.extents cimport FreeBlock, list_free_blocks, zone_free_bits
+from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, find_zone, machine_alloc, machine_alloc_at,
+                                       machine_alloc_run, machine_drain, machine_free, machine_free_run, machine_grow)
 from pagehint.zone.page_set cimport Pcp, pcp_pages
-from pagehint.zone.status cimport E_AGAIN, E_BUSY, E_NOMEM, E_SLOT, OK
+from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_NOMEM, E_SLOT, E_TWICE, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, PageZone
 
 from pagehint import errors, layout
+from pagehint.allocator.machine_state import MachineState
 from pagehint.hinting import callbacks as _callbacks
 from pagehint.hinting.context import HintingContext
 from pagehint.refusals import say_no_barrier
@@ -119,6 +122,25 @@ cdef cnp.ndarray as_orders(Memory memory, object values, cnp.ndarray pfns):
     if bad >= 0:
         raise order_refusal(memory, array[bad], pfns[bad])
     return array.astype(np.uint32)
+
+
+cdef cnp.ndarray as_page_counts(object values, cnp.ndarray pfns):
+    """A number of pages for each PFN, as an array of uint64: all the same, or one for each."""
+    cdef Py_ssize_t bad
+    if hasattr(values, "__index__") and np.ndim(values) == 0:
+        return np.full(pfns.shape[0], as_count(values, "nr_pages", 1), np.uint64)
+    array = as_numbers(values, "nr_pages")
+    if array.shape[0] != pfns.shape[0]:
+        raise ValueError(f"{array.shape[0]} numbers of pages for {pfns.shape[0]} runs")
+    bad = -1 if array.size == 0 or array.min() >= 1 else np.argmax(array < 1)
+    if bad < 0:
+        bad = first_outside(array, (1 << 52) - 1)
+    if bad >= 0:
+        raise errors.BadPageError(
+            f"PFN {pfns[bad]:#x} (index {bad}): nr_pages must be from 1 to 2**52, not {shown(array[bad])};"
+            " nothing was changed"
+        )
+    return array.astype(np.uint64)
 
 
 # ---- zones --------------------------------------------------------------------------------------------------
@@ -241,6 +263,21 @@ cdef class Zone:
                 lock_release(&self.z.lock)
             if n <= room:
                 return blocks[:n]
+
+    def free_bitmap(self):
+        """Return which pages are free in the buddy system: a bit for each page, from `hint_base_pfn` on.
+
+        Returns
+        -------
+        ndarray
+            As `PageAllocator.free_bitmap`, and under concurrency with the same promise. Its first bit is the page
+            `hint_base_pfn`. Pages that are not this zone's are not free.
+        """
+        cdef uint64_t n = load64(&self.z.nr_leaves, RELAXED)
+        cdef cnp.ndarray words = np.zeros(n, np.uint64)
+        with nogil:
+            zone_free_bits(self.z, n, <uint64_t *> words.data)
+        return words
 
     def figures(self):
         """Return the counts of the zone by name, as of one moment: for `stats`, `explain` and the /proc texts."""
@@ -428,6 +465,59 @@ cdef class PageAllocator:
         if options.get("page_size", 4096) != 4096:
             raise ValueError("a PC has pages of 4096 bytes")
         return cls(layout.x86_64_zones(parse_size(memory), operator.index(nodes)), watermarks=watermarks, **options)
+
+    @classmethod
+    def from_snapshot(cls, snapshot, *, min_order=None, bint pcp=False):
+        """Return an allocator in the state in which a snapshot shows a kernel: its zones, holes, watermarks, free pages.
+
+        Parameters
+        ----------
+        snapshot : pagehint.traces.Snapshot
+            Or any object with a method ``machine_state()`` that returns a `MachineState`.
+        min_order : int, optional
+            A granule is ``2**min_order`` pages, as for `PageAllocator`.
+        pcp : bool, default False
+            Put per-CPU page sets in front of the zones. Here they are off by default: what the kernel's own hold is in
+            use for its buddy, and a replay says itself where each block is.
+
+        Returns
+        -------
+        PageAllocator
+            Each page that is managed and not free is allocated, as a block of order 0, so that it can be freed alone.
+            Zones have the snapshot's watermarks and lowmem reserves, pageblocks its migratetypes. Its free set is the
+            kernel's to the page (`free_bitmap`). So are its maximal free blocks, unless some pageblocks are of a
+            migratetype that is not modelled. The order of the free lists is its own.
+
+        Raises
+        ------
+        SnapshotError
+            If the snapshot does not say which pages are free, or shows a machine that cannot be.
+        ValueError, TypeError, BadPageError, MemoryError
+            As `PageAllocator`, and if `min_order` is over a pageblock's while pageblocks are isolate.
+
+        Notes
+        -----
+        O(runs of pages in use, and spanned pages / 64), without the GIL. What of a snapshot no allocator can have is
+        said by `Snapshot.unrepresented`.
+        """
+        cdef PageAllocator pages
+        try:
+            state = snapshot.machine_state()
+        except AttributeError:
+            raise TypeError(f"snapshot must be a pagehint.traces.Snapshot, not {type(snapshot).__name__}") from None
+        if not isinstance(state, MachineState):
+            raise TypeError(f"machine_state() must return a MachineState, not {type(state).__name__}")
+        pages = cls(state.zones, page_size=state.page_size, max_page_order=state.max_page_order, min_order=min_order,
+                    pcp=pcp)
+        pages.alloc_pages_at_bulk(state.used_pfns, state.used_pages)
+        if state.migratetypes is not None:
+            restore_migratetypes(pages.memory, np.ascontiguousarray(state.migratetypes, np.uint8))
+        # Last, as claims do not mind them.
+        reserves = np.ascontiguousarray(state.reserves, np.uint64)
+        if len(state.watermarks) != len(state.zones) or reserves.shape != (len(state.zones), len(state.zones)):
+            raise ValueError(f"{len(state.zones)} zones, {len(state.watermarks)} watermarks, reserves {reserves.shape}")
+        restore_watermarks(pages.memory, tuple([layout.check_watermarks(marks) for marks in state.watermarks]), reserves)
+        return pages
 
     cdef int zone_index(self, object zone) except -1:
         """The index of a zone, given as a Zone or by its name: of those of that name, the one of the lowest node."""
@@ -723,6 +813,77 @@ cdef class PageAllocator:
         if rc != OK:
             raise refusal(self.memory, rc, at, f"order {o}", <uint64_t>1 << o)
         return at
+
+    def alloc_pages_at_bulk(self, pfns, nr_pages, order=0):
+        """Allocate exactly these runs of pages as blocks of one order, all or none: a whole machine's pages in one call.
+
+        Migratetype and watermarks do not matter. Each block is freed by `free_pages` or `free_pages_bulk`: those of
+        order 0 page by page, so that any part of a run may go.
+
+        Parameters
+        ----------
+        pfns : array_like of int
+            First PFNs of the runs, of shape (n,), in any order, each a multiple of ``2**order``.
+        nr_pages : int or array_like of int
+            Pages of all runs, or of shape (n,), of each: multiples of ``2**order``, at least one.
+        order : int, default 0
+            The blocks' order.
+
+        Raises
+        ------
+        BadPageError
+            If a run is not all free, in a pageblock of type isolate, not aligned, not all in one zone, or overlaps
+            another. The message names the first such run, by address.
+        ValueError
+            If an array is not one-dimensional, or the two differ in length.
+        TypeError
+            If an array does not hold whole numbers.
+
+        Notes
+        -----
+        O(free blocks in the runs, and pages / 64), and a sort of the runs where they are not ascending; without the
+        GIL. A zone's lock is released after each 64 steps, of at most 1024 pages or one block. If another thread takes
+        a page of them meanwhile, what was taken is freed again, as by `free_pages`.
+        """
+        cdef Machine *m = &self.memory.m
+        cdef cnp.ndarray starts = as_pfns(pfns), counts = as_page_counts(nr_pages, starts)
+        cdef int o = as_order_at(self.memory, order, starts[0] if len(starts) else None), rc
+        cdef uint64_t refused = 0
+        cdef Runs runs
+        places = None
+        if (starts[1:] <= starts[:max(len(starts) - 1, 0)]).any():
+            places = np.argsort(starts, kind="stable")
+            starts, counts = starts[places], counts[places]
+        runs.pfns, runs.counts, runs.n = <uint64_t *> starts.data, <uint64_t *> counts.data, <uint64_t>len(starts)
+        self.check_runs(starts, counts, o, places)
+        with nogil:
+            rc = machine_alloc_at_bulk(m, &runs, o, WAIT, &refused)
+        # Pages without memory cannot come back from a page set or from the host.
+        if rc == E_BUSY and self.memory.absence(runs.pfns[refused], runs.counts[refused]) is None:
+            self.memory.settle()
+            with nogil:
+                self.memory.begin_last_resort()
+                rc = machine_alloc_at_bulk(m, &runs, o, ALONE, &refused)
+                self.memory.end_last_resort()
+        if rc != OK:
+            raise self.refuse_run(rc, starts, counts, refused, o, places)
+
+    cdef int check_runs(self, cnp.ndarray starts, cnp.ndarray counts, int order, object places) except -1:
+        """Raise BadPageError if a run is not aligned to the order, or overlaps the next."""
+        cdef object rest = max(len(starts) - 1, 0), bad
+        if order > 0:
+            bad = (starts | counts) & np.uint64((1 << order) - 1)
+            if bad.any():
+                raise self.refuse_run(E_ALIGN, starts, counts, np.argmax(bad != 0), order, places)
+        bad = starts[1:] - starts[:rest] < counts[:rest]
+        if bad.any():
+            raise self.refuse_run(E_TWICE, starts, counts, np.argmax(bad) + 1, order, places)
+        return 0
+
+    cdef object refuse_run(self, int rc, cnp.ndarray starts, cnp.ndarray counts, uint64_t bad, int order, object places):
+        """The error for the run at index `bad`; `places` are the caller's indices, or None if they are the same."""
+        what = f"order {order}, {counts[bad]} pages, index {bad if places is None else places[bad]}"
+        return refusal(self.memory, rc, starts[bad], what, counts[bad])
 
     def alloc_pages_exact(self, nr_pages, migratetype="movable", zone=None):
         """Allocate a run of `nr_pages` contiguous pages and return its first PFN. The number is not rounded up.
@@ -1101,6 +1262,63 @@ cdef class PageAllocator:
     def min_order(self):
         """Order of a granule, the unit of hinting: it is ``2**min_order`` pages."""
         return self.memory.min_order
+
+    def free_bitmap(self):
+        """Return which pages are free in the buddy system: a bit for each page, from PFN 0 to the end of the last zone.
+
+        Returns
+        -------
+        ndarray
+            Of shape (words,) and dtype uint64, the lowest bit of a word first, as `Zone.hint_bitmap`: word ``pfn // 64``
+            has the page's bit at ``pfn % 64``. As booleans: ``numpy.unpackbits(words.view(numpy.uint8),
+            bitorder="little")``. Pages in page sets, out with the host, in holes and offline are not free.
+
+        Notes
+        -----
+        O(spanned pages / 64), and a bit for each PFN: of a machine whose PFNs begin high take `Zone.free_bitmap`. A
+        zone's lock is held for 2**18 pages at a time. While other threads allocate and free, each such part is as of
+        one moment, and so is each block in it; the parts are of different moments.
+        """
+        cdef Machine *m = &self.memory.m
+        cdef uint64_t last = 0, n
+        cdef cnp.ndarray words
+        cdef int i
+        for i in range(m.nr_zones):
+            last = max(last, (m.zones[i].base_pfn >> 6) + load64(&m.zones[i].nr_leaves, RELAXED))
+        words = np.zeros(last, np.uint64)
+        for i in range(m.nr_zones):
+            n = min(load64(&m.zones[i].nr_leaves, RELAXED), last - (m.zones[i].base_pfn >> 6))
+            with nogil:
+                zone_free_bits(m.zones[i], n, <uint64_t *> words.data + (m.zones[i].base_pfn >> 6))
+        return words
+
+    def free_block_at(self, pfn):
+        """Return the maximal free block that a page is in, as (PFN, order); None if the page is not free.
+
+        Parameters
+        ----------
+        pfn : int
+            Any page of a zone. In a hole or an offline section, in a page set or out with the host it is not free.
+
+        Raises
+        ------
+        BadPageError
+            If the page is outside every zone.
+
+        Notes
+        -----
+        O(max_page_order), under the zone's lock. The block may be gone when the call returns.
+        """
+        cdef uint64_t at = as_pfn(pfn), head = 0
+        cdef PageZone *z = find_zone(&self.memory.m, at)
+        cdef int order
+        if z == NULL:
+            raise errors.BadPageError(f"PFN {at:#x} is outside every zone")
+        with nogil:
+            lock_acquire(&z.lock, True)
+            order = free_block_around(z, at - z.base_pfn, 0, &head)
+            lock_release(&z.lock)
+        return None if order == NOT_FREE else (z.base_pfn + head, order)
 
     def stats(self, bint locks=False):
         """Return the counts of now, added over all zones: a `Stats`. Each zone is locked for a moment, one by one.

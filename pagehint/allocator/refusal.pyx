@@ -7,7 +7,8 @@ from pagehint.numbers cimport as_pfn
 from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.page_alloc cimport find_zone
-from pagehint.zone.status cimport E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, E_WITHHELD
+from pagehint.zone.status cimport (E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, E_TWICE,
+                                   E_WITHHELD)
 from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors
@@ -23,6 +24,7 @@ WHY = {
     E_INSIDE: "inside an allocated block, not its first page",
     E_BUSY: "not all free",
     E_ISOLATE: "in a pageblock of migratetype isolate",
+    E_TWICE: "overlaps another run of the same call",
 }
 
 

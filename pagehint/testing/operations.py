@@ -51,6 +51,7 @@ OPERATIONS: Mapping[str, Arguments] = {
     "alloc": {"order": _ORDERS, "migratetype": _TYPES, "zone": (None, "DMA", "Normal")},
     "alloc_bulk": {"count": range(201), "order": range(4), "migratetype": _TYPES},
     "alloc_at": {"pick": _PICKS, "order": _ORDERS, "aligned": (True, False)},
+    "alloc_at_bulk": {"pick": _PICKS, "runs": range(1, 6), "order": _ORDERS, "free_only": (True, True, False)},
     "alloc_exact": {"nr_pages": tuple(range(1, 71)) * 20 + tuple(range(1, 1501)), "migratetype": _TYPES},
     "free": {"pick": _PICKS},
     "free_by_order": {"pick": _PICKS},
@@ -164,6 +165,25 @@ class Operations:
     def alloc_at(self, pick: int, order: int, aligned: bool) -> None:
         pfn = self.any_pfn(pick)
         self.both("alloc_pages_at", pfn >> order << order if aligned else pfn, order)
+
+    def alloc_at_bulk(self, pick: int, runs: int, order: int, free_only: bool) -> None:
+        """Runs anywhere, or parts of free blocks, in any order; of the latter the first may be there twice."""
+        rng = np.random.default_rng(pick)
+        order %= self.pages.max_page_order + 1
+        unit = 1 << order
+        if free_only:
+            blocks = [block for zone in self.oracle.zones for block in zone.free_blocks().tolist() if block[1] >= order]
+            chosen = [blocks[i] for i in rng.permutation(len(blocks))[:runs]]
+            skipped = [int(rng.integers(0, 1 << each - order)) for _, each in chosen]
+            pfns = [pfn + skip * unit for (pfn, _), skip in zip(chosen, skipped, strict=True)]
+            rooms = [(1 << each - order) - skip for (_, each), skip in zip(chosen, skipped, strict=True)]
+            counts = [int(rng.integers(1, room + 1)) * unit for room in rooms]
+            if chosen and pick % 8 == 0:
+                pfns, counts = [*pfns, pfns[0]], [*counts, unit]
+        else:
+            pfns = [self.any_pfn(int(rng.integers(0, 10**6))) >> order << order for _ in range(runs)]
+            counts = [int(each) * unit for each in rng.integers(1, 5, runs)]
+        self.both("alloc_pages_at_bulk", pfns, counts, order)
 
     def alloc_exact(self, nr_pages: int, migratetype: Any) -> None:
         try:
@@ -365,3 +385,4 @@ class Operations:
         """While nothing is out for reporting or in a page set."""
         for real, oracle in self.zone_pairs():
             assert real.free_blocks().tolist() == oracle.free_blocks().tolist()
+        assert np.array_equal(self.pages.free_bitmap(), self.oracle.free_bitmap())

@@ -137,6 +137,26 @@ class OracleMemory:
         self._take(zone, page, nr_pages)
         self._settle()
 
+    def alloc_pages_at_bulk(self, pfns: Iterable[Any], nr_pages: int | Iterable[Any], order: int = 0) -> None:
+        self._order(order)
+        starts = [int(pfn) for pfn in pfns]
+        counts = [nr_pages] * len(starts) if isinstance(nr_pages, int) else [int(each) for each in nr_pages]
+        taken: set[tuple[int, int]] = set()
+        for pfn, count in zip(starts, counts, strict=True):
+            zone = self._zone(pfn)
+            run = range(pfn - zone.base, pfn - zone.base + count)
+            self._aligned(pfn | count, order)
+            if count < 1 or pfn + count > zone.end_pfn:
+                raise ph.BadPageError(f"PFN {pfn:#x}, {count} pages: not in one zone")
+            pages = {(zone.index, page) for page in run}
+            if taken & pages or not all(zone.free[page] and not zone.isolate[page] for page in run):
+                raise ph.BadPageError(f"PFN {pfn:#x}, {count} pages, zone {zone.name}: not all free, or twice")
+            taken |= pages
+        for index, page in sorted(taken):
+            if page % (1 << order) == 0:
+                self._take(self.zones[index], page, 1 << order)
+        self._settle()
+
     def alloc_pages_exact(self, nr_pages: int, migratetype: str = "movable", zone: Any = None) -> int:
         if nr_pages <= 0:
             raise ph.BadPageError("nr_pages must be positive")
@@ -268,6 +288,20 @@ class OracleMemory:
         zone.look_at = 0
         self._evaluate(zone)
         self._settle()
+
+    # -- what is free
+
+    def free_bitmap(self) -> NDArray[np.uint64]:
+        pages = np.zeros(max(zone.base + len(zone.free) for zone in self.zones), bool)
+        for zone in self.zones:
+            pages[zone.base : zone.base + len(zone.free)] |= zone.free
+        last = max(zone.end_pfn for zone in self.zones)
+        return np.packbits(pages[: -(-last // 64) * 64], bitorder="little").view(np.uint64)
+
+    def free_block_at(self, pfn: int) -> tuple[int, int] | None:
+        zone = self._zone(pfn)
+        around = [(zone.base + page, order) for page, order in zone.blocks()]
+        return next((block for block in around if block[0] <= pfn < block[0] + (1 << block[1])), None)
 
     # -- what hinting must know of
 

@@ -159,6 +159,11 @@ class ThreadedChecker(Checker):
             if self.reports != before:
                 self.untold[:] = True
 
+    def alloc_at_bulk(self, pick: int, runs: int, order: int, free_only: bool) -> None:
+        """A batch that is taken meanwhile makes it give everything back and begin again, which touches any granule."""
+        self.untold[:] = True
+        super().alloc_at_bulk(pick, runs, order, free_only)
+
     def run_ops_real(self, freed: Any, ops: Any, table: Any) -> None:
         """Take the marks off whatever it may free, before it begins; any granule may be touched, and reported."""
         pages = np.zeros(self.room, bool)

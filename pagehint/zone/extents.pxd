@@ -14,21 +14,24 @@ An extent is known by the slot that its first page is in. A slot holds one, sinc
 pages later. The bins, and their search by a bit for each, are those of the "two-level segregated fit" (Masmano, Ripoll,
 Crespo, Real, ECRTS 2004).
 
-Zone lock held throughout.
+Zone lock held throughout, but for `zone_free_bits`, which takes it.
 """
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 from pagehint.sync.atomic cimport ACQUIRE, clz64, ctz64, likely, load8
+from pagehint.sync.lock cimport lock_acquire, lock_give_way, lock_release
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around, max_split_order
 from pagehint.zone.leaf cimport leaf_avail, low_ones, maximal_order
 from pagehint.zone.zeroed cimport zeroed_use
 from pagehint.zone.zone cimport (BIN_WORDS, Extent, Extents, FREE, KIND_ORDER, KIND_STATE, LEAF_PAGES, LEAF_SHIFT, MIDDLE,
-                                 MT_ISOLATE, NO_SLOT, NR_BINS, PAGEBLOCK_ORDER, PageZone, RUN, WORDS_CROSSED,
+                                 MT_ISOLATE, NO_SLOT, NR_BINS, PAGEBLOCK_ORDER, PageZone, RUN, TAIL, WORDS_CROSSED,
                                  is_split, type_of)
 
 cdef enum:
     NOWHERE = -1                # as a page: there is none
     BIN_SHIFT = 5               # 2**BIN_SHIFT bins for each power of two
     LOOKS = 16                  # extents of a bin among which the best is chosen
+    BITS_ROUND = 4096           # leaves whose free pages are looked at in one lock round: some microseconds
 
 cdef packed struct FreeBlock:       # as the dtype `FREE_BLOCK_DTYPE`
     uint64_t pfn
@@ -80,6 +83,46 @@ cdef inline uint64_t list_free_blocks(const PageZone *z, FreeBlock *blocks, uint
         page += <uint64_t>1 << order
         order = next_free_block(z, &page)
     return n
+
+
+cdef inline void add_free_bits(const PageZone *z, uint64_t i, uint64_t end, uint64_t *words) noexcept nogil:
+    """Set the bits of the free pages of leaves `i` to `end`, in words of which `words` has one for each leaf from 0 on.
+
+    Bits that are not this zone's pages stay as they are.
+    """
+    cdef uint64_t head = 0, stop
+    cdef int kind, order
+    if z.kinds[i] == TAIL:              # of a block that begins before
+        order = free_block_around(z, i << LEAF_SHIFT, 0, &head)
+        stop = min((head + (<uint64_t>1 << order)) >> LEAF_SHIFT, end) if order != NOT_FREE else i
+        while i < stop:
+            words[i] = <uint64_t>-1
+            i += 1
+    while i < end:
+        kind = z.kinds[i]
+        stop = i + 1
+        if is_split(kind):
+            words[i] |= leaf_avail(&z.leaves[i])
+        elif kind & KIND_STATE == FREE:
+            stop = min(i + (<uint64_t>1 << ((kind & KIND_ORDER) - LEAF_SHIFT)), end)
+            memset(words + i, 0xFF, (stop - i) * sizeof(uint64_t))
+        else:
+            stop = i + leaves_in_use(z, i, kind)
+        i = stop
+
+
+cdef inline void zone_free_bits(PageZone *z, uint64_t nr_leaves, uint64_t *words) noexcept nogil:
+    """As `add_free_bits`, of the first `nr_leaves` leaves, in lock rounds of BITS_ROUND leaves. Takes the zone lock.
+
+    Each leaf is as it was in its round, and so is each block that is not larger than a round.
+    """
+    cdef uint64_t i = 0
+    while i < nr_leaves:
+        lock_acquire(&z.lock, True)
+        add_free_bits(z, i, min(i + BITS_ROUND, nr_leaves), words)
+        lock_release(&z.lock)
+        i += BITS_ROUND
+        lock_give_way(&z.lock)
 
 
 # ---- extents ------------------------------------------------------------------------------------------------

@@ -15,3 +15,4 @@ cdef enum:
     E_WITHHELD = 11         # in a page set, being freed in bulk, out of circulation; or absent, in a split leaf
     E_SLOT = 12             # an operation of a trace with a slot, order or kind out of range
     E_OWNED = 13            # allocated, but in a leaf that a page set owns, or did just now: share it and ask again
+    E_TWICE = 14            # overlaps another block or run of the same call

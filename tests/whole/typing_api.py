@@ -93,6 +93,9 @@ def allocate(pages: ph.PageAllocator) -> None:
     pages.free_pages_bulk([int(pfn) for pfn in pfns[4:]], order=[0, 0, 0, 0])
     pages.free_pages_bulk(pages.alloc_pages_bulk(np.int32(2), 1, migratetype="movable", zone="Normal"), 1)
 
+    pages.alloc_pages_at_bulk([int(pfn) for pfn in pages.zones[0].free_blocks()["pfn"][:1]], 1, order=0)
+    pages.alloc_pages_at_bulk(np.empty(0, np.uint64), nr_pages=np.empty(0, np.uint64))
+
     first = assert_type(pages.alloc_pages_exact(700, migratetype="movable", zone=None), int)
     pages.free_pages_exact(first, 700)
     pages.drain_pcp()
@@ -118,12 +121,15 @@ def look(pages: ph.PageAllocator) -> None:
         assert_type(zone.managed_pages, int)
         assert_type(zone.free_pages, int)
         assert_type(zone.nr_free, tuple[int, ...])
+        assert_type(zone.free_bitmap(), NDArray[np.uint64])
+        assert_type(pages.free_block_at(zone.start_pfn), tuple[int, int] | None)
         assert_type(zone.watermarks, ph.Watermarks)
         assert_type(zone.watermarks.min + zone.watermarks.low + zone.watermarks.high, int)
         assert_type(zone.metadata_bytes, int)
         assert_type(zone.hint_bitmap, NDArray[np.uint64])
         blocks = assert_type(zone.free_blocks(), NDArray[np.void])
         assert int((1 << blocks["order"].astype(np.uint64)).sum()) == zone.free_pages
+    assert_type(pages.free_bitmap(), NDArray[np.uint64])
     text = pages.buddyinfo() + pages.pagetypeinfo() + pages.zoneinfo()
     assert_type(text, str)
     locks = assert_type(pages.stats(locks=True).locks, ph.LockStats | None)
