@@ -35,6 +35,7 @@ from hostile import (
 from worlds import World
 
 import pagehint as ph
+from pagehint.allocator.machine_state import MachineState
 
 
 def entered(method):
@@ -45,6 +46,14 @@ def entered(method):
             pass
 
     return call
+
+
+class Shown:
+    """A snapshot of a machine of one zone, with one run in use."""
+
+    def machine_state(self):
+        zones, marks = (ph.ZoneSpec("Normal", 0, 1024),), (ph.Watermarks(0, 0, 0),)
+        return MachineState(zones, marks, np.zeros((1, 1), np.uint64), np.array([7]), np.array([3]), None)
 
 
 def setter(name):
@@ -58,12 +67,17 @@ CALLS = {
     "PageHintingCallbacks": (lambda w: ph.PageHintingCallbacks, lambda w: {"hint_pages": print}),
     "PageAllocator": (lambda w: ph.PageAllocator, lambda w: {"memory": "4MiB"}),
     "PageAllocator.x86_64": (lambda w: ph.PageAllocator.x86_64, lambda w: {"memory": "1GiB"}),
+    "PageAllocator.from_snapshot": (lambda w: ph.PageAllocator.from_snapshot, lambda w: {"snapshot": Shown()}),
     "PageAllocator.alloc_pages": (lambda w: w.pages.alloc_pages, lambda w: {}),
     "PageAllocator.free_pages": (lambda w: w.pages.free_pages, lambda w: {"pfn": w.block, "order": 3}),
     "PageAllocator.alloc_pages_bulk": (lambda w: w.pages.alloc_pages_bulk, lambda w: {"count": 3}),
     "PageAllocator.free_pages_bulk": (lambda w: w.pages.free_pages_bulk, lambda w: {"pfns": w.bulk, "order": 2}),
     "PageAllocator.run_ops": (lambda w: w.pages.run_ops, lambda w: {"ops": w.ops, "pfns": w.table}),
     "PageAllocator.alloc_pages_at": (lambda w: w.pages.alloc_pages_at, lambda w: {"pfn": 512, "order": 4}),
+    "PageAllocator.alloc_pages_at_bulk": (
+        lambda w: w.pages.alloc_pages_at_bulk,
+        lambda w: {"pfns": [512, 600, 560], "nr_pages": [4, 8, 2]},
+    ),
     "PageAllocator.alloc_pages_exact": (lambda w: w.pages.alloc_pages_exact, lambda w: {"nr_pages": 3}),
     "PageAllocator.free_pages_exact": (lambda w: w.pages.free_pages_exact, lambda w: {"pfn": w.run, "nr_pages": 70}),
     "PageAllocator.drain_pcp": (lambda w: w.pages.drain_pcp, lambda w: {}),
@@ -86,11 +100,14 @@ CALLS = {
     "PageAllocator.reserve_age=": (setter("reserve_age"), lambda w: {"value": 2}),
     "PageAllocator.stats": (lambda w: w.pages.stats, lambda w: {}),
     "PageAllocator.explain": (lambda w: w.pages.explain, lambda w: {}),
+    "PageAllocator.free_bitmap": (lambda w: w.pages.free_bitmap, lambda w: {}),
+    "PageAllocator.free_block_at": (lambda w: w.pages.free_block_at, lambda w: {"pfn": 512}),
     "PageAllocator.buddyinfo": (lambda w: w.pages.buddyinfo, lambda w: {}),
     "PageAllocator.pagetypeinfo": (lambda w: w.pages.pagetypeinfo, lambda w: {}),
     "PageAllocator.zoneinfo": (lambda w: w.pages.zoneinfo, lambda w: {}),
     "PageAllocator.verify": (lambda w: w.pages.verify, lambda w: {}),
     "Zone.free_blocks": (lambda w: w.pages.zones[0].free_blocks, lambda w: {}),
+    "Zone.free_bitmap": (lambda w: w.pages.zones[0].free_bitmap, lambda w: {}),
     "Zone.figures": (lambda w: w.pages.zones[0].figures, lambda w: {}),
     "Stats.to_dict": (lambda w: w.pages.stats().to_dict, lambda w: {}),
     "Explanation.to_dict": (lambda w: w.pages.explain().to_dict, lambda w: {}),
@@ -125,6 +142,7 @@ HOSTILE = {
     "migratetype": ([None, *NO_NAMES], ["unmovable", np.str_("movable")]),
     "zone": (NO_NAMES, [None, "DMA"]),
     "pfns": (NO_PFNS, []),
+    "snapshot": ([None, 5, "x", object(), Angry(), ph.ZoneSpec("a", 0, 10)], []),
     "ops": (NO_OPS, []),
     "name": ([None, 1, b"Normal", [], object(), Angry(), NAN], ["", "\0", "x" * 10000, np.str_("x")]),
     "start_pfn": ([*NO_INTEGERS, *TOO_SMALL, *TOO_LARGE], [0, *ONES]),
@@ -198,6 +216,10 @@ SPECIAL = {
         [np.int64(2), np.array(2), [2] * 5, np.full(5, 2, object), np.full(10, 2)[::2], readonly(np.full(5, 2, ">i4"))],
     ),
     ("PageAllocator.run_ops", "pfns"): (NO_TABLES, []),
+    ("PageAllocator.alloc_pages_at_bulk", "nr_pages"): (
+        [0, *NO_INTEGERS_AND_RANGE, [2] * 2, [2] * 4, [1, 1, 0], [1, 1, -1], [1, 1, 2**200], [2.0] * 3, [[1] * 3]],
+        [1, [2] * 3, np.full(3, 2, np.int8), readonly(np.full(3, 2, ">i4"))],
+    ),
     ("PageAllocator.alloc_pages_bulk", "count"): (NO_INTEGERS_AND_RANGE, [0, *ONES]),
     ("PageAllocator.set_migratetype", "migratetype"): ([None, *NO_NAMES], ["movable", "unmovable"]),
     ("PageAllocator.max_pages=", "value"): ([0, 2**20 + 1, *NO_INTEGERS_AND_RANGE], ONES),
