@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     from pagehint import numpy as numpy  # not in `__all__`: a star import must not rebind NumPy's name
-    from pagehint import qemu, virtio
+    from pagehint import qemu, traces, virtio
     from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
     from pagehint.arena.arena import Arena
     from pagehint.errors import (
@@ -22,6 +22,7 @@ try:
         HostTimeoutError,
         OutOfMemoryError,
         PageHintError,
+        SnapshotError,
     )
     from pagehint.layout import Watermarks, ZoneSpec
     from pagehint.stats.explain import Explanation
@@ -55,12 +56,14 @@ __all__ = [
     "PageAllocator",
     "PageHintError",
     "PageHintingCallbacks",
+    "SnapshotError",
     "Stats",
     "Watermarks",
     "Zone",
     "ZoneSpec",
     "get_include",
     "qemu",
+    "traces",
     "virtio",
 ]
 

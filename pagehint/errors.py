@@ -43,6 +43,10 @@ class HostTimeoutError(HostError, TimeoutError):
     """The host did not answer in time. It has been kept from touching the blocks that it was told of."""
 
 
+class SnapshotError(PageHintError, ValueError):
+    """The files are no snapshot of a machine: cut, of another kind, or of a machine that cannot be."""
+
+
 def refuse_what_is_not_compiled(package: Path) -> None:
     """Raise an ImportError that says what to do if a source there is not compiled for this Python.
 

@@ -24,6 +24,7 @@ FLOORS = (
     ("allocator",),
     ("stats",),
     ("_core",),
+    ("traces",),
     ("arena",),
     ("numpy",),
     ("virtio",),
