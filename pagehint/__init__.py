@@ -4,6 +4,7 @@
 Hinting reports large free blocks to a host, in small batches: while a block is reported no caller can get it.
 """
 
+import importlib
 import typing
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,8 @@ except (ImportError, ValueError):  # ValueError: an editable install has put in 
 if typing.TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from pagehint import traces as traces
+
 __version__ = version("pagehint")
 
 __all__ = [
@@ -61,8 +64,16 @@ __all__ = [
     "ZoneSpec",
     "get_include",
     "qemu",
+    "traces",
     "virtio",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `pagehint.traces` when it is asked for: most programs never read a recording."""
+    if name != "traces":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("pagehint.traces")
 
 
 def get_include() -> str:

@@ -23,6 +23,7 @@ FLOORS = (
     ("hinting",),
     ("allocator",),
     ("stats",),
+    ("traces",),
     ("_core",),
     ("arena",),
     ("numpy",),

@@ -44,6 +44,7 @@ MODULE = {
     "ZoneSpec",
     "get_include",
     "qemu",
+    "traces",
     "virtio",
 }
 
@@ -204,7 +205,7 @@ def test_the_module_has_these_names():
     assert set(ph.__all__) == MODULE
     assert all(hasattr(ph, name) for name in MODULE)
     public = {name for name, value in vars(ph).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - {"qemu", "virtio"}
+    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - {"qemu", "traces", "virtio"}
     assert (INSTALLED / "pagehint.h").is_file()
     assert ph.get_include() == str(INSTALLED)
     assert (INSTALLED / "py.typed").is_file()
