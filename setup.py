@@ -22,6 +22,8 @@ MODULES = {
     "hinting.engine": True,
     "numpy.handler": True,
     "allocator.memory": False,
+    "traces.text": True,
+    "traces.trace_cmd": True,
     "arena.heap": False,
     "virtio.split_queue": False,
     "hinting.report": True,

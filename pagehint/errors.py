@@ -43,6 +43,10 @@ class HostTimeoutError(HostError, TimeoutError):
     """The host did not answer in time. It has been kept from touching the blocks that it was told of."""
 
 
+class TraceError(PageHintError, ValueError):
+    """A file is no recording that can be read. The message names it, and says why."""
+
+
 def refuse_what_is_not_compiled(package: Path) -> None:
     """Raise an ImportError that says what to do if a source there is not compiled for this Python.
 

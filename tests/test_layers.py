@@ -17,7 +17,7 @@ PACKAGE, COMMAND = "pagehint", "pagehint_command"
 # From the ground up: rooms, and files that are in none. Each floor may use those below it. Files of one room may use
 # each other, and so may the files of the lowest floor.
 FLOORS = (
-    ("sizes", "numbers", "errors", "refusals", "layout", "process_memory", "available_memory"),
+    ("sizes", "numbers", "errors", "extras", "refusals", "layout", "process_memory", "available_memory"),
     ("sync",),
     ("zone",),
     ("hinting",),

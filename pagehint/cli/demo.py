@@ -9,10 +9,10 @@ from pathlib import Path
 from pagehint.arena.base import HUGE_PAGE
 from pagehint.cli.arguments import memory_size, seconds
 from pagehint.cli.command import Command
-from pagehint.cli.extras import require
 from pagehint.demo.outcome import Outcome
 from pagehint.demo.processes import run_both
 from pagehint.demo.workload import MIB
+from pagehint.extras import require
 from pagehint.process_memory import available_bytes
 from pagehint.qemu.process import find_qemu
 from pagehint.sizes import format_size

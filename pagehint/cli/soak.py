@@ -8,7 +8,7 @@ import random
 
 from pagehint.cli.arguments import minutes
 from pagehint.cli.command import Command
-from pagehint.cli.extras import require
+from pagehint.extras import require
 from pagehint.soak.soak import soak
 
 _DESCRIPTION = """\

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pagehint.traces import parquet
 from pagehint.traces.events import EVENT_DTYPE, Event
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the reader met that is no row of the table.
-
-    Attributes
-    ----------
-    lines : int
-        How many lines, or records of a binary form, there were.
-    other_events : dict of str to int
-        Events by name that say nothing of pages, and how often they came.
-    not_understood : int
-        How many lines were neither an event nor a comment.
-    examples : tuple of str
-        The first of these, each with its number, cut to a readable length.
-    damage : str or None
-        Where and why the file ends before its time, if it does. All rows before that place are in the table.
-    """
-
-    lines: int = 0
-    other_events: Mapping[str, int] = field(default_factory=dict)
-    not_understood: int = 0
-    examples: tuple[str, ...] = ()
-    damage: str | None = None
+from pagehint.traces.reading import Reading
 
 
 @dataclass(eq=False)
@@ -95,3 +72,24 @@ class Trace:
         """How many rows there are of each event that occurs."""
         counts = np.bincount(self.events["event"], minlength=max(Event) + 1)
         return {event: int(counts[event]) for event in Event if counts[event]}
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a Parquet file, from which `pagehint.traces.read` makes an equal one.
+
+        Parameters
+        ----------
+        path : path-like
+            What is there is replaced when the new file is whole.
+
+        Raises
+        ------
+        PageHintError
+            Without pyarrow; it names the extra.
+        OSError
+            From the disk. What was there is left alone then.
+
+        Notes
+        -----
+        Linear in the number of events, at several million a second and under a byte each.
+        """
+        parquet.write(path, self, [self.events])

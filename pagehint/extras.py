@@ -1,4 +1,4 @@
-"""What some commands need and `pip install pagehint` alone does not install."""
+"""What some features need and `pip install pagehint` alone does not install."""
 
 from __future__ import annotations
 
