@@ -56,7 +56,7 @@ class LLFreeSource(Source):
         body = np.frombuffer(raw, np.uint8, pages * PAGE).reshape(pages, PAGE)[1:]
         cpus = np.ascontiguousarray(body[:, :4]).view("<u4")[:, 0]
         words: NDArray[np.uint64] = np.ascontiguousarray(body[:, _FIRST:]).view("<u8").reshape(len(body), -1, 2)
-        pfn: NDArray[np.uint64] = words[:, :, 0] >> _TIME_BITS & (1 << _PFN_BITS) - 1
+        pfn = np.asarray(words[:, :, 0] >> _TIME_BITS & (1 << _PFN_BITS) - 1, np.uint64)
         used = np.logical_and.accumulate(pfn != 0, axis=1)
         words, pfn = words[used], pfn[used]
         cpu = np.broadcast_to(cpus[:, None], used.shape)[used]

@@ -1,4 +1,9 @@
-"""Recordings on disk as Parquet: the columns of `EVENT_DTYPE`, times and pages as differences, compressed with zstd.
+"""Recordings on disk as Parquet, compressed with zstd: half a byte an event, or two where events are few.
+
+The columns are those of `EVENT_DTYPE`, but for the time: ``time`` is in microseconds, and ``nanoseconds`` what is left
+of it, from 0 to 999. Most tracers tell microseconds, whose differences are small numbers. Of pages each byte is stored
+by itself (BYTE_STREAM_SPLIT): the upper ones hardly change, and the lower ones come again in the same sequence, when
+what was allocated is freed.
 
 What is known besides the events is in the file's metadata: under ``pagehint.trace`` a JSON object, with the version of
 this form as ``"version"``, and under ``pagehint.snapshot.NAME`` each snapshot in base 64. Other programs that read
@@ -29,8 +34,14 @@ VERSION = 1
 KEY, SNAPSHOT = b"pagehint.trace", b"pagehint.snapshot."
 _GROUP_ROWS = 1 << 20
 _LEVEL = 9  # of zstd: a tenth smaller than 3, at the same speed of reading
-_DELTA = ("time", "pfn")  # in the other columns few values come again and again
-COLUMNS: tuple[str, ...] = EVENT_DTYPE.names or ()
+_ENCODINGS = {
+    "time": "DELTA_BINARY_PACKED",
+    "pfn": "BYTE_STREAM_SPLIT",
+}  # in the others few values come again and again
+TYPES = {name: np.dtype(dtype) for name, (dtype, *_) in (EVENT_DTYPE.fields or {}).items()} | {
+    "nanoseconds": np.dtype("u2")
+}
+"""The columns and their types."""
 
 
 class Known(Protocol):
@@ -71,7 +82,7 @@ def write(path: str | os.PathLike[str], known: Known, pieces: Iterable[NDArray[n
 
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    schema = pa.schema([pa.field(name, pa.from_numpy_dtype(EVENT_DTYPE[name]), nullable=False) for name in COLUMNS])
+    schema = pa.schema([pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in TYPES.items()])
     rows = 0
     try:
         with pq.ParquetWriter(
@@ -79,13 +90,12 @@ def write(path: str | os.PathLike[str], known: Known, pieces: Iterable[NDArray[n
             schema,
             compression="zstd",
             compression_level=_LEVEL,
-            use_dictionary=[name for name in COLUMNS if name not in _DELTA],
-            column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
+            use_dictionary=[name for name in TYPES if name not in _ENCODINGS],
+            column_encoding=_ENCODINGS,
             write_page_checksum=True,
         ) as writer:
             for group in _groups(pieces):
-                columns = [np.ascontiguousarray(group[name]) for name in COLUMNS]
-                writer.write_table(pa.table(columns, schema=schema))
+                writer.write_table(pa.table(_columns(group), schema=schema))
                 rows += len(group)
             writer.add_key_value_metadata(_metadata(known, rows))
         unfinished.replace(path)
@@ -106,6 +116,12 @@ def _groups(pieces: Iterable[NDArray[np.void]]) -> Iterator[NDArray[np.void]]:
                 row = 0
     if row:
         yield group[:row]
+
+
+def _columns(rows: NDArray[np.void]) -> dict[str, NDArray[np.generic]]:
+    columns = {name: np.ascontiguousarray(rows[name]) for name in EVENT_DTYPE.names or ()}
+    columns["time"], nanoseconds = np.divmod(rows["time"], 1000)
+    return {**columns, "nanoseconds": nanoseconds.astype(TYPES["nanoseconds"])}
 
 
 def _metadata(known: Known, rows: int) -> dict[bytes, bytes]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pagehint.errors import TraceError
 from pagehint.extras import require
 from pagehint.traces.events import EVENT_DTYPE, Event
-from pagehint.traces.parquet import COLUMNS, KEY, SNAPSHOT, VERSION
+from pagehint.traces.parquet import KEY, SNAPSHOT, TYPES, VERSION
 from pagehint.traces.reading import Reading
 from pagehint.traces.source import Source
 from pagehint.traces.table import Trace
@@ -103,7 +103,7 @@ class ParquetSource(Source):
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise self._damaged(f"its metadata: {error!r}") from error
-        if self._file.schema_arrow.names != list(COLUMNS) or self._file.metadata.num_rows != self.rows:
+        if self._file.schema_arrow.names != list(TYPES) or self._file.metadata.num_rows != self.rows:
             raise self._damaged("its columns or its rows are not those that it says it has")
 
     def _batches(self) -> Iterator[Any]:
@@ -112,13 +112,21 @@ class ParquetSource(Source):
         except self._errors as error:
             raise self._damaged(error) from error
 
+    def _column(self, batch: Any, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        column = batch.column(name)
+        if column.null_count or column.type.to_pandas_dtype() != dtype.type:
+            raise self._damaged(f"column {name} has nulls, or is of type {column.type}")
+        values: NDArray[Any] = column.to_numpy()
+        return values
+
     def _fill(self, rows: NDArray[np.void], batch: Any) -> None:
         """Copy a batch into rows, and see that they are what a reader could have made."""
-        for name in COLUMNS:
-            column = batch.column(name)
-            if column.null_count or column.type.to_pandas_dtype() != EVENT_DTYPE[name].type:
-                raise self._damaged(f"column {name} has nulls, or is of type {column.type}")
-            rows[name] = column.to_numpy()
+        columns = {name: self._column(batch, name, dtype) for name, dtype in TYPES.items()}
+        nanoseconds = columns.pop("nanoseconds")
+        for name, column in columns.items():
+            rows[name] = column
+        rows["time"] *= 1000
+        rows["time"] += nanoseconds
         event = rows["event"]
         if len(event) and not (event.min() >= min(Event) and event.max() <= max(Event)):
             raise self._damaged(f"there are events with numbers that mean nothing, from {event.min()} to {event.max()}")
