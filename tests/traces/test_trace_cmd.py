@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import gzip
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,21 @@ def test_markers_other_events_and_what_cannot_be(tmp_path):
     assert trace.reading.other_events == {"sched_wakeup": 1}
     assert trace.reading.not_understood == 5
     assert trace.reading.examples[0] == "line 3: an event mm_page_free without what it should have"
+
+
+@with_library
+def test_an_event_that_the_file_does_not_explain(tmp_path):
+    unknown = struct.pack("<HBBi", 9999, 0, 0, 7) + bytes(8)
+    events = [(S, unknown), (S + 1, EVENTS["free"][0])]
+    trace = ph.traces.read(Dat({7: "wl"}, SYMBOLS, [[page(S, events)]]).write(tmp_path / "t"))
+    assert trace.counts == {Event.FREE: 1}
+    assert trace.reading.examples == ("line 1: an event of a number that the file does not explain",)
+
+
+@with_library
+def test_a_file_of_no_cpu(tmp_path):
+    with pytest.raises(TraceError, match="is of 0 processors"):
+        ph.traces.read(Dat({7: "wl"}, SYMBOLS, []).write(tmp_path / "t"))
 
 
 @with_library
