@@ -60,8 +60,7 @@ class TextSource(Source):
             self.backwards = self._parser.backwards
 
     def _parsed(self) -> Iterator[NDArray[np.void]]:
-        for text in self._whole_lines():
-            begin = 0
+        for text, begin in self._whole_lines():
             while begin < len(text):
                 begin = self._parse(text, begin)
                 self.lines = self._parser.lines
@@ -81,13 +80,20 @@ class TextSource(Source):
         self._row = 0
         return rows
 
-    def _whole_lines(self) -> Iterator[bytes]:
-        """Text that ends where a line ends. The last line of a file that ends elsewhere may be cut, and is not used."""
+    def _whole_lines(self) -> Iterator[tuple[bytes, int]]:
+        """Text, and where its first line begins; what follows its last newline is not for parsing.
+
+        A line over two pieces comes by itself, so that nothing else is copied. The last line of a file that does not
+        end in a newline may be cut, and is not used.
+        """
         rest = b""
         for piece in self._file:
-            end = piece.rfind(b"\n") + 1
-            if end:
-                yield rest + piece[:end]
+            begin = piece.find(b"\n") + 1 if rest else 0
+            if begin:
+                yield rest + piece[:begin], 0
+                rest = b""
+            if not rest and (end := piece.rfind(b"\n") + 1):
+                yield piece, begin
                 rest = piece[end:]
             elif len(rest) < _LONGEST_LINE:
                 rest += piece  # what is left out of a line that is far too long does not matter
@@ -107,7 +113,7 @@ class TextSource(Source):
         elif what == "line":
             self.lines = self._parser.lines
             self._no_event(subject[:_LOOKED_AT])
-        return begin
+        return len(text) if what == "end" else begin
 
     def _no_event(self, line: bytes) -> None:
         """Take a line that is no event: lost events, a header, a part of a stack; or count it as not understood."""
