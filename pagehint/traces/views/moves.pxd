@@ -129,7 +129,7 @@ cdef inline bint is_captured(Derivation *d, const EventRow *events, int32_t pid,
     That task's own compaction has freed the last of the block's pages then, and no event says that the block left.
     """
     cdef uint32_t since
-    if order == 0 or seen != IS_FREE:
+    if order == 0 or not seen & IS_FREE or seen & ~(IS_FREE | IS_UNKNOWN):
         return False
     since = latest_row(&d.places, pfn, order)
     return since > 0 and events[since - 1].pid == pid

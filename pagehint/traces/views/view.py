@@ -62,7 +62,7 @@ def operations_of(
     before, after : Snapshot, optional
         The memory at the beginning and at the end; if the recording has the marks ``REC SNAP0`` and ``REC SNAP1``, at
         these, and what lies outside them is left out. Without `before`, a page is believed to be what its first event
-        needs, up to 1 TiB.
+        needs; without either, PFNs up to 64 GiB, and 16 MiB for each event, up to 1 TiB, are believed.
     passes : {1, 2}, optional
         How often the view "kmem" goes through the recording: a second time with what the first has found to have
         happened unseen, dated. That takes `after`, and is the default with it. The other views see all, or nothing
@@ -95,8 +95,9 @@ def operations_of(
     view = possible_view(trace, view)
     begin, end = _extent(trace, before, after)
     events = trace.events[begin:end]
-    start = unknown_places(events["pfn"]) if before is None else places_of(before)
     last = None if after is None else places_of(after)
+    span = None if last is None else len(last.pages)
+    start = unknown_places(events["pfn"], span) if before is None else places_of(before)
     first_pass = result = _pass(events, view, start, _NONE)
     corrections = _NONE
     if view == "kmem" and last is not None and passes != 1:
