@@ -271,10 +271,11 @@ def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
     unexpected = _unexpected(made)
     for cause, count in unexpected.items():
         yield f"{count:,} x {cause}: first {made.examples[cause][0]}"
-    if before is not None and unexpected and 2 * made.contradictions_at_start > sum(made.contradictions.values()):
+    misplaced = made.contradictions_at_start + made.contradictions.get(Cause.OUTSIDE.label, 0)
+    if before is not None and unexpected and 2 * misplaced > sum(made.contradictions.values()):
         yield (
-            f"{made.contradictions_at_start:,} contradictions are of pages that nothing had moved since the beginning:"
-            " the snapshot of the beginning is of another moment or another machine, or events before them are lost"
+            f"{misplaced:,} contradictions are of pages that the snapshot of the beginning does not have, or that"
+            " nothing had moved since: it is of another moment or another machine, or events before them are lost"
         )
     if made.reports.wrong_blocks and made.view == "all":
         yield (

@@ -191,8 +191,12 @@ def _examples(events: NDArray[np.void], begin: int, first: _Pass) -> dict[str, t
 
 
 def _wrong_pages(end: Places, last: Places) -> int:
-    """How many managed pages are free in one and not in the other; pages of which nothing is known do not count."""
+    """How many managed pages are on the free lists in one and not in the other.
+
+    What is out for a report is on none. Pages of which nothing is known do not count.
+    """
     nr_pages = min(len(end.pages), len(last.pages))
-    known = (end.pages[:nr_pages] & PLACE_MASK) != Place.UNKNOWN
-    wrong = (end.free[:nr_pages] != last.free[:nr_pages]) & last.managed[:nr_pages] & known
-    return int(wrong.sum()) + int(end.free[nr_pages:].sum()) + int(last.free[nr_pages:].sum())
+    place, real = end.pages & PLACE_MASK, last.pages & PLACE_MASK
+    known = (place[:nr_pages] != Place.UNKNOWN) & last.managed[:nr_pages]
+    wrong = ((place[:nr_pages] == Place.FREE) != (real[:nr_pages] == Place.FREE)) & known
+    return int(wrong.sum() + (place[nr_pages:] == Place.FREE).sum() + (real[nr_pages:] == Place.FREE).sum())
