@@ -134,10 +134,12 @@ def possible_view(trace: Trace, view: View) -> View:
 
 def _extent(trace: Trace, before: Snapshot | None, after: Snapshot | None) -> tuple[int, int]:
     """The rows between the snapshots."""
-    begin = _rows_of_mark(trace, _BEGIN)[:1] if before is not None else []
-    end = _rows_of_mark(trace, _END)[-1:] if after is not None else []
-    first = int(begin[0]) if len(begin) else 0
-    return first, max(first, int(end[0]) + 1 if len(end) else len(trace))
+    begin, end = 0, len(trace)
+    if before is not None and len(rows := _rows_of_mark(trace, _BEGIN)):
+        begin = int(rows[0])
+    if after is not None and len(rows := _rows_of_mark(trace, _END)):
+        end = int(rows[-1]) + 1
+    return begin, max(begin, end)
 
 
 def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:

@@ -119,9 +119,11 @@ def test_a_wrong_snapshot_of_the_end_is_noticed(trace, before, moment):
     assert any("are not as the snapshot of the end has them" in problem for problem in result.problems)
 
 
-def test_without_kprobes_a_wrong_snapshot_is_noticed(trace, after):
-    result = check(kernels_own(trace), read_snapshot(DATA / NAME / "after"), after)
-    assert not result.ok
+def test_without_kprobes_a_wrong_snapshot_is_noticed(trace, before, after):
+    assert not check(kernels_own(trace), after, after).ok
+    assert not check(kernels_own(trace), before, read_snapshot(DATA / "mixed-1g-smp2-k612/after")).ok
+    users = changed(trace, trace.events[np.isin(trace.events["event"], [Event.ALLOC, Event.FREE])])
+    assert not check(users, before, read_snapshot(DATA / "mixed-1g-smp2-k612/after")).ok
 
 
 # ---- what is lost, and what is missing
@@ -135,6 +137,8 @@ def test_what_the_recording_says_is_lost_is_told(trace, before, after):
     assert result.lost == {"events": 30, "places": 1, "overwritten": 10_000}
     assert result.problems[0].startswith("30 events are lost, at 1 places, first at ")
     assert result.problems[1] == "10,000 of the oldest events were overwritten: the buffer was too small"
+    assert result.views[0].belief == "nothing in it contradicts, but events are lost: what they did is not in it."
+    assert check(trace, None, after).views[0].belief.endswith("Pages that no event names stay unknown.")
 
 
 def test_what_the_reader_did_not_understand_is_told():

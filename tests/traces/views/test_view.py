@@ -69,6 +69,18 @@ def test_frees_of_orders_without_a_list_go_past_the_lists(order):
     assert of(made(*rows)) == ([("TAKE", 0, order), ("GIVE", 0, order)], {})
 
 
+def test_an_interrupt_between_a_free_and_its_kprobe_gives_the_block_twice():
+    rows = [each for pfn in (16, 32) for each in (taken(pfn, 4), event(Event.ALLOC, pfn, 4))]
+    rows += [event(Event.FREE, 16, 4), event(Event.FREE, 32, 4), event(Event.FREE_DIRECT, 32, 4)]
+    operations = made(*rows, event(Event.FREE_DIRECT, 16, 4))
+    assert of(operations) == ([("TAKE", 16, 4), ("TAKE", 32, 4), ("GIVE", 16, 4), ("GIVE", 32, 4)], {})
+
+
+def test_a_free_that_is_lost_is_made_good_by_its_kprobe():
+    operations = made(taken(16, 4), event(Event.ALLOC, 16, 4), event(Event.FREE_DIRECT, 16, 4))
+    assert of(operations) == ([("TAKE", 16, 4), ("GIVE", 16, 4)], {"give of what is in use": 1})
+
+
 def test_a_failed_allocation_is_nothing():
     assert of(made(event(Event.ALLOC_FAILED, order=3))) == ([], {})
 
