@@ -152,9 +152,7 @@ class PlainFile:
                 return
 
     def _zstd(self) -> Iterator[bytes]:
-        require("pyarrow", f"{self.path}, which is compressed with zstd,", "traces")
-        import pyarrow as pa
-
+        pa = require("pyarrow", f"{self.path}, which is compressed with zstd,", "traces")
         try:
             with pa.CompressedInputStream(pa.PythonFile(self._raw, "r"), "zstd") as stream:
                 while plain := stream.read(_STEP):

@@ -3,7 +3,8 @@
 """trace-cmd's own files (``trace.dat``), by libtracecmd and libtraceevent, which are loaded when they are needed.
 
 The two decode the file's pages and say where each field of an event is; the fields are read here, each within its
-record. They are not made for files that somebody has damaged on purpose: read such a one elsewhere, with trace-cmd. What is declared of their structs is the public part that their so-versions fix, as in libtraceevent's
+record. The two are not made for files that somebody has damaged on purpose: read such a one elsewhere, with trace-cmd.
+What is declared of their structs is the public part that their so-versions fix, as in libtraceevent's
 ``event-parse.h``.
 """
 from libc.stdint cimport uint8_t, uint64_t

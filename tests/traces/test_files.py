@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import lzma
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -21,8 +22,9 @@ import pagehint as ph
 from pagehint.errors import PageHintError
 from pagehint.traces import EVENT_DTYPE, NO_PID, Event, Reading, Trace, TraceError
 from pagehint.traces.compression import PlainFile
+from pagehint.traces.events import KERNEL_EVENTS
 from pagehint.traces.parquet import KEY, VERSION
-from pagehint.traces.text_source import TextSource
+from pagehint.traces.text_source import BPFTRACE_HEADER, TextSource
 
 DATA = Path(__file__).parents[1] / "data"
 WHOLE = DATA / "frag-2g-smp2-thp.parquet"  # a whole recording; its README has these counts
@@ -231,7 +233,7 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
         (b"", "no recording of a form that is known"),
         (b"hello\n", "no recording of a form that is known; it begins with b'hello"),
         (bytes(10000), "no recording of a form that is known"),
-        (b"PERFILE2" + bytes(100), "perf script -i"),
+        (b"PERFILE2" + bytes(100), "perf script --show-lost-events -i"),
         (b"PAR1" + bytes(100), "damaged"),
         (b"# tracer: nop\n#\n", "has no event of the page allocator's: it is empty"),
         (b"# tracer: nop\na-1 [0] 1.0: sched_switch: x\n", "has no event of the page allocator's: 1 sched_switch"),
@@ -413,6 +415,14 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path, call, what):
     assert what in run.stderr
     assert "pip install 'pagehint[traces]'" in run.stderr
     assert issubclass(TraceError, PageHintError)
+
+
+def test_the_script_for_bpftrace_is_installed_and_writes_what_is_read():
+    script = (Path(ph.traces.__file__).parent / "record.bt").read_text()
+    assert f'printf("{BPFTRACE_HEADER.decode()}\\n")' in script
+    events = {name for name in KERNEL_EVENTS if name.startswith("mm_")}
+    assert set(re.findall(r"^tracepoint:kmem:(\w+)$", script, re.MULTILINE)) == events
+    assert set(re.findall(r"%09llu: (\w+): pfn=0x%llx", script)) == events
 
 
 def test_importing_pagehint_does_not_import_traces():
