@@ -25,6 +25,7 @@ FLOORS = (
     ("stats",),
     ("traces",),
     ("_core",),
+    ("traces",),
     ("arena",),
     ("numpy",),
     ("virtio",),
