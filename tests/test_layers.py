@@ -25,7 +25,6 @@ FLOORS = (
     ("stats",),
     ("traces",),
     ("_core",),
-    ("traces",),
     ("arena",),
     ("numpy",),
     ("virtio",),
