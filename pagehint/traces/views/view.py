@@ -7,7 +7,7 @@ go past the CPUs' lists. "user" takes allocations and frees alone, as if the CPU
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from pagehint.traces.views.contradictions import Cause
 from pagehint.traces.views.derive import derive
 from pagehint.traces.views.places import PLACE_MASK, Place, Places, places_of, unknown_places
 
-_View = Literal["all", "kmem", "user"]
+if TYPE_CHECKING:
+    _View = Literal["all", "kmem", "user"]
+
 VIEWS: tuple[_View, ...] = ("all", "kmem", "user")
 
 _BEGIN, _END = "REC SNAP0", "REC SNAP1"  # the marks at which the snapshots of a recording were taken, if it has them
