@@ -156,6 +156,7 @@ cdef class Replay:
                 f"the operations begin at {self.now / <double>SECOND} s, and it is"
                 f" {queue_now(self.engine.queue) / <double>SECOND} s already by the clock that hinting was enabled with"
             )
+        self.now = min(self.now, queue_now(self.engine.queue))
         self.engine.host_owner = <void *> self
         self.engine.host = host_works
         return 0
