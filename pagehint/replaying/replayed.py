@@ -82,11 +82,15 @@ class Replayed:
         if self.passes:
             rows.append(("passes", f"{self.passes:,}"))
             reported, again = format_size(self.bytes_reported), format_size(self.bytes_again)
-            rows.append(("reports", f"{self.reports:,}: {self.blocks_reported:,} blocks, {reported}, {again} of it again"))
+            rows.append(
+                ("reports", f"{self.reports:,}: {self.blocks_reported:,} blocks, {reported}, {again} of it again")
+            )
         if self.blocks_failed:
             rows.append(("blocks failed", f"{self.blocks_failed:,}"))
         if self.waits:
-            rows.append(("waits", f"{self.waits:,}: {self.wait_seconds:.6f} s, {self.longest_wait_seconds:.6f} s at most"))
+            rows.append(
+                ("waits", f"{self.waits:,}: {self.wait_seconds:.6f} s, {self.longest_wait_seconds:.6f} s at most")
+            )
         return rows
 
     def __repr__(self) -> str:
@@ -95,5 +99,7 @@ class Replayed:
         return "Replayed\n" + "\n".join(f"  {name:<{width}}{text}" for name, text in rows)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(name.strip())}</th><td>{escape(text)}</td></tr>" for name, text in self._rows())
+        rows = "".join(
+            f"<tr><th>{escape(name.strip())}</th><td>{escape(text)}</td></tr>" for name, text in self._rows()
+        )
         return f"<table>{rows}</table>"

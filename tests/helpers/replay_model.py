@@ -1,4 +1,4 @@
-"""A replay as the specification says it, in plain Python over the oracle: each call one by one, by a clock set by hand."""
+"""A replay as the specification says it, in plain Python over the oracle: one call by one, by a clock set by hand."""
 
 from __future__ import annotations
 
@@ -193,7 +193,9 @@ def random_rows(zones: list[OracleZone], rng: np.random.Generator, n: int, top: 
     used = [~zone.free & ~zone.absent for zone in zones]
     rows, time = [], 10**9
     for _ in range(n):
-        time += int(rng.choice([0, 0, 1, 10**6, 3 * 10**7, 3 * 10**8, 2 * 10**9], p=[0.3, 0.2, 0.1, 0.2, 0.1, 0.07, 0.03]))
+        time += int(
+            rng.choice([0, 0, 1, 10**6, 3 * 10**7, 3 * 10**8, 2 * 10**9], p=[0.3, 0.2, 0.1, 0.2, 0.1, 0.07, 0.03])
+        )
         i = int(rng.integers(len(zones)))
         zone, order = zones[i], int(rng.integers(0, top + 1))
         if rng.random() < wrong:

@@ -81,7 +81,7 @@ def test_negative_controls(name):
         assert result.contradictions
     after = read_snapshot(RECORDINGS[name][1] / "after")
     result = ph.PageAllocator.from_snapshot(after).replay(table)
-    assert sum(result.contradictions.values()) > len(table) // 100
+    assert sum(result.contradictions.values()) > 100
 
 
 def swapped(table):
@@ -90,7 +90,9 @@ def swapped(table):
     for i, row in enumerate(table):
         if row["op"] == 2:
             last[int(row["pfn"])] = i
-        elif row["op"] == 1 and table[last.get(int(row["pfn"]), i)]["order"] == row["order"] and int(row["pfn"]) in last:
+        elif (
+            row["op"] == 1 and table[last.get(int(row["pfn"]), i)]["order"] == row["order"] and int(row["pfn"]) in last
+        ):
             j = last[int(row["pfn"])]
             table[j], table[i] = table[i].copy(), table[j].copy()
             return table

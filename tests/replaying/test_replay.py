@@ -162,11 +162,19 @@ def test_contradictions_are_counted_by_cause_with_their_first_examples():
         "take": 0, "give": 0, "set_type": 1, "isolate": 0, "putback": 0, "mark": 1, "lost": 1
     }  # fmt: skip
     assert free_set(pages) == before
-    for row, cause in ((0, "not all free"), (6, "outside every zone"), (7, "in a hole"), (11, "already free"),
-                       (14, "isolate of what is in use"), (15, "unknown operation"), (9, "order out of range")):  # fmt: skip
-        with pytest.raises(ph.BadPageError, match=f"operation 0, row {1000 + row}.*{cause}.*nothing was changed") as error:
+    for row, cause in (
+        (0, "not all free"),
+        (6, "outside every zone"),
+        (7, "in a hole"),
+        (9, "order out of range"),
+        (11, "already free"),
+        (14, "isolate of what is in use"),
+        (15, "unknown operation"),
+    ):
+        said = f"operation 0, row {1000 + row}.*{cause}.*nothing was changed"
+        with pytest.raises(ph.BadPageError, match=said) as refused:
             pages.replay(table(*rows)[row:], strict=True)
-        assert error.value.index == 0
+        assert refused.value.index == 0
     assert free_set(pages) == before
     pages.verify()
 

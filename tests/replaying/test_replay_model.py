@@ -47,7 +47,8 @@ def same(pages, model):
 def both(layout, seed):
     """An allocator and its model, with some memory in use, and some pageblocks isolate."""
     rng = np.random.default_rng(seed)
-    pages, model = ph.PageAllocator(layout.zones, pcp=False, **layout.options), ReplayModel(layout.zones, **layout.options)
+    pages = ph.PageAllocator(layout.zones, pcp=False, **layout.options)
+    model = ReplayModel(layout.zones, **layout.options)
     model.start(0)
     for _ in range(int(rng.integers(0, 40))):
         order = int(rng.integers(0, pages.max_page_order + 1))

@@ -188,6 +188,13 @@ def hint(pages: ph.PageAllocator) -> None:
         with pages.hinting(manual, workqueue="manual", delay=None, threshold=1, min_age=0, clock=lambda: 0.0) as same:
             assert assert_type(same, ph.PageAllocator) is pages
             assert_type(pages.run_pending(), int)
+            assert_type(pages.run_until(2.5), int)
+            assert_type(pages.next_due, float | None)
+            assert_type(pages.now, float)
+    replayed = ph.PageAllocator("64MiB", pcp=False).replay(
+        np.zeros(0, ph.traces.OPERATION_DTYPE), host_rate="4GiB", progress=lambda done, total: None
+    )
+    assert_type(replayed.waits, int)
     assert not pages.hinting_enabled
 
 
