@@ -55,6 +55,7 @@ cdef class Replay:
     cdef int64_t waited         # nanoseconds
     cdef int64_t longest_wait
 
+    cdef object run(self)
     cdef int begin(self) except -1
     cdef void end(self)
     cdef int go(self) except -1

@@ -2,12 +2,9 @@ from typing import Final, Self
 
 from typing_extensions import disjoint_base
 
-from pagehint.replaying.replayed import Replayed
-
 WHY: Final[dict[int, str]]
 WHY_NONE: Final[dict[int, str]]
 
 @disjoint_base
 class Replay:
     def __new__(cls) -> Self: ...
-    def run(self) -> Replayed: ...

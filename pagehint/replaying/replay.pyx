@@ -103,7 +103,7 @@ cdef cnp.ndarray as_table(object operations):
 cdef class Replay:
     """One replay, on one thread."""
 
-    def run(self):
+    cdef object run(self):
         """Carry out all operations; raise what stops it, with `index`: how many had been carried out."""
         self.begin()
         try:

@@ -479,6 +479,54 @@ def test_another_thread_may_flush_and_disable_meanwhile_but_not_drive_the_clock(
     pages.verify()
 
 
+def test_other_threads_allocate_and_free_meanwhile():
+    # They prefer the other zone, which has room: what they have allocated is not to be given by the replay.
+    pages, _ = hinted([ph.ZoneSpec("DMA", 0, 1 << 15), ph.ZoneSpec("Normal", 1 << 15, 1 << 15)], threshold=4)
+    stop, rounds = threading.Event(), []
+
+    def use():
+        while not stop.is_set():
+            for pfn in pages.alloc_pages_bulk(100, 3):
+                pages.free_pages(pfn, 3)
+            rounds.append(1)
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    rng = np.random.default_rng(2)
+    rows = MANY.copy()
+    rows["pfn"] = np.repeat(rng.integers(0, 1 << 15, len(rows) // 2), 2)
+    try:
+        result = pages.replay(rows, host_latency=1e-4)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert rounds
+    assert (result.contradictions, result.counts["take"]) == ({}, len(rows) // 2)
+    pages.verify()
+    assert pages.stats().allocated_pages == 0
+
+
+def test_ctrl_c_ends_run_until():
+    code = """
+        import pagehint as ph
+        pages = ph.PageAllocator("64MiB", pcp=False)
+        print("ready", flush=True)
+        def refuse(blocks):
+            return False
+        pages.enable_hinting(ph.PageHintingCallbacks(refuse), workqueue="manual", clock=0.0)
+        try:
+            pages.run_until(4e9)
+        except KeyboardInterrupt:
+            print("interrupted", pages.now > 0)
+        pages.disable_hinting()
+        pages.verify()
+    """
+    status, out, _ = run_code(code, interrupt=True)
+    assert (status, out) == (0, "interrupted True\n")
+
+
 def test_a_forked_child_does_not_go_on():
     pages, _ = hinted(threshold=1)
 
