@@ -24,7 +24,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint.allocator.arguments cimport (as_duration, as_moment, as_order, as_order_at, as_reserve, as_reserve_age,
-                                            as_settings)
+                                           as_settings)
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal

@@ -3,6 +3,7 @@
 So a program, or a replay, goes from one event to the next, and what happens does not depend on how fast it is. While a
 thread drives the clock, no other thread may, and a callable clock is not called.
 """
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t
 from pagehint.hinting.engine cimport HintingEngine
 from pagehint.hinting.queue cimport WorkQueue, queue_lock, queue_next, queue_now, queue_set_time, queue_unlock
@@ -33,6 +34,7 @@ cdef inline int run_due(HintingEngine engine, int64_t until) except -1:
         if not engine.pass_manually(False):
             break
         passes += 1
+        PyErr_CheckSignals()
         due = due_at(q)
     return passes
 

@@ -55,6 +55,7 @@ cdef class Replay:
     cdef int64_t waited         # nanoseconds
     cdef int64_t longest_wait
 
+    cdef object run(self)
     cdef int begin(self) except -1
     cdef void end(self)
     cdef int go(self) except -1
@@ -72,7 +73,7 @@ cdef class Replay:
     cdef uint64_t note_report(self) noexcept nogil
     cdef uint64_t mark(self, const PageZone *z, uint64_t page, int order, bint value) noexcept nogil
     cdef void look_up(self) noexcept nogil
-    cdef object refusal(self)
+    cdef object refused_operation(self)
     cdef str cause(self, int kind, int rc)
     cdef object replayed(self)
 

@@ -26,17 +26,16 @@ from pagehint.hinting.hinted_zone cimport hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now, queue_set_time
 from pagehint.hinting.timed cimport drive, due_at, run_due
 from pagehint.hinting.watch cimport evaluate
-from pagehint.sync.atomic cimport likely, prefetch, unlikely
+from pagehint.sync.atomic cimport likely, unlikely
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport thread_id
 from pagehint.traces.operations cimport (NR_OPERATIONS, OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_LOST,
-                                         OPERATION_MARK, OPERATION_PUTBACK, OPERATION_SET_TYPE, OPERATION_TAKE,
-                                         OperationRow)
+                                         OPERATION_MARK, OPERATION_SET_TYPE, OPERATION_TAKE, OperationRow)
 from pagehint.zone.hook cimport must_notify
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
 from pagehint.zone.page_alloc cimport Machine, zone_take_at
 from pagehint.zone.status cimport (E_ABSENT, E_ALIGN, E_BUSY, E_FREE, E_INSIDE, E_ISOLATE, E_NO_ZONE, E_SIZE, E_SLOT,
-                                   E_WITHHELD, OK)
+                                   OK)
 from pagehint.zone.trace cimport Round, free_pages_in, op_prefetch, round_at, round_end, round_use, zone_give
 from pagehint.zone.zone cimport MT_ISOLATE, MT_RECLAIMABLE, MT_UNMOVABLE, PAGEBLOCK_ORDER, PageZone
 
@@ -73,11 +72,13 @@ cdef object replay(Memory memory, HintingEngine engine, object operations, bint 
     from pagehint.replaying.progress import progress_bar
     cdef Replay self = Replay.__new__(Replay)
     cdef cnp.ndarray table = as_table(operations)
+    if progress is not None and progress is not True and not callable(progress):
+        raise TypeError(f"progress must be callable, True or None, not {type(progress).__name__}")
     if host_latency is None:
         raise TypeError("host_latency must be a number of seconds, not None")
     self.memory, self.engine = memory, engine
     self.host_latency = as_duration(host_latency, "host_latency")
-    self.host_rate = 0 if host_rate is None else parse_size(host_rate)
+    self.host_rate = 0 if host_rate is None else min(parse_size(host_rate), 1 << 62)
     self.rows, self.n = <const OperationRow *> table.data, <uint64_t>table.shape[0]
     self.strict = strict
     if progress is not True:
@@ -102,7 +103,7 @@ cdef cnp.ndarray as_table(object operations):
 cdef class Replay:
     """One replay, on one thread."""
 
-    def run(self):
+    cdef object run(self):
         """Carry out all operations; raise what stops it, with `index`: how many had been carried out."""
         self.begin()
         try:
@@ -116,7 +117,7 @@ cdef class Replay:
         finally:
             self.end()
         if self.refused != OK:
-            error = self.refusal()
+            error = self.refused_operation()
             error.index = self.at
             raise error
         if self.progress is not None:
@@ -130,7 +131,7 @@ cdef class Replay:
         for i in range(m.nr_zones):
             if m.zones[i].pcp != NULL:
                 raise errors.PageHintError(
-                    "a replay says itself where each page is, so there must be no per-CPU page sets: PageAllocator(pcp=False)"
+                    "a replay says itself where each page is, so there must be no page sets: PageAllocator(pcp=False)"
                 )
             if m.zones[i].extents != NULL:
                 raise errors.PageHintError("a replay frees what others have allocated, so it is not for an arena's pages")
@@ -145,7 +146,7 @@ cdef class Replay:
         self.reported = <uint64_t *> (<cnp.ndarray> self.bitmap).data
         self.first_word = <const uint64_t *> (<cnp.ndarray> self.words).data
         if self.engine.reporter.clock is not None:
-            raise errors.PageHintError("replay goes by the operations' times: enable hinting with clock=<seconds>, no callable")
+            raise errors.PageHintError("replay sets the time: enable hinting with clock=<seconds>, and not with a callable")
         drive(self.engine, "replay")
         self.session = self.engine.queue.session
         self.passes = self.engine.queue.work_runs
@@ -156,6 +157,7 @@ cdef class Replay:
                 f"the operations begin at {self.now / <double>SECOND} s, and it is"
                 f" {queue_now(self.engine.queue) / <double>SECOND} s already by the clock that hinting was enabled with"
             )
+        self.now = min(self.now, queue_now(self.engine.queue))
         self.engine.host_owner = <void *> self
         self.engine.host = host_works
         return 0
@@ -413,7 +415,7 @@ cdef class Replay:
         return pages
 
     cdef uint64_t mark(self, const PageZone *z, uint64_t page, int order, bint value) noexcept nogil:
-        """Note of a block's granules whether they have been reported and not used since; return of how many they had been."""
+        """Note of a block's granules whether they have been reported and not used since; return how many had been."""
         cdef uint64_t *words = self.reported + self.first_word[z.index]
         cdef uint64_t granule = page >> z.min_order, end = granule + granules_of(z, order), n = 0, bit
         # A zone may have grown since the replay began.
@@ -435,16 +437,13 @@ cdef class Replay:
                 PyErr_CheckSignals()
                 if self.progress is not None:
                     self.progress(self.at, self.n)
-                if self.driving and self.engine.queue.session != self.session and thread_id() == self.thread:
-                    self.stop_at_end_of_session()
+                if self.driving and self.engine.queue.session != self.session:
+                    raise errors.HintingInactiveError("replay: hinting was disabled, or this is a forked child")
             except BaseException as error:
                 self.error = error
                 self.stopped = True
 
-    def stop_at_end_of_session(self):
-        raise errors.HintingInactiveError("replay: hinting was disabled, or the process forked and this is the child")
-
-    cdef object refusal(self):
+    cdef object refused_operation(self):
         """The error of the operation that has stopped a strict replay."""
         cdef OperationRow op = self.rows[self.at]
         what = f"operation {self.at}, row {op.row}, {op.time / <double>SECOND:.6f} s, order {op.order}"

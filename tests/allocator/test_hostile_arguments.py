@@ -36,6 +36,7 @@ from worlds import World
 
 import pagehint as ph
 from pagehint.allocator.machine_state import MachineState
+from pagehint.traces import OPERATION_DTYPE
 
 
 def entered(method):
@@ -97,6 +98,8 @@ CALLS = {
     "PageAllocator.flush_hinting": (lambda w: w.pages.flush_hinting, lambda w: {}),
     "PageAllocator.mark_free": (lambda w: w.pages.mark_free, lambda w: {"pfn": 1024, "nr_pages": 512}),
     "PageAllocator.run_pending": (lambda w: w.pages.run_pending, lambda w: {}),
+    "PageAllocator.run_until": (lambda w: w.pages.run_until, lambda w: {"seconds": 1.5}),
+    "PageAllocator.replay": (lambda w: w.pages.replay, lambda w: {"operations": w.operations}),
     "PageAllocator.max_pages=": (setter("max_pages"), lambda w: {"value": 2}),
     "PageAllocator.threshold=": (setter("threshold"), lambda w: {"value": 2}),
     "PageAllocator.delay=": (setter("delay"), lambda w: {"value": 2}),
@@ -136,7 +139,7 @@ PLAIN = {ph.Stats, ph.LockStats, ph.Watermarks, ph.Explanation, ph.Zone}
 
 
 # Whoever needs it off; everybody else has it on.
-OFF = {"PageAllocator.enable_hinting", "PageAllocator.hinting"}
+OFF = {"PageAllocator.enable_hinting", "PageAllocator.hinting", "PageAllocator.replay"}
 
 
 # For each parameter what is refused, and what may be taken for right.
@@ -195,7 +198,18 @@ HOSTILE = {
     ),
     "max_report_order": ([3, 10, *BUT_NONE], [None, 4, np.int64(5)]),
     "mark_free": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
-    "clock": ([5, "time", [], object(), NAN], [None]),
+    "clock": ([-1, INF, 1e10, "time", [], object(), NAN], [None, 5, 2.5]),
+    "seconds": (
+        [None, -1, NAN, INF, 1e10, 2**200, *[value for value in NO_NUMBERS if value is not None]],
+        [2, Decimal("2.5"), Fraction(7, 2), np.float32(4), 1e9],
+    ),
+    "operations": (
+        [None, 5, "abc", [], [(0, 0, 0)], object(), Angry(), np.zeros(3), np.zeros((2, 2), OPERATION_DTYPE),
+         np.zeros(2, OPERATION_DTYPE.newbyteorder()), np.zeros(2, ph.OP_DTYPE), np.zeros((), OPERATION_DTYPE)],
+        [np.zeros(3, OPERATION_DTYPE), np.full(48, 255, np.uint8).view(OPERATION_DTYPE)],
+    ),
+    "strict": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
+    "progress": ([5, "bar", [], object(), NAN], [None, print, max]),
     "locks": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
     "size": ([*NO_SIZES, 2**63, 2**64], [1, "1KiB", "2MiB", *ONES]),
     "hugepages": ([], [None, False, "no", NAN]),
@@ -246,7 +260,7 @@ SPECIAL["PageAllocator.min_age=", "value"] = HOSTILE["delay"]
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]
 
 
-SPECIAL["PageAllocator.reserve_age=", "value"] = HOSTILE["reserve_age"] = (
+SPECIAL["PageAllocator.reserve_age=", "value"] = HOSTILE["reserve_age"] = HOSTILE["host_latency"] = (
     [None, *HOSTILE["delay"][0]],
     [value for value in HOSTILE["delay"][1] if value is not None],
 )
@@ -255,10 +269,13 @@ SPECIAL["PageAllocator.reserve_age=", "value"] = HOSTILE["reserve_age"] = (
 SPECIAL["Arena", "size"] = ([value for value in HOSTILE["size"][0] if value is not None], [None, *HOSTILE["size"][1]])
 
 
-SPECIAL["Arena.limit=", "value"] = SPECIAL["PageAllocator.reserve=", "value"] = HOSTILE["reserve"] = (
+HOSTILE["reserve"] = HOSTILE["host_rate"] = (
     [0, -1, "", "0", "much", "-1GiB", b"1MiB", 1.5, NAN, [], object(), Angry()],
-    [None, *ONES, "1KiB", 2**64, 2**200],
+    [None, *ONES, "1KiB", 2**64, 2**200, 10**5000],
 )
+
+
+SPECIAL["Arena.limit=", "value"] = SPECIAL["PageAllocator.reserve=", "value"] = HOSTILE["reserve"]
 
 
 # What is meant by a clear error. `AngryError` is the argument's own.

@@ -1,4 +1,4 @@
-"""A replay as the specification says it, in plain Python over the oracle: each call one by one, by a clock set by hand."""
+"""A replay as the specification says it, in plain Python over the oracle: one call by one, by a clock set by hand."""
 
 from __future__ import annotations
 

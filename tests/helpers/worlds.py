@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import pagehint as ph
+from pagehint.traces import OPERATION_DTYPE
 
 MIB = 1 << 20
 
@@ -26,6 +27,8 @@ class World:
         self.arena = ph.Arena("4MiB")
         self.array = self.arena.empty(1000)
         self.table = np.arange(4, dtype=np.uint64)
+        self.operations = np.zeros(2, OPERATION_DTYPE)  # takes, of pages that are free
+        self.operations["op"], self.operations["pfn"] = 1, (1000, 1001)
         self.ops = np.array([(0, 0, ph.OP_ALLOC), (1, 1, ph.OP_ALLOC), (0, 0, ph.OP_FREE)], ph.OP_DTYPE)
 
     def state(self):

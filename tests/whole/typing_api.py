@@ -194,6 +194,13 @@ def hint(pages: ph.PageAllocator) -> None:
             assert assert_type(same, ph.PageAllocator) is pages
             assert_type(pages.mark_free(), int)
             assert_type(pages.run_pending(), int)
+            assert_type(pages.run_until(2.5), int)
+            assert_type(pages.next_due, float | None)
+            assert_type(pages.now, float)
+    replayed = ph.PageAllocator("64MiB", pcp=False).replay(
+        np.zeros(0, ph.traces.OPERATION_DTYPE), host_rate="4GiB", progress=lambda done, total: None
+    )
+    assert_type(replayed.waits, int)
     assert not pages.hinting_enabled
 
 
