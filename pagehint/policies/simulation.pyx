@@ -155,6 +155,7 @@ cdef class Lists:
     cdef inline Change follow(self, uint32_t position, uint64_t *leaf, int *order) noexcept nogil:
         """Do what an operation says. GIVEN: a block begins at `leaf` now, unless `order` is NOT_LISTED."""
         cdef const OperationRow *row = &self.table[position]
+        cdef uint64_t pfn
         if row.op == OPERATION_TAKE or row.op == OPERATION_GIVE or row.op == OPERATION_SET_TYPE:
             if not is_block(&self.b.free, row.pfn, row.order) or row.migratetype >= NR_TYPES:
                 self.b.doubtful += 1
@@ -162,7 +163,10 @@ cdef class Lists:
                 take_pages(&self.b, row.pfn, row.order, row.migratetype)
                 return TAKEN
             elif row.op == OPERATION_GIVE:
-                leaf[0] = give_pages(&self.b, row.pfn, row.order, order, row.migratetype)
+                pfn = row.pfn
+                while pfn < row.pfn + (<uint64_t>1 << row.order):       # no list has more than the largest order
+                    leaf[0] = give_pages(&self.b, pfn, min(<int>row.order, self.b.max_order), order, row.migratetype)
+                    pfn += <uint64_t>1 << min(<int>row.order, self.b.max_order)
                 return GIVEN
             elif row.migratetype >= 0:
                 set_type(&self.b, row.pfn, row.order, row.migratetype)
@@ -187,6 +191,12 @@ cdef class Lists:
                 for order in range(b.shift, b.max_order + 1):
                     pages += nr_free_of(b, zone, order)[0] << order
         return pages
+
+    cdef void recall_for(self, Worker *w, const OperationRow *row) noexcept nogil:
+        """What an operation changes must not be out."""
+        cdef uint64_t leaf = row.pfn >> self.b.shift
+        if (row.op == OPERATION_TAKE or row.op == OPERATION_GIVE) and is_block(&self.b.free, row.pfn, row.order):
+            recall(w, &self.b, leaf, leaf + leaves_of(&self.b, max(<int>row.order, self.b.shift)))
 
     def linux(self, uint32_t begin, int64_t begin_time, *, uint32_t capacity, int64_t delay, int64_t wheel,
               int64_t phase, int64_t call_time, const uint32_t[::1] steps, const uint8_t[::1] begins):
@@ -218,10 +228,8 @@ cdef class Lists:
                 if time > now:
                     closed += (time - now) * self.closed_pages(capacity)
                     now = time
-                if w.nr_out and is_block(&self.b.free, self.table[position].pfn, self.table[position].order):
-                    leaf = self.table[position].pfn >> self.b.shift
-                    if self.table[position].op == OPERATION_TAKE:
-                        recall(&w, &self.b, leaf, leaf + leaves_of(&self.b, max(self.table[position].order, self.b.shift)))
+                if w.nr_out:
+                    self.recall_for(&w, &self.table[position])
                 if self.follow(position, &leaf, &order) == GIVEN and order != NOT_LISTED:
                     request(&w, time)
         return self.noted(), {"passes": w.passes, "refused": w.refused, "gates_closed": w.gates_closed,

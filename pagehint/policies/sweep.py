@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,21 @@ class Task:
     """One recording and one policy: `key` says which, by their names and the recording's content."""
 
     folder: str
-    policy: str | Rule
+    content: str
+    policy: Rule
     key: str
     options: dict[str, Any]
 
     def run(self) -> dict[str, Any]:
         """Return the row of the result."""
-        [score] = evaluate(Recording.load(self.folder), [self.policy], **self.options)
+        [score] = evaluate(_loaded(self.folder, self.content), [self.policy], **self.options)
         return {"key": self.key, **score.to_row()}
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: str, content: str) -> Recording:
+    """Return a recording, for the next policy with its intervals derived; `content` tells it from what was there."""
+    return Recording.load(folder)
 
 
 def run_task(task: Task) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def _tasks(
         content = _digest(folder)
         for rule in rules:
             key = json.dumps([content, rule.name, repr(sorted(options.items()))])
-            yield Task(str(folder), rule, key, options)
+            yield Task(str(folder), content, rule, key, options)
 
 
 def _digest(folder: Path) -> str:
