@@ -45,12 +45,8 @@ def test_operations_that_contradict_each_other(found, bits):
     free = np.array([bits >> (page // 4) & 1 for page in range(SMALL_PAGES)], bool)
     zones = np.array([(0, 60, 60, 0, 0), (60, SMALL_PAGES, 68, 0, 4)], ZONE_DTYPE)
     recording = Recording.of(table_from(found, True), free, zones=zones, **SMALL)
-    rules = [
-        Linux(clock="own", capacity=1, delay=0.5),
-        Linux(clock="recorded", capacity=2),
-        Series2019(1),
-        Threshold(1),
-    ]
+    rules = [Linux(clock="own", capacity=1, delay=0.5), Linux(clock="recorded", capacity=2), Linux(capacity=2, delay=0)]
+    rules += [Series2019(1), Threshold(1)]
     for rule in rules:
         reports = rule.decide(recording).reports
         assert (reports["order"] >= 3).all()
