@@ -225,8 +225,9 @@ class Linux:
         if self.clock == "fitted" and begins.any():
             phase, call_time, registered = fit_clock(recording, steps, begins, delay)
         rows, counts = lists_of(recording).linux(
-            recording.begin_position, registered, capacity=self.capacity, delay=delay, wheel=WHEEL, phase=phase,
-            call_time=call_time, steps=steps if by_record else None, begins=begins if by_record else None,
+            recording.begin_position, registered, min_order=recording.granule_order, capacity=self.capacity,
+            delay=delay, wheel=WHEEL, phase=phase, call_time=call_time, steps=steps if by_record else None,
+            begins=begins if by_record else None,
         )  # fmt: skip
         return Decisions(rows.view(REPORT_DTYPE), counts)
 

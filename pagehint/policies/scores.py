@@ -258,8 +258,8 @@ def floor_of(recording: Recording, user: Recording | None = None, *, capacity: i
     everything = np.ones(len(recording.intervals), bool)
     sums = _sums(recording, reported_at_once(recording, everything), (), (), "at once")
     _, counts = lists_of(recording).linux(
-        recording.begin_position, recording.begin, capacity=capacity, delay=2**62, wheel=0, phase=0, call_time=0,
-        steps=None, begins=None,
+        recording.begin_position, recording.begin, min_order=recording.granule_order, capacity=capacity, delay=2**62,
+        wheel=0, phase=0, call_time=0, steps=None, begins=None,
     )  # fmt: skip
     per_cpu = None
     if user is not None:

@@ -54,8 +54,9 @@ def test_operations_that_contradict_each_other(found, bits):
     evaluate(recording, ["age:1s", "threshold:1"])
     for call_time in (0, 10**9):
         lists_of(recording).linux(
-            0, recording.begin, capacity=2, delay=10**8, wheel=0, phase=0, call_time=call_time, steps=None, begins=None
-        )
+            0, recording.begin, min_order=4, capacity=2, delay=10**8, wheel=0, phase=0, call_time=call_time, steps=None,
+            begins=None,
+        )  # fmt: skip
 
 
 @given(st.lists(rows, max_size=60), st.booleans())

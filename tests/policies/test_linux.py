@@ -39,8 +39,8 @@ def recording_of(rows, blocks, nr_pages=256, *, low=0, least=0, **options):
 def run(recording, *, capacity=2, delay=2.0, call_time=0, wheel=0, phase=0):
     """What was reported: (time, pfn, order, call); and the counts."""
     rows, counts = lists_of(recording).linux(
-        recording.begin_position, recording.begin, capacity=capacity, delay=round(delay * S), wheel=wheel, phase=phase,
-        call_time=call_time, steps=None, begins=None,
+        recording.begin_position, recording.begin, min_order=recording.granule_order, capacity=capacity,
+        delay=round(delay * S), wheel=wheel, phase=phase, call_time=call_time, steps=None, begins=None,
     )  # fmt: skip
     reports = rows.view(REPORT_DTYPE)
     return [(int(r["time"]), int(r["pfn"]), int(r["order"]), int(r["call"])) for r in reports], counts
