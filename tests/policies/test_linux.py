@@ -36,9 +36,9 @@ def recording_of(rows, blocks, nr_pages=256, *, low=0, least=0, **options):
     return Recording.of(table_of(*rows), free, zones=zones, blocks=listed, types=types, begin=0, **(SMALL | options))
 
 
-def run(recording, *, capacity=2, delay=2.0, call_time=0, wheel=0, phase=0):
+def run(recording, *, capacity=2, delay=2.0, call_time=0, wheel=0, phase=0, lists=None):
     """What was reported: (time, pfn, order, call); and the counts."""
-    rows, counts = lists_of(recording).linux(
+    rows, counts = (lists or lists_of(recording)).linux(
         recording.begin_position, recording.begin, min_order=recording.granule_order, capacity=capacity,
         delay=round(delay * S), wheel=wheel, phase=phase, call_time=call_time, steps=None, begins=None,
     )  # fmt: skip
@@ -82,7 +82,23 @@ def test_more_blocks_than_sixteen_reports_have_a_larger_budget():
     assert len(found) == 3  # 17 blocks: a budget of two
 
 
-def test_what_was_reported_is_not_reported_again_and_goes_behind_the_rest():
+def test_what_is_put_back_goes_behind_the_rest_with_its_flag():
+    recording = recording_of([mark(0), mark(9 * S)], [(0, 3, MOVABLE), (64, 3, MOVABLE), (96, 3, MOVABLE)])
+    lists = lists_of(recording)
+    run(recording, lists=lists)
+    # 0 and 64 are out at once, and come back the other way round; 96 is what is left.
+    assert lists.listed() == [(0, 3, MOVABLE, position, pfn, 1) for position, pfn in enumerate((64, 0, 96))]
+
+
+def test_a_pass_that_stops_makes_what_it_left_the_first_of_its_list():
+    blocks = [(pfn, 3, MOVABLE) for pfn in range(0, 96, 16)]
+    recording = recording_of([mark(0), mark(3 * S)], blocks)
+    lists = lists_of(recording)
+    run(recording, lists=lists)
+    assert [row[4:] for row in lists.listed()] == [(64, 0), (80, 0), (16, 1), (0, 1), (48, 1), (32, 1)]
+
+
+def test_what_was_reported_is_not_reported_again_until_it_is_used():
     rows = [mark(0), (5 * S, TAKE, 100, 0), (6 * S, GIVE, 100, 0), mark(20 * S)]
     blocks = [(0, 3, MOVABLE), (96, 3, MOVABLE)]
     assert blocks_told(recording_of(rows, blocks)) == [(96, 3), (0, 3), (96, 3)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import inspect
 
 import numpy as np
 import pytest
@@ -238,6 +240,18 @@ def test_a_threshold_in_python_is_the_built_in_one(recording, threshold, delay):
     if len(set(times)) == len(times):  # a policy in Python is told of all that happens at a time before it is asked
         assert granules(slow.decide(recording), 3) == granules(quick.decide(recording), 3)
         assert scores[0].cost == pytest.approx(scores[1].cost)
+
+
+def test_the_example_of_the_documentation_runs():
+    """Free for a second, looked at twice a second: between the age of one second and that of one and a half."""
+    names = {"Policy": Policy, "SECOND": SECOND}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(Policy), names, "Policy", None, 0)
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
+    rows = ((0, TAKE, 0, 5), (int(0.3 * S), GIVE, 0, 4), (9 * S, Operation.MARK, 0, -1))
+    assert told(example.globs["Old"]().decide(recording_of(*rows, nr_pages=32))) == [
+        (int(1.5 * S), 0, 3),
+        (int(1.5 * S), 8, 3),
+    ]
 
 
 # ---- a policy's mistakes
