@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,17 @@ class Task:
         return {"key": self.key, **score.to_row()}
 
 
-@lru_cache(maxsize=1)
+_last: dict[tuple[str, str], Recording] = {}  # of this process: the recording of the task before, if there was one
+
+
 def _loaded(folder: str, content: str) -> Recording:
     """Return a recording, for the next policy with its intervals derived; `content` tells it from what was there."""
-    return Recording.load(folder)
+    recording = _last.get((folder, content))
+    if recording is None:
+        recording = Recording.load(folder)
+        _last.clear()
+        _last[folder, content] = recording
+    return recording
 
 
 def run_task(task: Task) -> dict[str, Any]:

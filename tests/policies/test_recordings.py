@@ -119,6 +119,22 @@ def test_the_figures_in_print(name, policy):
     assert [found.free_charged, found.free_charged_whole] == pytest.approx(expected[4:], abs=digits + 0.02)
 
 
+@pytest.mark.parametrize("name", ["tmpfs-512m-smp1", "pressure-1g-smp2-k612"])
+def test_who_begins_from_what_the_host_had_sees_reports_of_what_it_never_gave(name):
+    if name not in MORE:
+        pytest.skip("PAGEHINT_TRACES has no such recording")
+    recording, _ = recording_of(name)
+    before = ph.traces.read_snapshot(Path(FOLDER) / name / "before")
+    resident = Recording.of_snapshot(as_operations(recording), before, begin=recording.begin)
+    [of_all], [of_resident] = evaluate(recording, ["recorded"]), evaluate(resident, ["recorded"])
+    assert of_all.uncharged == 0
+    assert 1 / 3 < of_resident.uncharged / of_resident.reported < 1 / 2
+    assert of_resident.free_charged < of_all.free_charged
+    [best] = evaluate(resident, ["optimum:1s"])
+    assert best.uncharged == 0
+    assert best.cost[1.0] == pytest.approx(best.optimum[1.0])
+
+
 def test_with_the_kernels_own_events_alone_the_policies_fare_the_same():
     names = ["linux", "v10", "threshold", "age:1s"]
     every, kmem = (evaluate(recording_of(SHIPPED, view)[0], names) for view in ("all", "kmem"))
