@@ -4,6 +4,7 @@ Begin with `recording.py`, `policy.py` and `scores.py`; `rules.py` has the built
 `pagehint/errors.py`.
 """
 
+from pagehint.policies.curve import AgeCurve, age_curve
 from pagehint.policies.names import BUILT_IN, parse_seconds, policy_of
 from pagehint.policies.policy import SECOND, Decisions, Policy, Rule
 from pagehint.policies.recording import CHANGE_DTYPE, LISTED_DTYPE, ZONE_DTYPE, Recording
@@ -22,6 +23,7 @@ __all__ = [
     "WINDOWS",
     "ZONE_DTYPE",
     "Age",
+    "AgeCurve",
     "Decisions",
     "Delay",
     "Difference",
@@ -35,6 +37,7 @@ __all__ = [
     "Score",
     "Series2019",
     "Threshold",
+    "age_curve",
     "compare",
     "evaluate",
     "floor_of",

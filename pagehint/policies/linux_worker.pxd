@@ -37,6 +37,7 @@ cdef enum Progress:             # in a pass
 
 cdef struct Worker:
     # Settings.
+    int min_order               # of what is reported: the least order on the lists, or more
     uint32_t capacity           # blocks of a report
     int64_t delay               # nanoseconds
     int64_t wheel               # nanoseconds to which the delay is rounded up; 0: it is exact
@@ -151,8 +152,8 @@ cdef inline bint fill(Worker *w, FreeBlocks *b) noexcept nogil:
 
 cdef inline bint enter_zone(Worker *w, FreeBlocks *b) noexcept nogil:
     """Whether the gate of the current zone is open: then the pass stands before its first list."""
-    w.order, w.type = b.shift, -1
-    if b.zone_free[w.zone] > b.zones[w.zone].watermark_low + (<uint64_t>w.capacity << b.shift):
+    w.order, w.type = w.min_order, -1
+    if b.zone_free[w.zone] > b.zones[w.zone].watermark_low + (<uint64_t>w.capacity << w.min_order):
         return True
     w.gates_closed += 1
     return False

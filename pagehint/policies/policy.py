@@ -45,9 +45,9 @@ class Rule(Protocol):
 class Policy:
     """A policy in Python. Override `report`, `next_time`, and `whole` and `broken` or `changes`.
 
-    A run begins with `start`, and `whole` for each granule that is free then. Whatever happens up to `next_time` is
-    told; then `report` is asked, at that time. Times are whole nanoseconds by the clock of the recording; a granule is
-    known by its first page.
+    A run begins with `start`, and `whole` for each granule that is free then. Whatever happens up to `next_time`, and
+    at it, is told; then `report` is asked, at that time. A time that has passed is now. Times are whole nanoseconds by
+    the clock of the recording; a granule is known by its first page.
 
     An object is run once at a time, and `start` makes it as new.
 
@@ -80,7 +80,7 @@ class Policy:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if not cls.name:
+        if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
 
     def start(self, recording: Recording) -> None:
@@ -111,7 +111,7 @@ class Policy:
         Returns
         -------
         int
-            All, or fewer: then `report` is asked at the time of the last that was taken, and the others come again.
+            All, or fewer, if `next_time` has changed with the last of them; the others come again in their time.
 
         Notes
         -----
@@ -156,13 +156,14 @@ class _Run:
         self.policy.start(self.recording)
         while True:
             due = self.policy.next_time()
-            last = len(self.rows) if due is None else int(np.searchsorted(self.times, due, side="right"))
+            at = self.recording.end if due is None else max(due, self.now)
+            last = int(np.searchsorted(self.times, at, side="right"))
             if self.taken < last:
-                self.tell(last)
+                self.tell(last, due)
             elif due is None or due > self.recording.end:
                 break
             else:
-                self.ask(max(due, self.now), self.position_at(max(due, self.now)))
+                self.ask(at)
                 self.refuse_standing_still(due)
         reports = np.concatenate(self.found) if self.found else np.zeros(0, REPORT_DTYPE)
         return Decisions(reports, {"asked": len(self.found)})
@@ -174,8 +175,8 @@ class _Run:
             raise ValueError(f"{self.policy.name} was asked at {due / SECOND:.6f} s, reported nothing, and wants to be"
                              " asked at that time again: next_time() must move on")  # fmt: skip
 
-    def tell(self, last: int) -> None:
-        """Tell of the changes up to one; if the policy stops before it, ask it there."""
+    def tell(self, last: int, due: int | None) -> None:
+        """Tell of the changes up to one; the policy may take fewer, and have another time to be asked at."""
         rows = self.rows[self.taken : last]
         taken = int(self.policy.changes(rows))
         if not 0 <= taken <= len(rows):
@@ -184,21 +185,15 @@ class _Run:
         self.taken += taken
         if taken:
             self.now = int(rows["time"][taken - 1])
-        if taken < len(rows):
-            due = self.policy.next_time()
-            at = self.now if due is None else max(due, self.now)
-            next_change = self.rows[self.taken]
-            self.ask(min(at, int(next_change["time"])), self.position_at(at))
+        elif self.policy.next_time() == due:
+            raise ValueError(f"{self.policy.name} takes none of {len(rows)} changes, and wants to be asked no sooner")
 
     def position_at(self, now: int) -> int:
-        """How many operations have happened: those up to now, but not the one that makes the next change."""
+        """How many operations have happened: all that are not later."""
         position = int(np.searchsorted(self.recording.operations["time"], now, side="right"))
-        if self.taken < len(self.rows):
-            position = min(position, int(self.rows["position"][self.taken]) - 1)
-        told = int(self.rows["position"][self.taken - 1]) if self.taken else 0
-        return max(position, told, self.recording.begin_position)
+        return max(position, self.recording.begin_position)
 
-    def ask(self, now: int, position: int) -> None:
+    def ask(self, now: int) -> None:
         """Ask, and write down the answer if it is right."""
         pfns = np.atleast_1d(np.asarray(self.policy.report(now)))
         self.now = now
@@ -215,4 +210,4 @@ class _Run:
             raise BadPageError(f"{self.policy.name} reports PFN {pfns[wrong][0]}, order {order}, at"
                                f" {now / SECOND:.6f} s, which is not a granule that is entirely free")  # fmt: skip
         reports["time"], reports["pfn"], reports["order"] = now, pfns, order
-        reports["position"], reports["call"] = position, len(self.found) - 1
+        reports["position"], reports["call"] = self.position_at(now), len(self.found) - 1

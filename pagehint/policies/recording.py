@@ -168,7 +168,7 @@ class Recording:
         free = np.zeros(len(pages), bool)
         free[: len(bits)] = bits[: len(pages)]
         names = snapshot.migratetype_names
-        known = {
+        known: dict[str, Any] = {
             "zones": np.array([(zone.start_pfn, zone.end_pfn, zone.managed_pages, *zone.watermarks[:2])
                                for zone in snapshot.zones], ZONE_DTYPE),
             "blocks": None if snapshot.free_lists is None else in_list_order(snapshot.free_lists),
@@ -241,7 +241,7 @@ class Recording:
             row = self.operations[at]
             reach = slice(int(row["pfn"]) >> order, (int(row["pfn"]) + (1 << int(row["order"]))) >> order)
             first_take[reach] = np.minimum(first_take[reach], at)
-        charged: NDArray[np.bool_] = np.logical_or.reduce(pages.reshape(nr_granules, -1), axis=1)[granules]
+        charged: NDArray[np.bool_] = np.logical_or.reduce(pages.reshape(nr_granules, 1 << order), axis=1)[granules]
         charged |= first_take[granules] < table["start_position"]
         return charged
 
@@ -307,7 +307,7 @@ def blocks_by_address(
 ) -> NDArray[np.void]:
     """Return the maximal free blocks of an order and more, by address."""
     nr_granules = len(free) >> order
-    whole = np.logical_and.reduce(np.asarray(free)[: nr_granules << order].reshape(nr_granules, -1), axis=1)
+    whole = np.logical_and.reduce(np.asarray(free)[: nr_granules << order].reshape(nr_granules, 1 << order), axis=1)
     found = []
     for of_block in range(max_order, order - 1, -1):
         unit = 1 << (of_block - order)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pagehint.errors import PageHintError
 from pagehint.policies.policy import SECOND, Decisions
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import REPORT_DTYPE, granule_reports, of_free_memory, recorded_reports
@@ -32,6 +33,15 @@ def lists_of(recording: Recording) -> Lists:
         recording.operations, recording.free_words, recording.blocks, recording.zones, recording.types,
         recording.granule_order, recording.max_order, recording.pageblock_order, recording.isolate_type,
     )  # fmt: skip
+
+
+def reported_at_once(recording: Recording, which: NDArray[np.bool_]) -> NDArray[np.void]:
+    """Return reports of some of the intervals, each the moment it begins: before the next operation of that time."""
+    rows = recording.intervals.table[which]
+    reports = np.zeros(len(rows), REPORT_DTYPE)
+    reports["time"], reports["pfn"], reports["position"] = rows["start"], rows["pfn"], rows["start_position"]
+    reports["order"], reports["call"] = recording.granule_order, np.arange(len(reports))
+    return reports
 
 
 def nanoseconds(seconds: float, what: str) -> int:
@@ -105,14 +115,8 @@ class Optimum:
 
     def decide(self, recording: Recording) -> Decisions:
         """Say what it reports. O(intervals log intervals)."""
-        table = recording.intervals.table
-        pays = (recording.intervals.lengths > nanoseconds(self.seconds, "an age")) & recording.charged_intervals
-        reports = np.zeros(int(pays.sum()), REPORT_DTYPE)
-        reports["time"], reports["pfn"], reports["position"] = (
-            table["start"][pays], table["pfn"][pays], table["start_position"][pays],
-        )  # fmt: skip
-        reports["order"], reports["call"] = recording.granule_order, np.arange(len(reports))
-        return Decisions(reports)
+        long = recording.intervals.lengths > nanoseconds(self.seconds, "an age")
+        return Decisions(reported_at_once(recording, long & recording.charged_intervals))
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,18 @@ class Recorded:
     name: str = "recorded"
 
     def decide(self, recording: Recording) -> Decisions:
-        """Say what it reported since the beginning, but for what a weaker view takes for memory in use."""
+        """Say what it reported since the beginning, but for what a weaker view takes for memory in use.
+
+        Raises
+        ------
+        PageHintError
+            If the recording has no row that says so.
+        """
+        if not np.isin(recording.operations["op"], (Operation.ISOLATE, Operation.PUTBACK)).any():
+            raise PageHintError(
+                f"{recording.name} does not say what its kernel reported: it has neither ISOLATE nor PUTBACK, which"
+                " come from kprobes"
+            )
         reports = recorded_reports(recording.operations)
         reports = reports[reports["position"] > recording.begin_position]
         free = of_free_memory(recording.intervals, reports)
@@ -212,8 +227,9 @@ class Linux:
         if self.clock == "fitted" and begins.any():
             phase, call_time, registered = fit_clock(recording, steps, begins, delay)
         rows, counts = lists_of(recording).linux(
-            recording.begin_position, registered, capacity=self.capacity, delay=delay, wheel=WHEEL, phase=phase,
-            call_time=call_time, steps=steps if by_record else None, begins=begins if by_record else None,
+            recording.begin_position, registered, min_order=recording.granule_order, capacity=self.capacity,
+            delay=delay, wheel=WHEEL, phase=phase, call_time=call_time, steps=steps if by_record else None,
+            begins=begins if by_record else None,
         )  # fmt: skip
         return Decisions(rows.view(REPORT_DTYPE), counts)
 
@@ -232,7 +248,11 @@ def worker_steps(recording: Recording) -> tuple[NDArray[np.uint32], NDArray[np.u
         pause = table["time"][where[turns]] - table["time"][where[np.maximum(turns - 1, 0)]]
         begins[1:] &= pause[1:] > SAME_PASS
     moves = begins | ~isolates[turns]
-    return where[turns[moves]].astype(np.uint32), begins[moves].astype(np.uint8)
+    steps = where[turns[moves]]
+    retyped = np.flatnonzero(table["op"] == Operation.SET_TYPE)  # isolation makes pageblocks movable: it has begun then
+    while len(early := np.intersect1d(retyped, steps[begins[moves]] - 1)):
+        steps[np.isin(steps - 1, early) & begins[moves]] -= 1
+    return steps.astype(np.uint32), begins[moves].astype(np.uint8)
 
 
 def fit_clock(
@@ -249,5 +269,7 @@ def fit_clock(
     gaps = np.diff(in_turn, append=in_turn[0] + WHEEL)
     phase = int(in_turn[(int(np.argmax(gaps)) + 1) % len(in_turn)])
     answered = steps[begins == 0]
-    call_time = int(np.median(times[answered] - times[answered - 1])) if len(answered) else 0
+    isolated = np.flatnonzero(recording.operations["op"] == Operation.ISOLATE)
+    last = isolated[np.searchsorted(isolated, answered) - 1]
+    call_time = int(np.median(times[answered] - times[last])) if len(answered) else 0
     return phase, call_time, max(recording.begin, int(at[0]) - delay - WHEEL // 2)

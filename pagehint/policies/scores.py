@@ -14,7 +14,8 @@ from pagehint.errors import BadPageError
 from pagehint.policies.names import policy_of
 from pagehint.policies.policy import SECOND, Decisions, Rule
 from pagehint.policies.recording import Recording
-from pagehint.policies.rules import Age, lists_of
+from pagehint.policies.reports import REPORT_DTYPE
+from pagehint.policies.rules import lists_of, reported_at_once
 from pagehint.policies.scoring import run_scoring
 
 BREAK_EVENS = (0.1, 1.0, 5.0)
@@ -254,15 +255,16 @@ def floor_of(recording: Recording, user: Recording | None = None, *, capacity: i
         Blocks for which Linux's gate wants room.
     """
     page_gib_s = recording.page_size / 2**30 / SECOND
-    sums = _sums(recording, Age(0).decide(recording).reports, (), (), "age:0s")
+    everything = np.ones(len(recording.intervals), bool)
+    sums = _sums(recording, reported_at_once(recording, everything), (), (), "at once")
     _, counts = lists_of(recording).linux(
-        recording.begin_position, recording.begin, capacity=capacity, delay=2**62, wheel=0, phase=0, call_time=0,
-        steps=None, begins=None,
+        recording.begin_position, recording.begin, min_order=recording.granule_order, capacity=capacity, delay=2**62,
+        wheel=0, phase=0, call_time=0, steps=None, begins=None,
     )  # fmt: skip
     per_cpu = None
     if user is not None:
-        nothing = Age(0).decide(user).reports[:0]
-        per_cpu = (_sums(user, nothing, (), (), "nothing")["free_all"] - sums["free_all"]) * page_gib_s
+        by_user = _sums(user, np.zeros(0, REPORT_DTYPE), (), (), "nothing")
+        per_cpu = (by_user["free_all"] - sums["free_all"]) * page_gib_s
     return Floor(
         fragmented=sums["charged"] * page_gib_s,
         gates=counts["gate_closed_page_ns"] * page_gib_s,

@@ -18,11 +18,13 @@ class Lists:
         pageblock_order: int,
         isolate_type: int,
     ) -> Self: ...
+    def listed(self) -> list[tuple[int, int, int, int, int, int]]: ...
     def linux(
         self,
         begin: int,
         begin_time: int,
         *,
+        min_order: int,
         capacity: int,
         delay: int,
         wheel: int,

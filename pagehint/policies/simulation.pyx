@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from pagehint.policies.free_blocks cimport (MOST_ORDERS, MOVABLE, NOT_LISTED, NR_TYPES, BlockZone, FreeBlocks,
-                                            block_around, give_pages, leaves_of, list_block, nr_free_of, set_type,
+                                            block_around, give_pages, head_of, leaves_of, list_block, nr_free_of, set_type,
                                             take_pages)
 from pagehint.policies.linux_worker cimport (MOST_CAPACITY, PASS_NONE, Worker, begin_pass, recall, request, step)
 from pagehint.policies.report_buffer cimport ReportBuffer
@@ -152,9 +152,26 @@ cdef class Lists:
             memcpy(&copy[0], self.reports.rows, nr_bytes)
         return rows
 
+    def listed(self):
+        """Return the blocks on the lists now: (zone, order, migratetype, position, PFN, reported), from each one's front."""
+        cdef FreeBlocks *b = &self.b
+        cdef uint32_t zone, node, head
+        cdef int order, type
+        found = []
+        for zone in range(b.nr_zones):
+            for order in range(b.shift, b.max_order + 1):
+                for type in range(NR_TYPES):
+                    head = head_of(b, zone, order, type)
+                    node, position = b.next[head], 0
+                    while node != head:
+                        found.append((zone, order, type, position, <uint64_t>node << b.shift, b.reported[node]))
+                        node, position = b.next[node], position + 1
+        return found
+
     cdef inline Change follow(self, uint32_t position, uint64_t *leaf, int *order) noexcept nogil:
         """Do what an operation says. GIVEN: a block begins at `leaf` now, unless `order` is NOT_LISTED."""
         cdef const OperationRow *row = &self.table[position]
+        cdef uint64_t pfn
         if row.op == OPERATION_TAKE or row.op == OPERATION_GIVE or row.op == OPERATION_SET_TYPE:
             if not is_block(&self.b.free, row.pfn, row.order) or row.migratetype >= NR_TYPES:
                 self.b.doubtful += 1
@@ -162,7 +179,10 @@ cdef class Lists:
                 take_pages(&self.b, row.pfn, row.order, row.migratetype)
                 return TAKEN
             elif row.op == OPERATION_GIVE:
-                leaf[0] = give_pages(&self.b, row.pfn, row.order, order, row.migratetype)
+                pfn = row.pfn
+                while pfn < row.pfn + (<uint64_t>1 << row.order):       # no list has more than the largest order
+                    leaf[0] = give_pages(&self.b, pfn, min(<int>row.order, self.b.max_order), order, row.migratetype)
+                    pfn += <uint64_t>1 << min(<int>row.order, self.b.max_order)
                 return GIVEN
             elif row.migratetype >= 0:
                 set_type(&self.b, row.pfn, row.order, row.migratetype)
@@ -176,19 +196,25 @@ cdef class Lists:
         for i in range(position):
             self.follow(i, &leaf, &order)
 
-    cdef double closed_pages(self, uint32_t capacity) noexcept nogil:
-        """How many pages are in whole granules of zones whose gate for so many granules is closed."""
+    cdef double closed_pages(self, int min_order, uint32_t capacity) noexcept nogil:
+        """How many pages are in blocks of an order and more, of zones whose gate for so many blocks is closed."""
         cdef FreeBlocks *b = &self.b
         cdef uint32_t zone
         cdef int order
         cdef uint64_t pages = 0
         for zone in range(b.nr_zones):
-            if b.zone_free[zone] <= b.zones[zone].watermark_low + (<uint64_t>capacity << b.shift):
-                for order in range(b.shift, b.max_order + 1):
+            if b.zone_free[zone] <= b.zones[zone].watermark_low + (<uint64_t>capacity << min_order):
+                for order in range(min_order, b.max_order + 1):
                     pages += nr_free_of(b, zone, order)[0] << order
         return pages
 
-    def linux(self, uint32_t begin, int64_t begin_time, *, uint32_t capacity, int64_t delay, int64_t wheel,
+    cdef void recall_for(self, Worker *w, const OperationRow *row) noexcept nogil:
+        """What an operation changes must not be out."""
+        cdef uint64_t leaf = row.pfn >> self.b.shift
+        if (row.op == OPERATION_TAKE or row.op == OPERATION_GIVE) and is_block(&self.b.free, row.pfn, row.order):
+            recall(w, &self.b, leaf, leaf + leaves_of(&self.b, max(<int>row.order, self.b.shift)))
+
+    def linux(self, uint32_t begin, int64_t begin_time, *, int min_order, uint32_t capacity, int64_t delay, int64_t wheel,
               int64_t phase, int64_t call_time, const uint32_t[::1] steps, const uint8_t[::1] begins):
         """Linux's free page reporting. `steps`: positions at which its worker moves, instead of by the clock."""
         cdef Worker w
@@ -200,7 +226,10 @@ cdef class Lists:
         cdef double closed = 0
         if not 1 <= capacity <= MOST_CAPACITY or call_time < 0 or delay < 0 or wheel < 0:
             raise ValueError(f"capacity must be from 1 to {MOST_CAPACITY}, not {capacity}, and no time negative")
+        if not self.b.shift <= min_order <= self.b.max_order:
+            raise ValueError(f"order {min_order} cannot be reported from lists of {self.b.shift} to {self.b.max_order}")
         memset(&w, 0, sizeof(w))
+        w.min_order = min_order
         w.capacity, w.delay, w.wheel, w.phase, w.call_time, w.due = capacity, delay, wheel, phase, call_time, INT64_MAX
         with nogil:
             self.until(begin)
@@ -216,13 +245,11 @@ cdef class Lists:
                         begin_pass(&w, &self.b, time)
                     next_step += 1
                 if time > now:
-                    closed += (time - now) * self.closed_pages(capacity)
+                    closed += (time - now) * self.closed_pages(min_order, capacity)
                     now = time
-                if w.nr_out and is_block(&self.b.free, self.table[position].pfn, self.table[position].order):
-                    leaf = self.table[position].pfn >> self.b.shift
-                    if self.table[position].op == OPERATION_TAKE:
-                        recall(&w, &self.b, leaf, leaf + leaves_of(&self.b, max(self.table[position].order, self.b.shift)))
-                if self.follow(position, &leaf, &order) == GIVEN and order != NOT_LISTED:
+                if w.nr_out:
+                    self.recall_for(&w, &self.table[position])
+                if self.follow(position, &leaf, &order) == GIVEN and order >= min_order:
                     request(&w, time)
         return self.noted(), {"passes": w.passes, "refused": w.refused, "gates_closed": w.gates_closed,
                               "recalled": w.recalled, "doubtful": self.b.doubtful, "gate_closed_page_ns": closed}

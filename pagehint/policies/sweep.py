@@ -25,14 +25,28 @@ class Task:
     """One recording and one policy: `key` says which, by their names and the recording's content."""
 
     folder: str
-    policy: str | Rule
+    content: str
+    policy: Rule
     key: str
     options: dict[str, Any]
 
     def run(self) -> dict[str, Any]:
         """Return the row of the result."""
-        [score] = evaluate(Recording.load(self.folder), [self.policy], **self.options)
+        [score] = evaluate(_loaded(self.folder, self.content), [self.policy], **self.options)
         return {"key": self.key, **score.to_row()}
+
+
+_last: dict[tuple[str, str], Recording] = {}  # of this process: the recording of the task before, if there was one
+
+
+def _loaded(folder: str, content: str) -> Recording:
+    """Return a recording, for the next policy with its intervals derived; `content` tells it from what was there."""
+    recording = _last.get((folder, content))
+    if recording is None:
+        recording = Recording.load(folder)
+        _last.clear()
+        _last[folder, content] = recording
+    return recording
 
 
 def run_task(task: Task) -> dict[str, Any]:
@@ -125,7 +139,7 @@ def _tasks(
         content = _digest(folder)
         for rule in rules:
             key = json.dumps([content, rule.name, repr(sorted(options.items()))])
-            yield Task(str(folder), rule, key, options)
+            yield Task(str(folder), content, rule, key, options)
 
 
 def _digest(folder: Path) -> str:
