@@ -14,7 +14,6 @@ cdef struct Absent:                     # where a zone has no memory: lists of (
     PyObject *grown                     # holes that growing has left
 
 # Of one zone, whose lock they take.
-cdef void zone_retype(PageZone *z, uint64_t block, uint64_t end, int mt) noexcept nogil
 cdef void set_zone_watermarks(PageZone *z, const uint64_t *marks, uint64_t max_pages) noexcept nogil
 
 cdef class Memory:

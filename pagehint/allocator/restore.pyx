@@ -7,7 +7,8 @@ No other thread knows the allocator yet.
 from libc.stdint cimport uint8_t, uint64_t
 
 cimport numpy as cnp
-from pagehint.allocator.memory cimport Memory, set_zone_watermarks, zone_retype
+from pagehint.allocator.hotplug cimport zone_retype
+from pagehint.allocator.memory cimport Memory, set_zone_watermarks
 from pagehint.sync.atomic cimport RELAXED, store64
 from pagehint.zone.page_alloc cimport Machine, ZoneTry
 from pagehint.zone.zone cimport MT_ISOLATE, NR_TYPES, PAGEBLOCK_ORDER, PageZone
@@ -57,7 +58,7 @@ cdef int restore_watermarks(Memory memory, tuple watermarks, cnp.ndarray reserve
     cdef uint64_t[3] marks
     cdef const uint64_t *table = <const uint64_t *> reserves.data
     cdef int i, j
-    memory.watermarks = watermarks
+    memory.watermarks = memory.wanted_watermarks = watermarks
     for i in range(m.nr_zones):
         for j in range(m.zonelist_length[i]):
             step = &m.zonelists[i * m.nr_zones + j]

@@ -2,8 +2,6 @@ from typing import Final, Self
 
 from typing_extensions import disjoint_base
 
-from pagehint.replaying.replayed import Replayed
-
 WHY: Final[dict[int, str]]
 WHY_NONE: Final[dict[int, str]]
 

@@ -534,8 +534,7 @@ cdef inline uint64_t gather_runs(Machine *m, const Runs *runs, PageZone *z, uint
         at[0] += n
         if at[0] < runs.counts[run[0]]:
             return pages
-        run[0] += 1
-        at[0] = 0
+        run[0], at[0] = run[0] + 1, 0
         # Pages of one leaf may be of two zones.
         if (run[0] == runs.n or (runs.pfns[run[0]] - z.base_pfn) >> LEAF_SHIFT != leaf
                 or locate(m, runs.pfns[run[0]], 1, &other) != OK or other != z):
