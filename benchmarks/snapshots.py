@@ -24,8 +24,8 @@ from rich.table import Table
 import pagehint as ph
 from pagehint.layout import Watermarks
 from pagehint.traces import Snapshot
-from pagehint.traces.proc_files import SnapshotZone
-from pagehint.traces.snapshot import PAGE_FREE, PAGE_USED, runs_of
+from pagehint.traces.snapshots.proc_files import SnapshotZone
+from pagehint.traces.snapshots.snapshot import PAGE_FREE, PAGE_USED, runs_of
 
 GIB = 1 << 18  # pages
 MEAN_RUNS = (1024, 64, 4)  # pages, on average

@@ -17,7 +17,7 @@ from pagehint.policies.scores import BREAK_EVENS, Floor, Score, floor_of, score
 from pagehint.policies.table import comparison_html, comparison_text
 from pagehint.replaying.replayed import Replayed
 from pagehint.traces.operations import Operation, Operations
-from pagehint.traces.snapshot import Snapshot
+from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.view import View, operations_of, possible_view
 

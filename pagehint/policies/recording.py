@@ -16,7 +16,7 @@ from pagehint.traces.intervals.table import OPEN, Intervals, check_order, granul
 from pagehint.traces.operations import OPERATION_DTYPE, Operation, Operations
 
 if TYPE_CHECKING:
-    from pagehint.traces.snapshot import Snapshot
+    from pagehint.traces.snapshots.snapshot import Snapshot
 
 ZONE_DTYPE = np.dtype(
     [

@@ -6,8 +6,8 @@ import numpy as np
 
 import pagehint as ph
 from pagehint.traces import EVENT_DTYPE, NO_ORDER, NO_PFN, NO_TYPE, Event, Flag, Operation, Snapshot, Trace
-from pagehint.traces.proc_files import SnapshotZone
-from pagehint.traces.snapshot import PAGE_FREE, PAGE_PCP, PAGE_USED, PCP_LIST_DTYPE
+from pagehint.traces.snapshots.proc_files import SnapshotZone
+from pagehint.traces.snapshots.snapshot import PAGE_FREE, PAGE_PCP, PAGE_USED, PCP_LIST_DTYPE
 
 MILLISECOND = 1_000_000
 

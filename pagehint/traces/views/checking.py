@@ -16,7 +16,7 @@ import numpy as np
 
 from pagehint.traces.events import KERNEL_EVENTS, NO_CPU, Event
 from pagehint.traces.operations import Contradiction, Operations, Reports
-from pagehint.traces.snapshot import Snapshot
+from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.contradictions import Cause
 from pagehint.traces.views.view import VIEWS, operations_of, possible_view

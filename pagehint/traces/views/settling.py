@@ -12,7 +12,7 @@ import numpy as np
 
 from pagehint.traces.events import Event
 from pagehint.traces.operations import OPERATION_DTYPE
-from pagehint.traces.snapshot import PAGE_FREE, PAGE_PCP, PAGE_USED, Snapshot
+from pagehint.traces.snapshots.snapshot import PAGE_FREE, PAGE_PCP, PAGE_USED, Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.derive import derive
 from pagehint.traces.views.places import PLACE_MASK, Place, places_of

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pagehint.traces.events import Event
 from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, Operations, Reports
-from pagehint.traces.snapshot import Snapshot
+from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.compaction import compacting_pids, dates, moved_away
 from pagehint.traces.views.contradictions import Cause

@@ -17,7 +17,7 @@ from kernel_model import applied
 from recordings import DATA
 
 from pagehint.traces import Event, Operation, operations_of, read, read_snapshot
-from pagehint.traces.snapshot import PAGE_FREE, PAGE_USED
+from pagehint.traces.snapshots.snapshot import PAGE_FREE, PAGE_USED
 from pagehint.traces.views.places import places_of
 
 SMALL = DATA / "frag-2g-smp2-thp"

@@ -10,7 +10,7 @@ from kernel_model import Kernel, applied, event, snapshot_of, trace_of
 
 from pagehint.errors import SnapshotError
 from pagehint.traces import EVENT_DTYPE, Event, Flag, Operation, OperationFlag, Snapshot, Trace, operations_of
-from pagehint.traces.snapshot import PAGE_ABSENT, PAGE_FREE, PAGE_RESERVED, PAGE_USED
+from pagehint.traces.snapshots.snapshot import PAGE_ABSENT, PAGE_FREE, PAGE_RESERVED, PAGE_USED
 from pagehint.traces.views.places import MOST_PAGES, SURE_PAGES, places_of
 
 REPORTING, COMPACTION = Flag.BY_REPORTING, Flag.BY_COMPACTION

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pagehint.allocator.machine_state import MachineState
 from pagehint.errors import SnapshotError
 from pagehint.layout import ZoneSpec
-from pagehint.traces.proc_files import SnapshotZone
+from pagehint.traces.snapshots.proc_files import SnapshotZone
 
 # What `Snapshot.pages` says of a page. From PAGE_USED on it is managed. What is offline is in a balloon, or logically
 # offline: the kernel does not count it as managed, but can have it back at any time.

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from pagehint.errors import SnapshotError
 from pagehint.layout import Watermarks
-from pagehint.traces.npz import read_npz
-from pagehint.traces.proc_files import (
+from pagehint.traces.snapshots.npz import read_npz
+from pagehint.traces.snapshots.proc_files import (
     PageTypes,
     SnapshotZone,
     read_buddyinfo,
@@ -36,7 +36,7 @@ from pagehint.traces.proc_files import (
     read_pagetypeinfo,
     read_zoneinfo,
 )
-from pagehint.traces.snapshot import (
+from pagehint.traces.snapshots.snapshot import (
     ARRAYS,
     FREE_LIST_DTYPE,
     PAGE_ABSENT,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.proc_files import SnapshotZone
-from pagehint.traces.snapshot import NO_MEMORY, PAGE_FREE, PAGE_PCP, PAGE_USED, Snapshot
+from pagehint.traces.snapshots.proc_files import SnapshotZone
+from pagehint.traces.snapshots.snapshot import NO_MEMORY, PAGE_FREE, PAGE_PCP, PAGE_USED, Snapshot
 
 
 def check_snapshot(snapshot: Snapshot) -> tuple[str, ...]:

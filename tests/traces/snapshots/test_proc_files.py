@@ -11,7 +11,7 @@ from recordings import DATA, SNAPSHOTS, ZONEINFO
 
 import pagehint as ph
 from pagehint.errors import SnapshotError
-from pagehint.traces.proc_files import read_buddyinfo, read_iomem, read_pagetypeinfo, read_zoneinfo
+from pagehint.traces.snapshots.proc_files import read_buddyinfo, read_iomem, read_pagetypeinfo, read_zoneinfo
 
 READERS = {
     "zoneinfo": read_zoneinfo,

@@ -16,8 +16,8 @@ from recordings import DATA, SNAPSHOTS, change_npz, change_text, copy_of, made_b
 import pagehint as ph
 from pagehint.errors import SnapshotError
 from pagehint.traces import check_snapshot, live_snapshot, read_snapshot, write_snapshot
-from pagehint.traces.npz import read_npz
-from pagehint.traces.snapshot_files import VERSION
+from pagehint.traces.snapshots.files import VERSION
+from pagehint.traces.snapshots.npz import read_npz
 
 SMALL = "tmpfs-512m-smp1/before"
 

@@ -9,8 +9,8 @@ from recordings import DATA, SNAPSHOTS, change_npz, change_text, copy_of, free_l
 import pagehint as ph
 from pagehint.errors import SnapshotError
 from pagehint.traces import Snapshot, check_snapshot, read_snapshot
-from pagehint.traces.proc_files import SnapshotZone
-from pagehint.traces.snapshot import NO_MEMORY, PAGE_FREE, PAGE_OFFLINE, PAGE_PCP, PAGE_RESERVED, PAGE_USED
+from pagehint.traces.snapshots.proc_files import SnapshotZone
+from pagehint.traces.snapshots.snapshot import NO_MEMORY, PAGE_FREE, PAGE_OFFLINE, PAGE_PCP, PAGE_RESERVED, PAGE_USED
 
 BUDDY, NOPAGE, OFFLINE, RESERVED = 1 << 10, 1 << 20, 1 << 23, 1 << 32
 
