@@ -504,10 +504,9 @@ cdef class PageAllocator:
         said by `Snapshot.unrepresented`.
         """
         cdef PageAllocator pages
-        try:
-            state = snapshot.machine_state()
-        except AttributeError:
-            raise TypeError(f"snapshot must be a pagehint.traces.Snapshot, not {type(snapshot).__name__}") from None
+        if not hasattr(snapshot, "machine_state"):
+            raise TypeError(f"snapshot must be a pagehint.traces.Snapshot, not {type(snapshot).__name__}")
+        state = snapshot.machine_state()
         if not isinstance(state, MachineState):
             raise TypeError(f"machine_state() must return a MachineState, not {type(state).__name__}")
         pages = cls(state.zones, page_size=state.page_size, max_page_order=state.max_page_order, min_order=min_order,

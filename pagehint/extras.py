@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 
 from pagehint.errors import PageHintError
 
 
-def require(module: str, what: str, extra: str) -> None:
-    """Raise an error that names the extra to install, unless the module can be imported."""
+def require(module: str, what: str, extra: str) -> ModuleType:
+    """Import a module; raise an error that names the extra to install if it cannot be imported."""
     try:
-        import_module(module)
+        return import_module(module)
     except ImportError:
         raise PageHintError(f"{what} needs {module}: pip install 'pagehint[{extra}]'") from None

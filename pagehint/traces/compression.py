@@ -8,14 +8,17 @@ import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pagehint.extras import require
 
 PIECE = 1 << 20
-"""Bytes that are read or decompressed at a time. A megabyte of a file may be a gigabyte of text: it comes in pieces."""
+"""Bytes that are given at a time. A megabyte of a file may be a gigabyte of text."""
+
+_STEP = 1 << 16
+"""Bytes that are decompressed at a time. Those of the step in which damage is found are lost."""
 
 
 class Decoder(Protocol):
@@ -26,7 +29,7 @@ class Decoder(Protocol):
         """Whether the stream has ended."""
 
     def decode(self, raw: bytes) -> tuple[bytes, bytes]:
-        """Return up to `PIECE` bytes of plain text, and what is left of `raw`."""
+        """Return up to `_STEP` bytes of plain text, and what is left of `raw`."""
 
 
 class Gzip:
@@ -42,7 +45,7 @@ class Gzip:
 
     def decode(self, raw: bytes) -> tuple[bytes, bytes]:
         """As in `Decoder`."""
-        plain = self._decoder.decompress(raw, PIECE)
+        plain = self._decoder.decompress(raw, _STEP)
         return plain, self._decoder.unused_data if self.eof else self._decoder.unconsumed_tail
 
 
@@ -60,7 +63,7 @@ class Xz:
     def decode(self, raw: bytes) -> tuple[bytes, bytes]:
         """As in `Decoder`."""
         fed = raw if self._decoder.needs_input else b""
-        plain = self._decoder.decompress(fed, PIECE)
+        plain = self._decoder.decompress(fed, _STEP)
         return plain, self._decoder.unused_data + raw[len(fed) :]
 
 
@@ -120,11 +123,11 @@ class PlainFile:
     def _pieces(self) -> Iterator[bytes]:
         match self.compression:
             case "gzip":
-                return self._decoded(Gzip)
+                return _joined(self._decoded(Gzip))
             case "xz":
-                return self._decoded(Xz)
+                return _joined(self._decoded(Xz))
             case "zstd":
-                return self._zstd()
+                return _joined(self._zstd())
         return iter(lambda: self._raw.read(PIECE), b"")
 
     def _decoded(self, new: type[Gzip] | type[Xz]) -> Iterator[bytes]:
@@ -133,10 +136,10 @@ class PlainFile:
         while True:
             if decoder.eof:
                 rest = rest.lstrip(b"\0")  # what pads a file on a tape
-                if not rest and not (rest := self._raw.read(PIECE).lstrip(b"\0")):
+                if not rest and not (rest := self._raw.read(_STEP).lstrip(b"\0")):
                     return
                 decoder = new()
-            raw = rest or self._raw.read(PIECE)
+            raw = rest or self._raw.read(_STEP)
             try:
                 plain, rest = decoder.decode(raw)
             except (zlib.error, lzma.LZMAError) as error:
@@ -149,15 +152,19 @@ class PlainFile:
                 return
 
     def _zstd(self) -> Iterator[bytes]:
-        require("pyarrow", f"{self.path}, which is compressed with zstd,", "traces")
-        import pyarrow as pa
-
+        pa = require("pyarrow", f"{self.path}, which is compressed with zstd,", "traces")
         try:
             with pa.CompressedInputStream(pa.PythonFile(self._raw, "r"), "zstd") as stream:
-                while plain := stream.read(PIECE // 16):
+                while plain := stream.read(_STEP):
                     yield plain
         except OSError as error:
             self.damage = f"the zstd stream is cut or damaged before byte {self._raw.tell()}: {error}"
+
+
+def _joined(steps: Iterator[bytes]) -> Iterator[bytes]:
+    """Steps, joined to pieces."""
+    while step := [*islice(steps, PIECE // _STEP)]:
+        yield b"".join(step)
 
 
 class _RawFile(io.RawIOBase):

@@ -33,8 +33,9 @@ def read(path: str | os.PathLike[str]) -> Trace:
     ----------
     path : path-like
         What ftrace writes (tracefs' ``trace`` and ``trace_pipe``), ``trace-cmd report``, ``perf script``, the bpftrace
-        script of this package, trace-cmd's own files, LLFree's, or Parquet that `convert` has written. Each but the
-        last may be compressed with gzip, xz or zstd.
+        script of this package (``record.bt`` in its folder), trace-cmd's own files, LLFree's, or Parquet that `convert`
+        has written. Each but the last may be compressed with gzip, xz or zstd. ``perf script`` says what was lost only
+        with ``--show-lost-events``; ``trace-cmd report`` names callers in kprobes as addresses, its own file as symbols.
 
     Returns
     -------
@@ -106,7 +107,7 @@ def _source(file: PlainFile) -> Source:
     if begin.startswith(TRACE_CMD_MAGIC):
         return TraceCmdSource(file)
     if begin.startswith(_PERF_DATA):
-        raise TraceError(f"{file.path} is of perf record: convert it to text, with perf script -i {file.path} > FILE")
+        raise TraceError(f"{file.path} is of perf record: convert it: perf script --show-lost-events -i {file.path} > FILE")
     if is_llfree(begin):
         return LLFreeSource(file)
     if not (style := _style(begin)):

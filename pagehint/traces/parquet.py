@@ -76,10 +76,7 @@ def write(path: str | os.PathLike[str], known: Known, pieces: Iterable[NDArray[n
     OSError
         From the disk. Nothing is left there then.
     """
-    require("pyarrow", "Parquet", "traces")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = (require(module, "Parquet", "traces") for module in ("pyarrow", "pyarrow.parquet"))
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     schema = pa.schema([pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in TYPES.items()])

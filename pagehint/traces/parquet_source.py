@@ -38,10 +38,7 @@ class ParquetSource(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, {})
-        require("pyarrow", f"{path}, which is Parquet,", "traces")
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        pa, pq = (require(module, f"{path}, which is Parquet,", "traces") for module in ("pyarrow", "pyarrow.parquet"))
         self._errors = (pa.ArrowException, OSError)
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)

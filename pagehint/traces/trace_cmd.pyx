@@ -3,7 +3,8 @@
 """trace-cmd's own files (``trace.dat``), by libtracecmd and libtraceevent, which are loaded when they are needed.
 
 The two decode the file's pages and say where each field of an event is; the fields are read here, each within its
-record. What is declared of their structs is the public part that their so-versions fix, as in libtraceevent's
+record. The two are not made for files that somebody has damaged on purpose: read such a one elsewhere, with trace-cmd.
+What is declared of their structs is the public part that their so-versions fix, as in libtraceevent's
 ``event-parse.h``.
 """
 from libc.stdint cimport uint8_t, uint64_t
@@ -71,7 +72,8 @@ cdef struct Layout:             # of the events of one number
 
 cdef struct Library:
     void *handle
-    void *(*open)(const char *, int) noexcept nogil
+    void *(*open_head)(const char *, int) noexcept nogil
+    int (*init_data)(void *) noexcept nogil
     void (*close)(void *) noexcept nogil
     void *(*get_tep)(void *) noexcept nogil
     Record *(*read_data)(void *, int) noexcept nogil
@@ -104,7 +106,8 @@ cdef int load(str path) except -1:
     if library.handle == NULL:
         raise PageHintError(f"{path} is of trace-cmd, which takes libtracecmd to read: apt install libtracecmd1 (Debian,"
                             f" Ubuntu). Or convert it where trace-cmd is: trace-cmd report {path} > trace.txt")
-    library.open = <void *(*)(const char *, int) noexcept nogil> symbol(b"tracecmd_open")
+    library.open_head = <void *(*)(const char *, int) noexcept nogil> symbol(b"tracecmd_open_head")
+    library.init_data = <int (*)(void *) noexcept nogil> symbol(b"tracecmd_init_data")
     library.close = <void (*)(void *) noexcept nogil> symbol(b"tracecmd_close")
     library.get_tep = <void *(*)(void *) noexcept nogil> symbol(b"tracecmd_get_tep")
     library.read_data = <Record *(*)(void *, int) noexcept nogil> symbol(b"tracecmd_read_data")
@@ -218,10 +221,13 @@ cdef class TraceCmdFile:
         cdef const char *c_name = name
         load(path)
         with nogil:
-            self.handle = library.open(c_name, 1)           # 1: no plugins, which are code from elsewhere
-        self.tep = library.get_tep(self.handle) if self.handle != NULL else NULL
-        if self.tep == NULL:
-            raise TraceError(f"{path} is damaged, or of a version of trace-cmd that this libtracecmd does not know")
+            self.handle = library.open_head(c_name, 1)      # 1: no plugins, which are code from elsewhere
+            # Not closed after a failure: version 1.3 then frees what it has not allocated. So does `tracecmd_open`.
+            if self.handle != NULL and library.init_data(self.handle) < 0:
+                self.handle = NULL
+        if self.handle == NULL:
+            raise TraceError(f"{path} is cut or damaged, or of a version of trace-cmd that this libtracecmd does not know")
+        self.tep = library.get_tep(self.handle)
         self.cpus = library.get_cpus(self.tep)
         if not 0 < self.cpus <= MAX_CPUS:
             raise TraceError(f"{path} is of {self.cpus} processors")

@@ -118,6 +118,23 @@ def test_what_page_sets_and_the_host_have_is_waited_for():
     pages.verify()
 
 
+def test_in_an_arena_which_grows_to_where_the_runs_are():
+    with ph.Arena("64MiB") as arena:
+        pages, array = arena.pages, arena.empty(100_000, "u1")
+        last = (64 << 20) // pages.page_size
+        pages.alloc_pages_at_bulk([last - 5, 5000, 4000], [5, 70, 200])
+        pages.verify()
+        for pfn in (last - 1, 5069, 4000):
+            assert pages.free_block_at(pfn) is None
+        refuse(pages, pages.alloc_pages_at_bulk, [6000, last], [1, 1])
+        other = arena.empty(1 << 20, "u1")  # is placed elsewhere
+        other[:] = array[:] = 1
+        pages.verify()
+        pages.free_pages_bulk([*range(last - 5, last), *range(5000, 5070), *range(4000, 4200)])
+        pages.verify()
+        del array, other
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
 import numpy as np
@@ -297,6 +299,25 @@ def fuzz() -> None:
     testing.run_operations(testing.LAYOUTS["one zone"], operations, workqueue="thread", pcp=True)
 
 
+def recordings(folder: Path) -> None:
+    events = np.zeros(3, ph.traces.EVENT_DTYPE)
+    events["event"] = ph.traces.Event.FREE
+    trace = ph.traces.Trace(events, {1: ("init",)}, snapshots={"before": b""})
+    trace.to_parquet(folder / "a.parquet")
+    reading = assert_type(ph.traces.convert(folder / "a.parquet", folder / "b.parquet"), ph.traces.Reading)
+    assert assert_type(reading.damage, str | None) is None
+    again = assert_type(ph.traces.read(str(folder / "b.parquet")), ph.traces.Trace)
+    assert assert_type(again.counts, dict[ph.traces.Event, int]) == {ph.traces.Event.FREE: 3}
+    operations = assert_type(ph.traces.operations_of(again, "kmem", passes=1), ph.traces.Operations)
+    assert assert_type(operations.wrong_pages_end, int | None) is None
+    checked = assert_type(ph.traces.check(again), ph.traces.Check)
+    assert assert_type(checked.ok, bool) is False
+    assert_type(checked.views[0].contradictions, Mapping[str, int])
+    assert_type(again.names, dict[int, tuple[str, ...]])
+    with ph.traces.open_source(folder / "b.parquet") as source:
+        assert sum(len(piece) for piece in source.pieces()) == 3
+
+
 def main() -> None:
     fuzz()
     for pages in allocators():
@@ -307,6 +328,8 @@ def main() -> None:
         fail(pages)
     real_memory("dontneed")
     real_memory("free")
+    with tempfile.TemporaryDirectory() as folder:
+        recordings(Path(folder))
     assert ph.get_include()
 
 

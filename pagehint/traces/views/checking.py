@@ -33,6 +33,8 @@ _UNSEEN = {
     Cause.TAKE_NOT_FREE.label: "freed past the CPUs' lists, or an event of a drain is lost",
 }
 _NAMES = {event: name for name, event in KERNEL_EVENTS.items()}
+# Per cent of the pages that may be wrong at the end: more than what moves unseen makes wrong in our recordings.
+_MOST_WRONG = {"all": 0, "kmem": 5, "user": 10}
 _STANDARD = (Event.ALLOC, Event.FREE, Event.ZONE_LOCKED, Event.PCPU_DRAIN)
 
 
@@ -180,16 +182,21 @@ def check(trace: Trace, before: Snapshot | None = None, after: Snapshot | None =
     """
     largest = possible_view(trace, "all")
     made = [operations_of(trace, view, before, after, passes=1) for view in VIEWS[VIEWS.index(largest) :]]
-    views = [_view_check(each, each.view) for each in made]
+    names: list[str] = [each.view for each in made]
     if largest != "user" and after is not None:
-        twice = operations_of(trace, "kmem", before, after, passes=2)
-        views.insert(len(views) - 1, _view_check(twice, "kmem, 2 passes"))
+        made.insert(-1, operations_of(trace, "kmem", before, after, passes=2))
+        names.insert(-1, "kmem, 2 passes")
     lost = _lost(trace)
-    problems = (*_losses(trace, lost), *_disorder(trace), *_contradicted(made[0], before))
-    return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, before, after)), tuple(views))
+    losses = tuple(_losses(trace, lost))
+    views = tuple(
+        _view_check(each, name, _belief(each, not losses, before is not None))
+        for each, name in zip(made, names, strict=True)
+    )
+    problems = (*losses, *_disorder(trace), *_contradicted(made[0], before))
+    return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, before, after)), views)
 
 
-def _view_check(made: Operations, name: str) -> ViewCheck:
+def _view_check(made: Operations, name: str, belief: str) -> ViewCheck:
     return ViewCheck(
         name,
         len(made),
@@ -199,7 +206,7 @@ def _view_check(made: Operations, name: str) -> ViewCheck:
         made.reports,
         made.managed_pages,
         made.wrong_pages_end,
-        _belief(made),
+        belief,
     )
 
 
@@ -208,17 +215,25 @@ def _unexpected(made: Operations) -> dict[str, int]:
     return {cause: count for cause, count in made.contradictions.items() if cause not in _EXPECTED[made.view]}
 
 
-def _belief(made: Operations) -> str:
-    """How far to believe a view."""
+def _ends_wrong(made: Operations) -> bool:
+    """Whether more is wrong at the end than what this view cannot see explains."""
+    return 100 * (made.wrong_pages_end or 0) > _MOST_WRONG[made.view] * made.managed_pages
+
+
+def _belief(made: Operations, whole: bool, from_snapshot: bool) -> str:
+    """How far to believe a view; whether nothing is lost, and whether it is known where pages lay at the beginning."""
     if made.view == "user":
         return (
             "what lies on the CPUs' lists counts as free. Expect up to 6 % of the pages wrong at any time, and reports"
             " that look reused up to eight times too often."
         )
-    if _unexpected(made) or (made.wrong_pages_end and made.view == "all"):
+    if _unexpected(made) or _ends_wrong(made):
         return "what it says contradicts itself or the snapshot; see the problems."
+    if not whole:
+        return "nothing in it contradicts, but events are lost: what they did is not in it."
     if made.view == "all":
-        return "every move of a page is in it, and none contradicts another: believe it to the page."
+        said = "every move of a page is in it, and none contradicts another: believe it to the page."
+        return said if from_snapshot else said + " Pages that no event names stay unknown."
     if made.corrections:
         return (
             f"{made.corrections:,} pages moved unseen, and are dated by rules of thumb. The snapshot of the end was"
@@ -271,17 +286,18 @@ def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
     unexpected = _unexpected(made)
     for cause, count in unexpected.items():
         yield f"{count:,} x {cause}: first {made.examples[cause][0]}"
-    if before is not None and unexpected and 2 * made.contradictions_at_start > sum(made.contradictions.values()):
+    misplaced = made.contradictions_at_start + made.contradictions.get(Cause.OUTSIDE.label, 0)
+    if before is not None and unexpected and 2 * misplaced > sum(made.contradictions.values()):
         yield (
-            f"{made.contradictions_at_start:,} contradictions are of pages that nothing had moved since the beginning:"
-            " the snapshot of the beginning is of another moment or another machine, or events before them are lost"
+            f"{misplaced:,} contradictions are of pages that the snapshot of the beginning does not have, or that"
+            " nothing had moved since: it is of another moment or another machine, or events before them are lost"
         )
     if made.reports.wrong_blocks and made.view == "all":
         yield (
             f"{made.reports.wrong_blocks:,} of {made.reports.blocks:,} blocks that the kernel reported were not free"
             f" here: {made.reports.wrong_pages:,} pages"
         )
-    if made.wrong_pages_end and made.view == "all":
+    if _ends_wrong(made):
         yield (
             f"{made.wrong_pages_end:,} of {made.managed_pages:,} pages ({_percent(made)} %) are not as the snapshot of"
             " the end has them: events are lost, or it is of another moment or another machine"

@@ -19,8 +19,8 @@ from pagehint.traces.events cimport (EVENT_ALLOC, EVENT_BULK_ALLOC, EVENT_EXTFRA
                                      EventRow)
 from pagehint.traces.operations cimport (OPERATION_GIVE, OPERATION_ISOLATE, OPERATION_LOST, OPERATION_MARK,
                                          OPERATION_PUTBACK, OPERATION_REPORTED, OPERATION_TAKE, OperationRow)
-from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, isolate, put_back,
-                                          set_types, take, user_alloc, user_free)
+from pagehint.traces.views.moves cimport (Derivation, alloc, compare_report, free, give, is_block, is_free, isolate,
+                                          put_back, set_types, take, user_alloc, user_free)
 from pagehint.traces.views.output cimport Output, emit
 from pagehint.traces.views.places cimport (FREE, LISTED, MOST_ORDER, PAGEBLOCK_ORDER, TARGET, Places, place_of,
                                            set_block)
@@ -45,8 +45,6 @@ cdef enum:                      # the views, as `views.py` numbers them
 
 cdef struct Cpu:                # what its latest events have left open
     uint32_t isolation          # the row of an isolation that has not ended
-    int given_order
-    uint64_t given              # the block that its latest free gave to the free lists, if any
     uint64_t taken              # the page of its event before, if that was a ZONE_LOCKED
 
 cdef struct Reading:
@@ -98,15 +96,6 @@ cdef void find_removals(const Reading *r, uint32_t nr_rows, uint32_t *after, uin
         after[event.cpu] = number
 
 
-cdef void free_event(Reading *r, uint32_t row, const EventRow *event, Cpu *cpu) noexcept nogil:
-    """A free; and what always follows it with some orders."""
-    free(&r.derivation, row, event.pfn, event.order)
-    cpu.given = UINT64_MAX
-    if goes_past_the_lists(&r.derivation, event.order):
-        give(&r.derivation, row, event.pfn, event.order, NO_TYPE)
-        cpu.given, cpu.given_order = event.pfn, event.order
-
-
 cdef inline void move(Reading *r, uint32_t row, const EventRow *event, Cpu *cpu) noexcept nogil:
     """An event that moves the pages of a block, between the free lists, the CPUs' lists and users."""
     cdef Derivation *d = &r.derivation
@@ -116,15 +105,16 @@ cdef inline void move(Reading *r, uint32_t row, const EventRow *event, Cpu *cpu)
     if kind == EVENT_ALLOC:
         alloc(d, r.events, row, event.pfn, event.order)
     elif kind == EVENT_FREE:
-        free_event(r, row, event, cpu)
+        free(d, row, event.pfn, event.order)
+        if goes_past_the_lists(d, event.order):
+            give(d, row, event.pfn, event.order, NO_TYPE)
     elif kind == EVENT_PCPU_DRAIN:
         give(d, row, event.pfn, event.order, event.migratetype)
     elif kind == EVENT_BULK_ALLOC:
         alloc(d, r.events, row, event.pfn, event.order)
     elif kind == EVENT_FREE_DIRECT:
-        if cpu.given != event.pfn or cpu.given_order != event.order:
+        if not (goes_past_the_lists(d, event.order) and is_free(d, event.pfn, event.order)):    # given by its free
             give(d, row, event.pfn, event.order, event.migratetype)
-        cpu.given = UINT64_MAX
     elif kind == EVENT_ZONE_LOCKED or (r.removals[row] and cpu.taken != event.pfn):
         take(d, row, event.pfn, event.order, event.migratetype)
 
@@ -323,7 +313,7 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
     try:
         with nogil:
             for cpu in range(nr_cpus):
-                r.cpus[cpu] = Cpu(NO_ISOLATION, 0, UINT64_MAX, UINT64_MAX)
+                r.cpus[cpu] = Cpu(NO_ISOLATION, UINT64_MAX)
             find_removals(&r, nr_rows, &after_view[0], &removals_view[0])
             all_events(&r, nr_rows, first_correction, corrections.shape[0])
             unended(&r, nr_cpus)

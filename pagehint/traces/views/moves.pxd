@@ -55,6 +55,11 @@ cdef inline bint is_block(Derivation *d, uint32_t row, uint64_t pfn, int order) 
     return True
 
 
+cdef inline bint is_free(const Derivation *d, uint64_t pfn, int order) noexcept nogil:
+    """Whether all pages of a block are on the free lists."""
+    return places_in(&d.places, pfn, order) == IS_FREE
+
+
 cdef inline void accuse(Derivation *d, int cause, uint32_t row, uint64_t pfn, int order, uint32_t set) noexcept nogil:
     """Count a contradiction, by the first page whose place is one of these."""
     cdef uint64_t page = first_in(&d.places, pfn, set)
@@ -129,7 +134,7 @@ cdef inline bint is_captured(Derivation *d, const EventRow *events, int32_t pid,
     That task's own compaction has freed the last of the block's pages then, and no event says that the block left.
     """
     cdef uint32_t since
-    if order == 0 or seen != IS_FREE:
+    if order == 0 or not seen & IS_FREE or seen & ~(IS_FREE | IS_UNKNOWN):
         return False
     since = latest_row(&d.places, pfn, order)
     return since > 0 and events[since - 1].pid == pid

@@ -16,8 +16,12 @@ NO_BLOCK_TYPE = 255
 """The type of a pageblock of which nothing is known."""
 
 MOST_PAGES = 2**28
-"""How many pages a recording without a snapshot may speak of: 1 TiB. PFNs beyond are taken for wrong ones, since a
-damaged row could else ask for any amount of memory. With a snapshot, its own span is the bound."""
+"""How many pages a recording without a snapshot may speak of: 1 TiB; and no more than `SURE_PAGES`, 64 GiB, and
+`PAGES_OF_EVENT` for each of its events. PFNs beyond are taken for wrong ones: a damaged row could else ask for any
+amount of memory. With a snapshot, its own span is the bound."""
+
+SURE_PAGES = 2**24
+PAGES_OF_EVENT = 2**12
 
 PLACE_BITS = 3
 PLACE_MASK = 7
@@ -114,10 +118,12 @@ def places_of(snapshot: Snapshot) -> Places:
     return result._replace(pageblock_order=min(max(snapshot.pageblock_order, PAGEBLOCK_ORDER), MOST_ORDER))
 
 
-def unknown_places(pfns: NDArray[np.uint64]) -> Places:
-    """Return where pages lie of which nothing is known but that these PFNs have been seen."""
-    seen = pfns[pfns < MOST_PAGES]
-    return _places(int(seen.max()) + 1 if len(seen) else 0, Place.UNKNOWN)
+def unknown_places(pfns: NDArray[np.uint64], span: int | None) -> Places:
+    """Return where pages lie of which nothing is known but that these PFNs have been seen, and how many there are."""
+    if span is None:
+        seen = pfns[pfns < min(MOST_PAGES, SURE_PAGES + PAGES_OF_EVENT * len(pfns))]
+        span = int(seen.max()) + 1 if len(seen) else 0
+    return _places(span, Place.UNKNOWN)
 
 
 def _places(nr_pages: int, fill: Place) -> Places:

@@ -7,7 +7,7 @@ go past the CPUs' lists. "user" takes allocations and frees alone, as if the CPU
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from pagehint.traces.views.contradictions import Cause
 from pagehint.traces.views.derive import derive
 from pagehint.traces.views.places import PLACE_MASK, Place, Places, places_of, unknown_places
 
-View = Literal["all", "kmem", "user"]
-VIEWS: tuple[View, ...] = ("all", "kmem", "user")
+if TYPE_CHECKING:
+    _View = Literal["all", "kmem", "user"]
+
+VIEWS: tuple[_View, ...] = ("all", "kmem", "user")
 
 _BEGIN, _END = "REC SNAP0", "REC SNAP1"  # the marks at which the snapshots of a recording were taken, if it has them
 _OF_LISTS = (Event.ZONE_LOCKED, Event.PCPU_DRAIN)
@@ -44,7 +46,7 @@ class _Pass(NamedTuple):
 
 def operations_of(
     trace: Trace,
-    view: View = "all",
+    view: _View = "all",
     before: Snapshot | None = None,
     after: Snapshot | None = None,
     *,
@@ -62,7 +64,7 @@ def operations_of(
     before, after : Snapshot, optional
         The memory at the beginning and at the end; if the recording has the marks ``REC SNAP0`` and ``REC SNAP1``, at
         these, and what lies outside them is left out. Without `before`, a page is believed to be what its first event
-        needs, up to 1 TiB.
+        needs; without either, PFNs up to 64 GiB, and 16 MiB for each event, up to 1 TiB, are believed.
     passes : {1, 2}, optional
         How often the view "kmem" goes through the recording: a second time with what the first has found to have
         happened unseen, dated. That takes `after`, and is the default with it. The other views see all, or nothing
@@ -95,8 +97,9 @@ def operations_of(
     view = possible_view(trace, view)
     begin, end = _extent(trace, before, after)
     events = trace.events[begin:end]
-    start = unknown_places(events["pfn"]) if before is None else places_of(before)
     last = None if after is None else places_of(after)
+    span = None if last is None else len(last.pages)
+    start = unknown_places(events["pfn"], span) if before is None else places_of(before)
     first_pass = result = _pass(events, view, start, _NONE)
     corrections = _NONE
     if view == "kmem" and last is not None and passes != 1:
@@ -121,7 +124,7 @@ def operations_of(
     )
 
 
-def possible_view(trace: Trace, view: View) -> View:
+def possible_view(trace: Trace, view: _View) -> _View:
     """Return the view that the recording's events allow, at most this one."""
     counts = trace.counts
     if view == "all" and not any(event in counts for event in _OF_KPROBES):
@@ -133,10 +136,12 @@ def possible_view(trace: Trace, view: View) -> View:
 
 def _extent(trace: Trace, before: Snapshot | None, after: Snapshot | None) -> tuple[int, int]:
     """The rows between the snapshots."""
-    begin = _rows_of_mark(trace, _BEGIN)[:1] if before is not None else []
-    end = _rows_of_mark(trace, _END)[-1:] if after is not None else []
-    first = int(begin[0]) if len(begin) else 0
-    return first, max(first, int(end[0]) + 1 if len(end) else len(trace))
+    begin, end = 0, len(trace)
+    if before is not None and len(rows := _rows_of_mark(trace, _BEGIN)):
+        begin = int(rows[0])
+    if after is not None and len(rows := _rows_of_mark(trace, _END)):
+        end = int(rows[-1]) + 1
+    return begin, max(begin, end)
 
 
 def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
@@ -148,7 +153,7 @@ def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
     return result
 
 
-def _pass(events: NDArray[np.void], view: View, start: Places, corrections: NDArray[np.void]) -> _Pass:
+def _pass(events: NDArray[np.void], view: _View, start: Places, corrections: NDArray[np.void]) -> _Pass:
     """Go through the events once."""
     end = start.copy()
     rows = np.ascontiguousarray(events)
@@ -190,8 +195,12 @@ def _examples(events: NDArray[np.void], begin: int, first: _Pass) -> dict[str, t
 
 
 def _wrong_pages(end: Places, last: Places) -> int:
-    """How many managed pages are free in one and not in the other; pages of which nothing is known do not count."""
+    """How many managed pages are on the free lists in one and not in the other.
+
+    What is out for a report is on none. Pages of which nothing is known do not count.
+    """
     nr_pages = min(len(end.pages), len(last.pages))
-    known = (end.pages[:nr_pages] & PLACE_MASK) != Place.UNKNOWN
-    wrong = (end.free[:nr_pages] != last.free[:nr_pages]) & last.managed[:nr_pages] & known
-    return int(wrong.sum()) + int(end.free[nr_pages:].sum()) + int(last.free[nr_pages:].sum())
+    place, real = end.pages & PLACE_MASK, last.pages & PLACE_MASK
+    known = (place[:nr_pages] != Place.UNKNOWN) & last.managed[:nr_pages]
+    wrong = ((place[:nr_pages] == Place.FREE) != (real[:nr_pages] == Place.FREE)) & known
+    return int(wrong.sum() + (place[nr_pages:] == Place.FREE).sum() + (real[nr_pages:] == Place.FREE).sum())
