@@ -59,6 +59,7 @@ cdef class Replay:
     cdef int begin(self) except -1
     cdef void end(self)
     cdef int go(self) except -1
+    cdef int64_t next_time(self) noexcept nogil
     cdef void to_next_pass(self) noexcept nogil
     cdef void carry_out(self, int64_t stop) noexcept nogil
     cdef int take(self, Round *r, const OperationRow *op) noexcept nogil

@@ -44,6 +44,8 @@ from pagehint.sizes import parse_size
 
 cnp.import_array()
 
+cdef int64_t MOST_TIME = 4000000000 * <int64_t>SECOND       # with delays and ages on top it must have 63 bits
+
 cdef enum:
     AHEAD = 8                   # how many operations ahead to prefetch
     CHUNK = 4096                # operations after which the queue is looked at in any case: others may free, too
@@ -89,7 +91,7 @@ cdef object replay(Memory memory, HintingEngine engine, object operations, bint 
 
 
 cdef cnp.ndarray as_table(object operations):
-    """The rows of operations, contiguous. It is not copied: each row is copied before it is looked at."""
+    """The rows of operations, contiguous and aligned. They are not copied: each is, before it is looked at."""
     from pagehint.traces.operations import OPERATION_DTYPE
     table = np.asanyarray(getattr(operations, "table", operations))
     if table.dtype != OPERATION_DTYPE or table.ndim != 1:
@@ -97,7 +99,8 @@ cdef cnp.ndarray as_table(object operations):
             "operations must be a pagehint.traces.Operations, or a one-dimensional array of OPERATION_DTYPE,"
             f" not {table.dtype} of shape {table.shape}"
         )
-    return np.ascontiguousarray(table)
+    table = np.ascontiguousarray(table)
+    return table if table.ctypes.data % sizeof(uint64_t) == 0 else table.copy()
 
 
 cdef class Replay:
@@ -177,13 +180,17 @@ cdef class Replay:
         while self.at < self.n and not self.stopped:
             at = self.at
             if self.driving:
-                run_due(self.engine, max(self.rows[at].time, self.now))
+                run_due(self.engine, self.next_time())
             if self.at == at:       # else it went on inside a report, and something else may be due first
                 with nogil:
                     self.to_next_pass()
         if self.driving and not self.stopped:
             run_due(self.engine, self.now)
         return 0
+
+    cdef int64_t next_time(self) noexcept nogil:
+        """At which time the next operation is carried out. Time neither falls nor runs over."""
+        return min(max(self.rows[self.at].time, self.now), MOST_TIME)
 
     cdef void to_next_pass(self) noexcept nogil:
         """Carry out operations, one or more, until a pass is due, to the end, or to a reason to stop."""
@@ -196,7 +203,7 @@ cdef class Replay:
                 break
             if self.driving:
                 stop = due_at(self.engine.queue)
-                if max(self.rows[self.at].time, self.now) >= stop:
+                if self.next_time() >= stop:
                     break
 
     cdef void carry_out(self, int64_t stop) noexcept nogil:
@@ -221,9 +228,9 @@ cdef class Replay:
                 if self.stopped:
                     break
             elif op.time > self.now:
-                self.now = op.time
+                self.now = min(op.time, MOST_TIME)
                 if self.driving:
-                    queue_set_time(self.engine.queue, op.time)
+                    queue_set_time(self.engine.queue, self.now)
             if op.op == OPERATION_TAKE and 0 <= op.order <= self.memory.max_page_order:
                 rc = self.take(&r, &op)
             elif op.op == OPERATION_GIVE and 0 <= op.order <= self.memory.max_page_order:
@@ -387,8 +394,7 @@ cdef class Replay:
         if takes == 0:
             return
         self.back_at = queue_now(q) + takes
-        while (self.at < self.n and not self.stopped and not q.stopping
-               and max(self.rows[self.at].time, self.now) < self.back_at):
+        while self.at < self.n and not self.stopped and not q.stopping and self.next_time() < self.back_at:
             self.carry_out(self.back_at)
             if self.at - self.told >= LOOK_UP:
                 self.look_up()

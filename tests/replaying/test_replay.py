@@ -228,6 +228,18 @@ def test_operations_of_every_form_are_taken():
     pages.replay(Operations(rows[1::2], "all"), strict=True)
     pages.replay(rows[:0], strict=True)
     assert pages.stats().allocated_pages == 4
+    pages = real("64MiB")
+    pages.replay(np.frombuffer(b"x" + rows.tobytes(), np.uint8)[1:].view(OPERATION_DTYPE), strict=True)
+    assert pages.stats().allocated_pages == 4
+
+
+def test_a_time_that_no_clock_shows_does_not_run_over():
+    pages, host = hinted(mark_free=False, delay=1e9, min_age=1e9)
+    rows = table((1, TAKE, 0, 10), (2, GIVE, 0, 10), (3, MARK, 0, -1))
+    rows["time"][1:] = np.iinfo(np.int64).max
+    pages.replay(rows)
+    assert host.blocks == []
+    assert pages.next_due == 5e9
 
 
 # ---- time
