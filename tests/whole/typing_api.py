@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
@@ -301,6 +301,11 @@ def recordings(folder: Path) -> None:
     assert assert_type(reading.damage, str | None) is None
     again = assert_type(ph.traces.read(str(folder / "b.parquet")), ph.traces.Trace)
     assert assert_type(again.counts, dict[ph.traces.Event, int]) == {ph.traces.Event.FREE: 3}
+    operations = assert_type(ph.traces.operations_of(again, "kmem", passes=1), ph.traces.Operations)
+    assert assert_type(operations.wrong_pages_end, int | None) is None
+    checked = assert_type(ph.traces.check(again), ph.traces.Check)
+    assert assert_type(checked.ok, bool) is False
+    assert_type(checked.views[0].contradictions, Mapping[str, int])
     assert_type(again.names, dict[int, tuple[str, ...]])
     with ph.traces.open_source(folder / "b.parquet") as source:
         assert sum(len(piece) for piece in source.pieces()) == 3

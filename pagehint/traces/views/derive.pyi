@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pagehint.traces.operations import OPERATION_DTYPE as OPERATION_DTYPE
+
 def derive(
     events: NDArray[np.void],
     view: int,

@@ -7,7 +7,7 @@ go past the CPUs' lists. "user" takes allocations and frees alone, as if the CPU
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from pagehint.traces.views.contradictions import Cause
 from pagehint.traces.views.derive import derive
 from pagehint.traces.views.places import PLACE_MASK, Place, Places, places_of, unknown_places
 
-View = Literal["all", "kmem", "user"]
-VIEWS: tuple[View, ...] = ("all", "kmem", "user")
+if TYPE_CHECKING:
+    _View = Literal["all", "kmem", "user"]
+
+VIEWS: tuple[_View, ...] = ("all", "kmem", "user")
 
 _BEGIN, _END = "REC SNAP0", "REC SNAP1"  # the marks at which the snapshots of a recording were taken, if it has them
 _OF_LISTS = (Event.ZONE_LOCKED, Event.PCPU_DRAIN)
@@ -44,7 +46,7 @@ class _Pass(NamedTuple):
 
 def operations_of(
     trace: Trace,
-    view: View = "all",
+    view: _View = "all",
     before: Snapshot | None = None,
     after: Snapshot | None = None,
     *,
@@ -122,7 +124,7 @@ def operations_of(
     )
 
 
-def possible_view(trace: Trace, view: View) -> View:
+def possible_view(trace: Trace, view: _View) -> _View:
     """Return the view that the recording's events allow, at most this one."""
     counts = trace.counts
     if view == "all" and not any(event in counts for event in _OF_KPROBES):
@@ -151,7 +153,7 @@ def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
     return result
 
 
-def _pass(events: NDArray[np.void], view: View, start: Places, corrections: NDArray[np.void]) -> _Pass:
+def _pass(events: NDArray[np.void], view: _View, start: Places, corrections: NDArray[np.void]) -> _Pass:
     """Go through the events once."""
     end = start.copy()
     rows = np.ascontiguousarray(events)
