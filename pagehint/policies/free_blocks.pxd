@@ -14,6 +14,7 @@ Below `shift`, all that matters is whether a leaf, `2**shift` pages, is free ent
 one. Lists are circular, and a list's head is a node behind those of the leaves.
 """
 from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr
 
 from pagehint.traces.intervals.free_pages cimport FreePages, clear_bits, is_block, set_bits
 
@@ -68,6 +69,17 @@ cdef inline uint64_t *nr_free_of(const FreeBlocks *b, uint32_t zone, int order) 
 cdef inline int type_of_pages(const FreeBlocks *b, uint64_t leaf) noexcept nogil:
     """The migratetype of the pageblock that a leaf begins in."""
     return b.block_type[leaf << b.shift >> b.pageblock_order]
+
+
+cdef inline uint64_t end_of_zone(const FreeBlocks *b, uint32_t zone) noexcept nogil:
+    """One more than the last leaf that can be of a zone."""
+    return min((b.zones[zone].end + ((<uint64_t>1 << b.shift) - 1)) >> b.shift, b.nr_leaves)
+
+
+cdef inline uint64_t next_marked(const uint8_t *marks, uint64_t leaf, uint64_t end) noexcept nogil:
+    """The next leaf whose mark is 1, or `end`."""
+    cdef const void *found = memchr(marks + leaf, 1, end - leaf) if leaf < end else NULL
+    return end if found == NULL else <const uint8_t *>found - marks
 
 
 cdef inline void link_between(FreeBlocks *b, uint32_t node, uint32_t before, uint32_t after) noexcept nogil:

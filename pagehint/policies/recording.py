@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -244,10 +244,6 @@ class Recording:
         charged: NDArray[np.bool_] = np.logical_or.reduce(pages.reshape(nr_granules, 1 << order), axis=1)[granules]
         charged |= first_take[granules] < table["start_position"]
         return charged
-
-    def since(self, begin: int | str | None, operations: Operations | None = None) -> Self:
-        """Return the same recording with policies switched on at another time, as `begin` of `of`."""
-        return replace(self, begin=begin_of(self.operations if operations is None else operations, begin))
 
     def save(self, folder: str | Path) -> None:
         """Write all of it into a folder, as arrays that `load` maps."""

@@ -13,7 +13,8 @@ freed reports the whole block of 4 MiB again; a refused isolation eats the hint.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from pagehint.policies.free_blocks cimport NOT_LISTED, FreeBlocks, free_block, type_of_pages, unlist_block
+from pagehint.policies.free_blocks cimport (NOT_LISTED, BlockZone, FreeBlocks, end_of_zone, free_block, next_marked,
+                                            type_of_pages, unlist_block)
 from pagehint.policies.report_buffer cimport ReportBuffer, note_report
 
 cdef enum:
@@ -42,27 +43,34 @@ cdef inline void report_batch(Series2019 *s, FreeBlocks *b, ReportBuffer *r, int
     s.nr_out = 0
 
 
+cdef inline void try_to_isolate(Series2019 *s, FreeBlocks *b, uint64_t leaf) noexcept nogil:
+    """Take the block that begins at a leaf, if one does, and the zone does not fall to its min watermark."""
+    cdef const BlockZone *zone = b.zones + b.zone[leaf]
+    cdef uint64_t pages
+    if b.order[leaf] == NOT_LISTED or type_of_pages(b, leaf) == b.isolate_type:
+        return
+    pages = <uint64_t>1 << b.order[leaf]
+    if b.zone_free[b.zone[leaf]] <= zone.watermark_min + pages:
+        s.refused += 1
+        return
+    s.out[s.nr_out], s.out_order[s.nr_out] = leaf, b.order[leaf]
+    s.nr_out += 1
+    b.zone_free[b.zone[leaf]] -= pages
+    unlist_block(b, leaf)
+
+
 cdef inline void scan(Series2019 *s, FreeBlocks *b, ReportBuffer *r, uint32_t zone, int64_t now,
                       uint32_t position) noexcept nogil:
     """Report the blocks that begin at set bits of a zone, and clear all of them."""
-    cdef uint64_t leaf, pages
-    for leaf in range(b.zones[zone].start >> b.shift, min(((b.zones[zone].end - 1) >> b.shift) + 1, b.nr_leaves)):
-        if b.zone[leaf] != zone or not s.bits[leaf]:
-            continue
-        s.bits[leaf] = False
-        s.nr_bits[zone] -= 1
-        if b.order[leaf] == NOT_LISTED or type_of_pages(b, leaf) == b.isolate_type:
-            continue
-        pages = <uint64_t>1 << b.order[leaf]
-        if b.zone_free[zone] <= b.zones[zone].watermark_min + pages:
-            s.refused += 1
-            continue
-        s.out[s.nr_out], s.out_order[s.nr_out] = leaf, b.order[leaf]
-        s.nr_out += 1
-        b.zone_free[zone] -= pages
-        unlist_block(b, leaf)
-        if s.nr_out == s.max_pages:
-            report_batch(s, b, r, now, position)
+    cdef uint64_t end = end_of_zone(b, zone), leaf = next_marked(s.bits, b.zones[zone].start >> b.shift, end)
+    while leaf < end:
+        if b.zone[leaf] == zone:
+            s.bits[leaf] = False
+            s.nr_bits[zone] -= 1
+            try_to_isolate(s, b, leaf)
+            if s.nr_out == s.max_pages:
+                report_batch(s, b, r, now, position)
+        leaf = next_marked(s.bits, leaf + 1, end)
     report_batch(s, b, r, now, position)
 
 

@@ -9,7 +9,7 @@ Batches are filled by address; a block is what of a maximal free block is hinted
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
-from pagehint.policies.free_blocks cimport FreeBlocks, block_around, leaves_of
+from pagehint.policies.free_blocks cimport FreeBlocks, block_around, end_of_zone, leaves_of, next_marked
 from pagehint.policies.report_buffer cimport ReportBuffer, note_report
 
 cdef struct Threshold:
@@ -43,16 +43,16 @@ cdef inline int hinted_order(const Threshold *t, const FreeBlocks *b, uint64_t l
 cdef inline void report_zone(Threshold *t, const FreeBlocks *b, ReportBuffer *r, uint32_t zone, int64_t now,
                              uint32_t position) noexcept nogil:
     """Report all hints of a zone, if its gate is open."""
-    cdef uint64_t leaf = b.zones[zone].start >> b.shift, i
+    cdef uint64_t end = end_of_zone(b, zone), leaf = next_marked(t.hinted, b.zones[zone].start >> b.shift, end), i
     cdef uint32_t in_batch = 0
     cdef int order
     t.at_gate[zone] = t.nr_hints[zone] > 0 and not gate_is_open(t, b, zone)
     t.gates_closed += t.at_gate[zone]
     if t.at_gate[zone]:
         return
-    while t.nr_hints[zone] and leaf < b.nr_leaves:
-        if b.zone[leaf] != zone or not t.hinted[leaf]:
-            leaf += 1
+    while leaf < end:
+        if b.zone[leaf] != zone:
+            leaf = next_marked(t.hinted, leaf + 1, end)
             continue
         order = hinted_order(t, b, leaf)
         note_report(r, now, position, leaf << b.shift, order)
@@ -63,7 +63,7 @@ cdef inline void report_zone(Threshold *t, const FreeBlocks *b, ReportBuffer *r,
         for i in range(leaves_of(b, order)):
             t.hinted[leaf + i] = False
         t.nr_hints[zone] -= leaves_of(b, order)
-        leaf += leaves_of(b, order)
+        leaf = next_marked(t.hinted, leaf + leaves_of(b, order), end)
     r.nr_calls += in_batch > 0
 
 

@@ -98,6 +98,17 @@ def test_a_pass_that_stops_makes_what_it_left_the_first_of_its_list():
     assert [row[4:] for row in lists.listed()] == [(64, 0), (80, 0), (16, 1), (0, 1), (48, 1), (32, 1)]
 
 
+def test_while_the_host_answers_the_list_begins_with_what_comes_next():
+    """Else an allocation would take memory that the host has dropped before what it still has."""
+    rows = [mark(0)]
+    rows += [(4 * S, GIVE, pfn, 3, UNMOVABLE) for pfn in (16, 32, 48)]
+    rows += [(4 * S, Operation.SET_TYPE, pfn, 3, MOVABLE) for pfn in (16, 32, 48)]  # behind 0, which was reported
+    recording = recording_of([*rows, mark(7 * S)], [(0, 3, MOVABLE)])
+    lists = lists_of(recording)
+    run(recording, lists=lists, call_time=int(1.5 * S))
+    assert [row[4:] for row in lists.listed()] == [(48, 0), (0, 1)]
+
+
 def test_what_was_reported_is_not_reported_again_until_it_is_used():
     rows = [mark(0), (5 * S, TAKE, 100, 0), (6 * S, GIVE, 100, 0), mark(20 * S)]
     blocks = [(0, 3, MOVABLE), (96, 3, MOVABLE)]
