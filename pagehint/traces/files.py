@@ -9,18 +9,18 @@ from contextlib import contextmanager
 import numpy as np
 
 from pagehint.errors import TraceError
-from pagehint.traces import parquet
-from pagehint.traces.compression import PlainFile
+from pagehint.traces.formats import parquet
 from pagehint.traces.events import EVENT_DTYPE
-from pagehint.traces.llfree import LLFreeSource, is_llfree
-from pagehint.traces.parquet_source import ParquetSource
+from pagehint.traces.formats.compression import PlainFile
+from pagehint.traces.formats.llfree import LLFreeSource, is_llfree
+from pagehint.traces.formats.parquet_source import ParquetSource
+from pagehint.traces.formats.source import Source
+from pagehint.traces.formats.text import LineParser
+from pagehint.traces.formats.text_source import BPFTRACE_HEADER, TextSource
+from pagehint.traces.formats.trace_cmd_source import MAGIC as TRACE_CMD_MAGIC
+from pagehint.traces.formats.trace_cmd_source import TraceCmdSource
 from pagehint.traces.reading import Reading
-from pagehint.traces.source import Source
 from pagehint.traces.table import Trace
-from pagehint.traces.text import LineParser
-from pagehint.traces.text_source import BPFTRACE_HEADER, TextSource
-from pagehint.traces.trace_cmd_source import MAGIC as TRACE_CMD_MAGIC
-from pagehint.traces.trace_cmd_source import TraceCmdSource
 
 _PERF_DATA = b"PERFILE2"
 _TRIED_BYTES = 1 << 16  # of text, to see who wrote it

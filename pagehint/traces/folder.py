@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pagehint.errors import TraceError
 from pagehint.traces.files import read
-from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.snapshots.files import read_snapshot
+from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.settling import settled
 

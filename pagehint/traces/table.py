@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces import parquet
+from pagehint.traces.formats import parquet
 from pagehint.traces.events import EVENT_DTYPE, Event
 from pagehint.traces.reading import Reading
 

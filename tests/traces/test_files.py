@@ -21,10 +21,10 @@ from tracer_lines import lines
 import pagehint as ph
 from pagehint.errors import PageHintError
 from pagehint.traces import EVENT_DTYPE, NO_PID, Event, Reading, Trace, TraceError
-from pagehint.traces.compression import PlainFile
 from pagehint.traces.events import KERNEL_EVENTS
-from pagehint.traces.parquet import KEY, VERSION
-from pagehint.traces.text_source import BPFTRACE_HEADER, TextSource
+from pagehint.traces.formats.compression import PlainFile
+from pagehint.traces.formats.parquet import KEY, VERSION
+from pagehint.traces.formats.text_source import BPFTRACE_HEADER, TextSource
 
 DATA = Path(__file__).parents[1] / "data"
 WHOLE = DATA / "frag-2g-smp2-thp.parquet"  # a whole recording; its README has these counts
@@ -137,7 +137,7 @@ def test_pieces_that_end_anywhere_in_a_line_and_of_few_rows(tmp_path, recording,
     path.write_text("".join(lines(Trace(recording.events[:300], recording.names, recording.marks), "ftrace")))
     whole = ph.traces.read(path)
     monkeypatch.setattr("pagehint.traces.compression.PIECE", piece)
-    monkeypatch.setattr("pagehint.traces.text_source.PIECE_ROWS", 10)
+    monkeypatch.setattr("pagehint.traces.formats.text_source.PIECE_ROWS", 10)
     with PlainFile(path) as file:
         source = TextSource(file, "ftrace")
         pieces = list(source.pieces())

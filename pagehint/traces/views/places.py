@@ -8,7 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.snapshots.snapshot import PAGE_ABSENT, PAGE_FREE, PAGE_OFFLINE, PAGE_PCP, PAGE_RESERVED, PAGE_USED, Snapshot
+from pagehint.traces.snapshots.snapshot import (
+    PAGE_ABSENT,
+    PAGE_FREE,
+    PAGE_OFFLINE,
+    PAGE_PCP,
+    PAGE_RESERVED,
+    PAGE_USED,
+    Snapshot,
+)
 
 PAGEBLOCK_ORDER = 9
 MOST_ORDER = 13

@@ -18,7 +18,7 @@ from tracer_lines import row_of
 
 import pagehint as ph
 from pagehint.traces import NO_PFN, NO_PID, Event, Flag, TraceError
-from pagehint.traces.trace_cmd import TraceCmdFile
+from pagehint.traces.formats.trace_cmd import TraceCmdFile
 
 with_library = pytest.mark.skipif(
     ctypes.util.find_library("tracecmd") is None and "CI" not in os.environ, reason="libtracecmd is not installed"

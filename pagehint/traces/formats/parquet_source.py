@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pagehint.errors import TraceError
 from pagehint.extras import require
 from pagehint.traces.events import EVENT_DTYPE, Event
-from pagehint.traces.parquet import KEY, SNAPSHOT, TYPES, VERSION
+from pagehint.traces.formats.parquet import KEY, SNAPSHOT, TYPES, VERSION
+from pagehint.traces.formats.source import Source
 from pagehint.traces.reading import Reading
-from pagehint.traces.source import Source
 from pagehint.traces.table import Trace
 
 _READ_ROWS = 1 << 17

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.compression import PlainFile
 from pagehint.traces.events import EVENT_DTYPE, Event
-from pagehint.traces.source import PIECE_ROWS, Source, lost_row
-from pagehint.traces.text import LineParser
+from pagehint.traces.formats.compression import PlainFile
+from pagehint.traces.formats.source import PIECE_ROWS, Source, lost_row
+from pagehint.traces.formats.text import LineParser
 
 BPFTRACE_HEADER = b"# pagehint record.bt 1"
 """The first line that our bpftrace script writes, but for what bpftrace says itself."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.compression import PlainFile
 from pagehint.traces.events import EVENT_DTYPE
-from pagehint.traces.source import PIECE_ROWS, Source, lost_row
-from pagehint.traces.trace_cmd import TraceCmdFile
+from pagehint.traces.formats.compression import PlainFile
+from pagehint.traces.formats.source import PIECE_ROWS, Source, lost_row
+from pagehint.traces.formats.trace_cmd import TraceCmdFile
 
 MAGIC = b"\x17\x08\x44tracing"
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.errors import TraceError
-from pagehint.traces.compression import PlainFile
+from pagehint.traces.formats.compression import PlainFile
 
 SERIES_DTYPE = np.dtype([("time", "<i8"), ("bytes", "<u8")])
 """The dtype of a row of a series: nanoseconds, bytes."""

@@ -20,8 +20,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
 from pagehint.sync.atomic cimport likely, unlikely
 from pagehint.traces.events cimport (EVENT_ISOLATE_RET, EVENT_MARK, NO_CPU, NO_PID, EventRow)
-from pagehint.traces.fields cimport (FIELD_PAGE, caller_flag, event_named, field_named, fields_of, row_clear, row_end,
-                                     row_set)
+from pagehint.traces.formats.fields cimport (FIELD_PAGE, caller_flag, event_named, field_named, fields_of, row_clear,
+                                             row_end, row_set)
 
 cdef enum:
     NAME_BYTES = 23             # a COMM has up to 15

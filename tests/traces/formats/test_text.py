@@ -10,7 +10,7 @@ from tracer_lines import row_of
 
 import pagehint as ph
 from pagehint.traces import EVENT_DTYPE, NO_CPU, NO_PFN, NO_PID, Event, Flag
-from pagehint.traces.text import LineParser
+from pagehint.traces.formats.text import LineParser
 
 HEADER = "# tracer: nop\n"
 

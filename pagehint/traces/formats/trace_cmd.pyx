@@ -13,7 +13,7 @@ from libc.string cimport memchr, strcmp, strlen
 from pagehint.errors import PageHintError, TraceError
 from pagehint.sync.atomic cimport unlikely
 from pagehint.traces.events cimport EVENT_ISOLATE_RET, EVENT_MARK, NO_CPU, EventRow
-from pagehint.traces.fields cimport caller_flag, event_named, field_named, fields_of, row_clear, row_end, row_set
+from pagehint.traces.formats.fields cimport caller_flag, event_named, field_named, fields_of, row_clear, row_end, row_set
 
 cdef enum:
     MAX_FIELDS = 16             # that a row keeps of one event

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.compression import PlainFile
 from pagehint.traces.events import EVENT_DTYPE, NO_CPU, NO_ORDER, NO_PID, NO_TYPE, Event
-from pagehint.traces.source import PIECE_ROWS, Source
+from pagehint.traces.formats.compression import PlainFile
+from pagehint.traces.formats.source import PIECE_ROWS, Source
 
 PAGE = 4096
 _FIRST, _EVENT_BYTES = 16, 16

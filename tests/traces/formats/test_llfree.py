@@ -9,7 +9,7 @@ from tracer_lines import row_of
 
 import pagehint as ph
 from pagehint.traces import NO_PID, Event
-from pagehint.traces.llfree import PAGE
+from pagehint.traces.formats.llfree import PAGE
 
 
 def entry(time_us, pfn, alloc, order, gfp, pid):
