@@ -11,7 +11,7 @@ from pathlib import Path
 
 try:
     from pagehint import numpy as numpy  # not in `__all__`: a star import must not rebind NumPy's name
-    from pagehint import qemu, traces, virtio
+    from pagehint import qemu, virtio
     from pagehint._core import BLOCK_DTYPE, OP_ALLOC, OP_DTYPE, OP_FREE, PageAllocator, PageHintingCallbacks, Zone
     from pagehint.arena.arena import Arena
     from pagehint.errors import (

@@ -1229,9 +1229,8 @@ cdef class PageAllocator:
                                             load64(&self.memory.m.zones[i].nr_granules, RELAXED))
             return n
         first, count = as_pfn(pfn), as_count(nr_pages, "nr_pages", 1)
-        z = find_zone(&self.memory.m, first)
-        if z == NULL or count > load64(&z.end_pfn, RELAXED) - first:
-            raise errors.BadPageError(f"PFN {first:#x}, {count} pages: not inside one zone; nothing was changed")
+        with self.memory.hotplug():
+            z = self.memory.zone_in(first, first + count)
         first -= z.base_pfn
         with nogil:
             n = mark_free_granules(z, first >> z.min_order, ((first + count - 1) >> z.min_order) + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,12 @@ from pagehint.policies.names import policy_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
 from pagehint.policies.scores import BREAK_EVENS, Floor, Score, floor_of, score
-from pagehint.policies.table import comparison_html, comparison_text
+from pagehint.policies.table import as_html, as_text
 from pagehint.replaying.replayed import Replayed
 from pagehint.traces.operations import Operation, Operations
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
-from pagehint.traces.views.view import View, operations_of, possible_view
+from pagehint.traces.views.view import operations_of, possible_view
 
 MIB = 1 << 20
 CHUNK = 1 << 18  # operations at a time
@@ -88,11 +88,41 @@ class Comparison:
             "policies": {each.policy: _figures(each) for each in self.scores},
         }
 
+    def facts(self) -> list[str]:
+        """Return what the recording is, and how far to believe a replay of it, a line each."""
+        recording, operations = self.recording, self.operations
+        seconds = (recording.end - recording.begin) / 1e9
+        managed = max(operations.managed_pages, 1)
+        lines = [
+            f"{recording.name}: {len(operations):,} operations by view {operations.view!r}, "
+            f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s"
+        ]
+        if self.wrong_pages_end is None:
+            lines.append("wrong pages at the end: not known, without a snapshot of it")
+        else:
+            wrong = self.wrong_pages_end
+            lines.append(f"wrong pages at the end: {wrong:,} of {managed:,} ({100 * wrong / managed:.3f} %)")
+        blocks = operations.reports.blocks
+        if blocks:
+            lines.append(
+                f"the kernel's own reports: {blocks:,}, {operations.reports.wrong_blocks:,} of blocks not free here"
+            )
+        count = sum(self.contradictions.values())
+        lines.append(
+            f"contradictions: {count:,}" + "".join(f"; {n:,} x {why}" for why, n in self.contradictions.items())
+        )
+        floor = self.floor
+        lines.append(
+            f"no policy returns {floor.fragmented:.2f} GiB·s in broken granules, {floor.gates:.2f} under the gates,"
+            f" of {floor.free:.2f} free"
+        )
+        return lines
+
     def __repr__(self) -> str:
-        return comparison_text(self)
+        return as_text(self.facts(), self.scores)
 
     def _repr_html_(self) -> str:
-        return comparison_html(self)
+        return as_html(self.facts(), self.scores)
 
 
 def _by_age(costs: Mapping[float, float]) -> dict[str, float]:
@@ -120,7 +150,7 @@ def replay(
     *,
     before: Snapshot | None = None,
     after: Snapshot | None = None,
-    events: View | None = None,
+    events: Literal["all", "kmem", "user"] | None = None,
     begin: int | str | None = None,
     resident: bool = False,
     name: str = "recording",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import first_reports
 from pagehint.policies.scores import WINDOWS
-from pagehint.policies.table import comparison_html
+from pagehint.policies.table import as_html
 from pagehint.traces.intervals.table import OPEN
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}: hinting policies</title>"
         "<style>body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em}"
         "td,th{padding:.15em .7em;border-bottom:1px solid #ddd}img{max-width:100%}</style>"
-        f"<h1>{name}</h1>{comparison_html(comparison)}"
+        f"<h1>{name}</h1>{as_html(comparison.facts(), comparison.scores)}"
         f"<img alt='What each policy leaves charged over time, and at what cost' src='data:image/png;base64,{encoded}'>"
         "</html>\n"
     )

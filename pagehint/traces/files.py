@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pagehint.errors import TraceError
-from pagehint.traces.formats import parquet
 from pagehint.traces.events import EVENT_DTYPE
+from pagehint.traces.formats import parquet
 from pagehint.traces.formats.compression import PlainFile
 from pagehint.traces.formats.llfree import LLFreeSource, is_llfree
 from pagehint.traces.formats.parquet_source import ParquetSource

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pagehint.traces.formats import parquet
 from pagehint.traces.events import EVENT_DTYPE, Event
+from pagehint.traces.formats import parquet
 from pagehint.traces.reading import Reading
 
 

@@ -149,7 +149,7 @@ cdef inline int round_at(Machine *m, Round *r, PageZone **near, uint64_t pfn, ui
     """Hold the lock of the zone that these pages are in, which becomes `near`: where they are looked for first."""
     cdef PageZone *z = near[0]
     cdef int rc
-    if unlikely(pfn - z.start_pfn >= peek64(&z.end_pfn) - z.start_pfn or n > peek64(&z.end_pfn) - pfn):
+    if unlikely(pfn - z.tail_pfn >= peek64(&z.end_pfn) - z.tail_pfn or n > peek64(&z.end_pfn) - pfn):
         rc = locate(m, pfn, n, &z)
         if rc != OK:
             return rc

@@ -84,8 +84,9 @@ class ReplayModel(OracleAllocator):
             return "of an order out of range"
         if op == Operation.PUTBACK:
             return None
-        zone = next((zone for zone in self.zones if zone.start_pfn <= pfn < zone.end_pfn), None)
-        if zone is None:
+        try:
+            zone = self._zone(pfn)
+        except ph.BadPageError:
             return "outside every zone"
         page = pfn - zone.base
         if op == Operation.SET_TYPE:

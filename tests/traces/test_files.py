@@ -136,7 +136,7 @@ def test_pieces_that_end_anywhere_in_a_line_and_of_few_rows(tmp_path, recording,
     path = tmp_path / "trace"
     path.write_text("".join(lines(Trace(recording.events[:300], recording.names, recording.marks), "ftrace")))
     whole = ph.traces.read(path)
-    monkeypatch.setattr("pagehint.traces.compression.PIECE", piece)
+    monkeypatch.setattr("pagehint.traces.formats.compression.PIECE", piece)
     monkeypatch.setattr("pagehint.traces.formats.text_source.PIECE_ROWS", 10)
     with PlainFile(path) as file:
         source = TextSource(file, "ftrace")
