@@ -16,7 +16,7 @@ from pagehint.sync.testpoint cimport AT_BETWEEN_PUT_BACK_AND_RE_HINT, AT_BIT_TAK
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_free_cold, buddy_take, free_block_around, make_last
 from pagehint.zone.extents cimport extents_give, extents_take
 from pagehint.zone.zeroed cimport zeroed_clear, zeroed_note
-from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
+from pagehint.zone.zone cimport FREE, LEAF_SHIFT, MT_ISOLATE, PageZone, WITHHELD, type_of
 
 cdef extern from "pagehint.h":
     ctypedef struct pagehint_block:
@@ -65,18 +65,21 @@ cdef inline uint64_t next_ripe(const Hints *h, uint64_t granule, uint64_t end, R
     return granule
 
 
-cdef inline void keep_cold_last(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
-    """After a block was taken out of a free block of order `source`, put what is left of that behind what is warm.
+cdef inline void keep_cold_last(PageZone *z, const pagehint_block *blocks, uint64_t n) noexcept nogil:
+    """Put what a batch has left of larger free blocks behind what is warm. Zone lock held. O(n * max_page_order).
 
-    What has hints stays in front: it is warm. Parts that are smaller than a leaf stay where their leaf is. Zone lock held.
+    What has hints is warm, and stays in front. Parts that are smaller than a leaf stay where their leaf is.
     """
-    cdef uint64_t rest, first
+    cdef uint64_t i, page, rest, first
     cdef int o
-    for o in range(max(order, <int>LEAF_SHIFT), source):
-        rest = ((page >> o) ^ 1) << o
-        first = rest >> z.min_order
-        if hint_find(hints_of(z), first, first + granules_of(z, o)) == first + granules_of(z, o):
-            make_last(z, rest, o)
+    for i in range(n):
+        page = blocks[i].pfn - z.base_pfn
+        for o in range(max(<int>blocks[i].order, <int>LEAF_SHIFT), z.max_order):
+            rest = ((page >> o) ^ 1) << o
+            first = rest >> z.min_order
+            if (rest >> LEAF_SHIFT < z.nr_leaves and z.kinds[rest >> LEAF_SHIFT] == (FREE | o)
+                    and hint_find(hints_of(z), first, first + granules_of(z, o)) == first + granules_of(z, o)):
+                make_last(z, rest, o)
 
 
 cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_blocks, int max_order, Ripe *ripe,
@@ -90,7 +93,7 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     cdef Hints *h = hints_of(z)
     cdef uint64_t n = 0, granule, page, head = 0, end
     cdef HintScan scan
-    cdef int order, source
+    cdef int order, source, split = 0       # whether any block was only a part of a free one
     cdef bint choose = not ripe.any_age
     assert_held(&z.lock)
     end = min(cursor[0] + SCAN_GRANULES, z.nr_granules)
@@ -117,8 +120,8 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
             order = ripe_order(h, z.min_order, granule, order, ripe)
             ripe.excess -= min(ripe.excess, <uint64_t>1 << order)
         hint_assign(z, granule, granules_of(z, order), False)
+        split |= order ^ source
         buddy_take(z, page, order, WITHHELD)
-        keep_cold_last(z, page, order, source)
         if unlikely(z.extents != NULL):
             extents_take(z, page, <uint64_t>1 << order)
             if z.zeroed != NULL:            # until the report says so, it is not known what the block will hold
@@ -134,6 +137,8 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
         n += 1
         add64(&h.reporting_pages, <uint64_t>1 << order)
         h.counters.blocks_isolated += 1
+    if unlikely(split):
+        keep_cold_last(z, blocks, n)
     return n
 
 
