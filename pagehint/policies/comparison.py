@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from pagehint._core import PageAllocator
 from pagehint.policies.names import policy_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
-from pagehint.policies.scores import BREAK_EVENS, Floor, Score, floor_of, score
+from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
 from pagehint.replaying.replayed import Replayed
 from pagehint.traces.operations import Operation, Operations
@@ -58,6 +58,13 @@ class Comparison:
     floor: Floor
 
     @property
+    def predicted(self) -> Difference | None:
+        """How what Linux is predicted to report differs from what the recorded kernel did; None without both."""
+        if not {"linux", "recorded"} <= self.decisions.keys():
+            return None
+        return compare(self.decisions["linux"], self.decisions["recorded"])
+
+    @property
     def contradictions(self) -> Mapping[str, int]:
         """By cause: of the events with each other, and of the operations with the allocator."""
         both = dict(self.operations.contradictions)
@@ -85,6 +92,7 @@ class Comparison:
                 "per_cpu_gib_s": self.floor.per_cpu,
                 "free_gib_s": self.floor.free,
             },
+            "linux_predicted": None if self.predicted is None else asdict(self.predicted),
             "policies": {each.policy: _figures(each) for each in self.scores},
         }
 
@@ -111,6 +119,12 @@ class Comparison:
         lines.append(
             f"contradictions: {count:,}" + "".join(f"; {n:,} x {why}" for why, n in self.contradictions.items())
         )
+        predicted = self.predicted
+        if predicted is not None:
+            lines.append(
+                f"linux, as predicted: {predicted.same:,} blocks as recorded, {predicted.in_order:,} of them in its order,"
+                f" {len(predicted.missing):,} missing, {len(predicted.extra):,} more"
+            )
         floor = self.floor
         lines.append(
             f"no policy returns {floor.fragmented:.2f} GiB·s in broken granules, {floor.gates:.2f} under the gates,"

@@ -44,6 +44,9 @@ def test_replay_prints_one_object(capsys):
     # What Linux is predicted to report is nearly what it did.
     linux, recorded = found["policies"]["linux"], found["policies"]["recorded"]
     assert linux["reported_mib"] == pytest.approx(recorded["reported_mib"], rel=0.01)
+    predicted = found["linux_predicted"]
+    assert predicted["same"] > 1500
+    assert len(predicted["missing"]) + len(predicted["extra"]) < 10
     assert recorded["again_mib"] > 100 > found["policies"]["age:1s"]["again_mib"]
 
 
