@@ -1215,7 +1215,7 @@ cdef class PageAllocator:
         -----
         O(granules), without the GIL. The zone is locked for 4096 granules at a time.
         """
-        cdef PageZone *z
+        cdef PageZone *z = NULL
         cdef uint64_t first, count, n = 0
         cdef int i
         self.engine.require_hinting("mark_free")

@@ -122,8 +122,8 @@ class Comparison:
         predicted = self.predicted
         if predicted is not None:
             lines.append(
-                f"linux, as predicted: {predicted.same:,} blocks as recorded, {predicted.in_order:,} of them in its order,"
-                f" {len(predicted.missing):,} missing, {len(predicted.extra):,} more"
+                f"linux, as predicted: {predicted.same:,} blocks as recorded, {predicted.in_order:,} of them in its"
+                f" order, {len(predicted.missing):,} missing, {len(predicted.extra):,} more"
             )
         floor = self.floor
         lines.append(
