@@ -48,7 +48,8 @@ from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.bulk cimport Runs, machine_alloc_at_bulk, machine_alloc_bulk, machine_free_bulk
 from pagehint.zone.extents cimport FreeBlock, list_free_blocks, zone_free_bits
 from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, find_zone, machine_alloc, machine_alloc_at,
-                                       machine_alloc_run, machine_drain, machine_free, machine_free_run, machine_grow)
+                                       machine_alloc_run, machine_drain, machine_free, machine_free_run, machine_grow,
+                                       machine_split)
 from pagehint.zone.page_set cimport Pcp, pcp_pages
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_NOMEM, E_SLOT, E_TWICE, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
@@ -652,6 +653,34 @@ cdef class PageAllocator:
         if rc == E_AGAIN:
             with nogil:
                 rc = machine_free(m, at, o, WAIT)
+        if rc != OK:
+            raise refusal(self.memory, rc, at, f"order {o}")
+
+    def split_pages(self, pfn, order):
+        """Make an allocated block blocks of one page, each of which is freed for itself. As Linux's `split_page`.
+
+        Nothing becomes free, so no hint changes.
+
+        Parameters
+        ----------
+        pfn : int
+            The block's first PFN.
+        order : int
+            The block's order.
+
+        Raises
+        ------
+        BadPageError
+            As `free_pages`. Nothing has changed.
+
+        Notes
+        -----
+        O(pages / 64).
+        """
+        cdef uint64_t at = as_pfn(pfn)
+        cdef int o = as_order_at(self.memory, order, pfn), rc
+        with nogil:
+            rc = machine_split(&self.memory.m, at, o)
         if rc != OK:
             raise refusal(self.memory, rc, at, f"order {o}")
 

@@ -212,6 +212,13 @@ class OracleMemory:
         self._aligned(pfn, order)
         self.free_pages_exact(pfn, 1 << order)
 
+    def split_pages(self, pfn: int, order: int) -> None:
+        self._order(order)
+        self._aligned(pfn, order)
+        zone = self._check_used(pfn, 1 << order)
+        del zone.used[pfn - zone.base]
+        zone.used.update(dict.fromkeys(range(pfn - zone.base, pfn - zone.base + (1 << order)), 1))
+
     def free_pages_exact(self, pfn: int, nr_pages: int) -> None:
         if nr_pages <= 0:
             raise ph.BadPageError("nr_pages must be positive")

@@ -8,17 +8,18 @@ An allocation walks a zonelist: the preferred zone, then those it falls back to.
 (`page_set.pxd`), orders below PCP_ORDERS go through the set of the CPU, all others past the sets to the zone.
 """
 from libc.stdint cimport int32_t, uint64_t
-from pagehint.sync.atomic cimport clz64, ctz64, likely, peek64, unlikely
+from pagehint.sync.atomic cimport ACQ_REL, clz64, ctz64, fetch_or64, likely, peek64, unlikely
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_release
 from pagehint.sync.seeded_fault cimport canary
 from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
-from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take
+from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, leaf_fill
 from pagehint.zone.check cimport check_run, check_used
 from pagehint.zone.extents cimport NOWHERE, extents_find, extents_take, slot_pages
 from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
+from pagehint.zone.leaf cimport order_ones
 from pagehint.zone.migratetype cimport zone_take
-from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, pcp_alloc, pcp_alloc_quick, pcp_free, pcp_free_quick,
-                                     pcp_here, sets_drain, sets_hold, sets_let_go)
+from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick, pcp_free,
+                                     pcp_free_quick, pcp_here, sets_drain, sets_hold, sets_let_go)
 from pagehint.zone.run cimport (can_grow, find_run, first_not_free, run_free_allocated, run_mark, run_resize, run_take,
                                 run_trim)
 from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
@@ -26,7 +27,7 @@ from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
 from pagehint.zone.withhold cimport page_used, withhold_page
 from pagehint.zone.zeroed cimport zeroed_note_run
-from pagehint.zone.zone cimport LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WORDS_PLAIN, type_of
+from pagehint.zone.zone cimport FULL, LEAF_SHIFT, MT_ISOLATE, PageZone, USED, WORDS_PLAIN, type_of
 
 cdef enum:
     GROWTHS = 8                 # times that a zone grows for one request, at most
@@ -324,6 +325,31 @@ cdef inline int machine_free(Machine *m, uint64_t pfn, int order, How how) noexc
             and likely(pcp_free_quick(z, pcp_here(z, m.nr_cpus), pfn - z.base_pfn, order))):
         return OK
     return zone_free(z, m.nr_cpus, pfn - z.base_pfn, order, how)
+
+
+cdef inline int machine_split(Machine *m, uint64_t pfn, int order) noexcept nogil:
+    """Make an allocated block blocks of one page. Nothing becomes free, so no hook is called. O(pages / 64)."""
+    cdef PageZone *z = NULL
+    cdef uint64_t page, i
+    cdef int rc = locate(m, pfn, <uint64_t>1 << order, &z)
+    if rc != OK:
+        return rc
+    page = pfn - z.base_pfn
+    if page & ((<uint64_t>1 << order) - 1):
+        return E_ALIGN
+    lock_acquire(&z.lock, True)
+    while leaf_is_owned(z, page >> LEAF_SHIFT):     # the owner changes its words without the zone lock
+        zone_unlock(z)
+        leaf_disown(z, page >> LEAF_SHIFT, False, True)
+        lock_acquire(&z.lock, True)
+    rc = check_used(z, page, order)
+    if rc == OK and order < LEAF_SHIFT:
+        fetch_or64(&z.leaves[page >> LEAF_SHIFT].head, order_ones[order] << (page & 63), ACQ_REL)
+    elif rc == OK:
+        for i in range(page >> LEAF_SHIFT, (page >> LEAF_SHIFT) + (<uint64_t>1 << (order - LEAF_SHIFT))):
+            leaf_fill(z, i, 0, USED, FULL)
+    zone_unlock(z)
+    return rc
 
 
 cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:

@@ -71,6 +71,7 @@ CALLS = {
     "PageAllocator.from_snapshot": (lambda w: ph.PageAllocator.from_snapshot, lambda w: {"snapshot": Shown()}),
     "PageAllocator.alloc_pages": (lambda w: w.pages.alloc_pages, lambda w: {}),
     "PageAllocator.free_pages": (lambda w: w.pages.free_pages, lambda w: {"pfn": w.block, "order": 3}),
+    "PageAllocator.split_pages": (lambda w: w.pages.split_pages, lambda w: {"pfn": w.block, "order": 3}),
     "PageAllocator.alloc_pages_bulk": (lambda w: w.pages.alloc_pages_bulk, lambda w: {"count": 3}),
     "PageAllocator.free_pages_bulk": (lambda w: w.pages.free_pages_bulk, lambda w: {"pfns": w.bulk, "order": 2}),
     "PageAllocator.run_ops": (lambda w: w.pages.run_ops, lambda w: {"ops": w.ops, "pfns": w.table}),

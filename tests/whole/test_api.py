@@ -56,6 +56,7 @@ METHODS = {
         "from_snapshot": "(snapshot, *, min_order=None, pcp=False)",
         "alloc_pages": "(self, order=0, migratetype='movable', zone=None)",
         "free_pages": "(self, pfn, order=0)",
+        "split_pages": "(self, pfn, order)",
         "alloc_pages_bulk": "(self, count, order=0, migratetype='movable', zone=None)",
         "free_pages_bulk": "(self, pfns, order=0)",
         "run_ops": "(self, ops, pfns, migratetype='movable', zone=None)",
