@@ -226,7 +226,7 @@ cdef inline bint contains(const char *text, size_t length, const char *other, si
 
 
 cdef inline int caller_flag(const char *name, size_t length) noexcept nogil:
-    """Who called __isolate_free_page, by the function's name. Compilers inline it: in Debian's 6.1 half the calls of
+    """Who called __isolate_free_page, by the function's name. Compilers inline it: in Debian's 6.12 half the calls of
     compaction come from isolate_freepages_block, and half from compaction_alloc. `isolate_freepages_range` serves
     allocations of contiguous memory. An address is no name.
     """

@@ -288,9 +288,12 @@ def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
         yield f"{count:,} x {cause}: first {made.examples[cause][0]}"
     misplaced = made.contradictions_at_start + made.contradictions.get(Cause.OUTSIDE.label, 0)
     if before is not None and unexpected and 2 * misplaced > sum(made.contradictions.values()):
+        unseen = (
+            "" if before.pcp_lists is not None else ", or they lay on the CPUs' lists, which page flags do not show"
+        )
         yield (
             f"{misplaced:,} contradictions are of pages that the snapshot of the beginning does not have, or that"
-            " nothing had moved since: it is of another moment or another machine, or events before them are lost"
+            f" nothing had moved since: it is of another moment or another machine, or events before them are lost{unseen}"
         )
     if made.reports.wrong_blocks and made.view == "all":
         yield (
