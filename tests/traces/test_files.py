@@ -238,7 +238,7 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
         (b"# tracer: nop\n#\n", "has no event of the page allocator's: it is empty"),
         (b"# tracer: nop\na-1 [0] 1.0: sched_switch: x\n", "has no event of the page allocator's: 1 sched_switch"),
         (b"# tracer: nop\nnonsense\n", "has no event of the page allocator's: line 2: nonsense"),
-        (gzip.compress(b"# tracer: nop\n" * 999)[:30], "no event|no recording"),
+        (gzip.compress(b"# tracer: nop\n" * 999, mtime=0)[:30], "no event|no recording"),
     ],
 )
 def test_what_is_no_recording_is_refused(tmp_path, content, message):

@@ -293,7 +293,8 @@ def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
         )
         yield (
             f"{misplaced:,} contradictions are of pages that the snapshot of the beginning does not have, or that"
-            f" nothing had moved since: it is of another moment or another machine, or events before them are lost{unseen}"
+            " nothing had moved since: it is of another moment or another machine, or events before them are lost"
+            + unseen
         )
     if made.reports.wrong_blocks and made.view == "all":
         yield (
