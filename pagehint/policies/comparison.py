@@ -205,7 +205,7 @@ def replay(
     Raises
     ------
     ValueError
-        If there is no such view, policy or mark.
+        If there is no such view, policy or mark, or two policies have one name.
     SnapshotError
         If a snapshot does not say which pages are free.
 
@@ -225,7 +225,10 @@ def replay(
         recording = Recording.of_snapshot(operations, before, **options)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
-    rules = dict((each, policy_of(each)) if isinstance(each, str) else (each.name, each) for each in policies)
+    named = [(each, policy_of(each)) if isinstance(each, str) else (each.name, each) for each in policies]
+    rules, break_evens = dict(named), tuple(break_evens)
+    if len(rules) < len(named):
+        raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
     decisions = {called: rule.decide(recording) for called, rule in rules.items()}
     scores = [score(recording, made, called, break_evens=break_evens) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)
