@@ -31,7 +31,7 @@ def test_policies_go_by_the_names_they_are_asked_for(trace):
 
 
 def test_of_two_policies_of_one_name_one_was_lost(trace):
-    with pytest.raises(ValueError, match="policies need names of their own, not age:0.25s, age:0.25s, linux"):
+    with pytest.raises(ValueError, match=r"policies need names of their own, not age:0\.25s, age:0\.25s, linux"):
         replay(trace, [Age(0.25), "linux", Age(0.25)])
 
 
