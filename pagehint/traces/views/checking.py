@@ -329,8 +329,8 @@ def _missing(trace: Trace, made: Operations, before: Snapshot | None, after: Sna
         yield "a snapshot of the beginning: pages that no event names stay unknown"
     if unknown := _from_lists(made, before):
         yield (
-            f"which pages lay on the CPUs' lists at the beginning, since /proc does not tell: {unknown:,} contradictions"
-            " can come from that, as they do in any recording of this kind"
+            f"which pages lay on the CPUs' lists at the beginning, since /proc does not tell: {unknown:,}"
+            " contradictions can come from that, as they do in any recording of this kind"
         )
     if after is None:
         yield "a snapshot of the end: nothing to compare with, and no second pass"
