@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.policies.names import policy_of
+from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
@@ -206,6 +206,8 @@ def replay(
     ------
     ValueError
         If there is no such view, policy or mark, or two policies have one name.
+    TypeError
+        If a policy is a class, and no object.
     SnapshotError
         If a snapshot does not say which pages are free.
 
@@ -225,7 +227,7 @@ def replay(
         recording = Recording.of_snapshot(operations, before, **options)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
-    named = [(each, policy_of(each)) if isinstance(each, str) else (each.name, each) for each in policies]
+    named = [(each if isinstance(each, str) else each.name, rule_of(each)) for each in policies]
     rules, break_evens = dict(named), tuple(break_evens)
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
