@@ -39,6 +39,7 @@ if typing.TYPE_CHECKING:
 
     from pagehint import policies as policies
     from pagehint import traces as traces
+    from pagehint.policies import replay as replay
 
 __version__ = version("pagehint")
 
@@ -68,13 +69,16 @@ __all__ = [
     "get_include",
     "policies",
     "qemu",
+    "replay",
     "traces",
     "virtio",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Import `pagehint.traces` and `pagehint.policies` when asked for: most programs never read a recording."""
+    """Import `traces`, `policies` and its `replay` when asked for: most programs never read a recording."""
+    if name == "replay":
+        return importlib.import_module("pagehint.policies").replay
     if name not in ("policies", "traces"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"pagehint.{name}")

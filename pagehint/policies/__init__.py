@@ -1,9 +1,10 @@
 """Hinting policies on a recording: what each would have reported, how soon, and at what cost.
 
-Begin with `recording.py`, `policy.py` and `scores.py`; `rules.py` has the built-in ones. Uses `pagehint/traces/` and
-`pagehint/errors.py`.
+`replay`, in `comparison.py`, does all of it. Begin with `recording.py`, `policy.py` and `scores.py`; `rules.py` has the
+built-in ones. Uses `traces`, `replaying`, `_core` and `errors`.
 """
 
+from pagehint.policies.comparison import Comparison, replay
 from pagehint.policies.curve import AgeCurve, age_curve
 from pagehint.policies.names import BUILT_IN, parse_seconds, policy_of
 from pagehint.policies.policy import SECOND, Decisions, Policy, Rule
@@ -24,6 +25,7 @@ __all__ = [
     "ZONE_DTYPE",
     "Age",
     "AgeCurve",
+    "Comparison",
     "Decisions",
     "Delay",
     "Difference",
@@ -43,6 +45,7 @@ __all__ = [
     "floor_of",
     "parse_seconds",
     "policy_of",
+    "replay",
     "score",
     "sweep",
 ]

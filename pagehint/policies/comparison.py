@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint._core import PageAllocator
-from pagehint.policies.names import policy_of
+from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
@@ -205,7 +205,9 @@ def replay(
     Raises
     ------
     ValueError
-        If there is no such view, policy or mark.
+        If there is no such view, policy or mark, or two policies have one name.
+    TypeError
+        If a policy is a class, and no object.
     SnapshotError
         If a snapshot does not say which pages are free.
 
@@ -225,7 +227,10 @@ def replay(
         recording = Recording.of_snapshot(operations, before, **options)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
-    rules = dict((each, policy_of(each)) if isinstance(each, str) else (each.name, each) for each in policies)
+    named = [(each if isinstance(each, str) else each.name, rule_of(each)) for each in policies]
+    rules, break_evens = dict(named), tuple(break_evens)
+    if len(rules) < len(named):
+        raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
     decisions = {called: rule.decide(recording) for called, rule in rules.items()}
     scores = [score(recording, made, called, break_evens=break_evens) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)

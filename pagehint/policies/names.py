@@ -46,6 +46,21 @@ BUILT_IN = {name: meaning for name, (_, _, meaning) in _BUILT_IN.items()}
 """The names of the built-in policies, each with what it means, what may follow a colon, and its default."""
 
 
+def rule_of(policy: str | Rule) -> Rule:
+    """Return a policy that is given by its name or as an object.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    TypeError
+        If it is a class.
+    """
+    if isinstance(policy, type):
+        raise TypeError(f"{policy.__name__} is a class, and a policy is an object of it: {policy.__name__}(...)")
+    return policy_of(policy) if isinstance(policy, str) else policy
+
+
 def policy_of(name: str) -> Rule:
     """Return a built-in policy by its name.
 

@@ -106,7 +106,7 @@ class Policy:
         Parameters
         ----------
         rows : ndarray of `CHANGE_DTYPE`
-            In their order, none of them later than `next_time`.
+            In their order, at least one; none of them later than `next_time`, or, if that has passed, than now.
 
         Returns
         -------
@@ -119,10 +119,12 @@ class Policy:
         be before the next. Override it for policies that work on arrays.
         """
         times, pfns, are_whole = rows["time"].tolist(), rows["pfn"].tolist(), rows["whole"].tolist()
-        due = self.next_time()
+        due: int | None = None  # the first is not later than it may be
+        now = 0
         for number, (time, pfn) in enumerate(zip(times, pfns, strict=True)):
-            if due is not None and due < time:
+            if due is not None and due < time and now < time:
                 return number
+            now = time
             if are_whole[number]:
                 self.whole(pfn, time)
             else:
@@ -195,14 +197,18 @@ class _Run:
 
     def ask(self, now: int) -> None:
         """Ask, and write down the answer if it is right."""
-        pfns = np.atleast_1d(np.asarray(self.policy.report(now)))
+        answer = self.policy.report(now)
+        pfns = np.atleast_1d(np.asarray(answer))
         self.now = now
         reports = np.zeros(len(pfns), REPORT_DTYPE)
         self.found.append(reports)
         if not len(pfns):
             return
         if pfns.dtype.kind not in "iu":
-            raise BadPageError(f"{self.policy.name} reports pages by {pfns.dtype}; they are whole numbers")
+            raise BadPageError(
+                f"{self.policy.name} reports a {type(answer).__name__} of {pfns.dtype}; it has to be a list or an array"
+                " of pages, which are whole numbers"
+            )
         order = self.recording.granule_order
         wrong = (pfns < 0) | (pfns >= len(self.recording.free)) | (pfns & ((1 << order) - 1) != 0)
         wrong[~wrong] = ~self.is_whole[pfns[~wrong] >> order]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.errors import BadPageError
-from pagehint.policies.names import policy_of
+from pagehint.policies.names import rule_of
 from pagehint.policies.policy import SECOND, Decisions, Rule
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import REPORT_DTYPE
@@ -237,7 +237,7 @@ def evaluate(recording: Recording, policies: Iterable[str | Rule], **options: An
     **options
         As `score` has them.
     """
-    rules = [policy_of(each) if isinstance(each, str) else each for each in policies]
+    rules = [rule_of(each) for each in policies]
     return [score(recording, rule.decide(recording), rule.name, **options) for rule in rules]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagehint.errors import PageHintError
 from pagehint.extras import require
-from pagehint.policies.names import policy_of
+from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Rule
 from pagehint.policies.recording import ARRAYS, Recording
 from pagehint.policies.scores import evaluate
@@ -104,7 +104,7 @@ def sweep(
     """
     output = Path(output)
     needed("pyarrow.parquet")
-    rules = [policy_of(each) if isinstance(each, str) else each for each in policies]
+    rules = [rule_of(each) for each in policies]
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(names))}")

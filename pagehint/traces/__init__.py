@@ -9,6 +9,7 @@ and `MachineState` of `allocator/`. Parquet, and what zstd has compressed, need 
 from pagehint.errors import TraceError
 from pagehint.traces.events import EVENT_DTYPE, NO_CPU, NO_ORDER, NO_PFN, NO_PID, NO_TYPE, Event, Flag
 from pagehint.traces.files import convert, open_source, read
+from pagehint.traces.folder import read_recording
 from pagehint.traces.formats.series import SERIES_DTYPE, read_series
 from pagehint.traces.operations import OPERATION_DTYPE, Contradiction, Operation, OperationFlag, Operations, Reports
 from pagehint.traces.reading import Reading
@@ -48,6 +49,7 @@ __all__ = [
     "open_source",
     "operations_of",
     "read",
+    "read_recording",
     "read_series",
     "read_snapshot",
     "write_snapshot",

@@ -30,6 +30,16 @@ def test_policies_go_by_the_names_they_are_asked_for(trace):
     assert [score.policy for score in replay(trace, Age(0.25)).scores] == ["age:0.25s"]
 
 
+def test_of_two_policies_of_one_name_one_was_lost(trace):
+    with pytest.raises(ValueError, match=r"policies need names of their own, not age:0\.25s, age:0\.25s, linux"):
+        replay(trace, [Age(0.25), "linux", Age(0.25)])
+
+
+def test_break_even_ages_were_used_up_by_the_first_policy(trace):
+    found = replay(trace, ["age:300ms", "age:1s"], break_evens=iter([0.5]))
+    assert [list(score.cost) for score in found.scores] == [[0.5], [0.5]]
+
+
 def test_a_recording_without_snapshots(trace, whole):
     """What is not known is said, and the figures are near those of the whole recording."""
     alone = replay(trace, ["age:300ms"])

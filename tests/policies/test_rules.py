@@ -283,6 +283,47 @@ def test_pages_must_be_whole_numbers():
         Wrong([8.5]).decide(recording_of((0, TAKE, 0, 0), (9 * S, Operation.MARK, 0, -1)))
 
 
+def test_pages_come_in_a_list_or_an_array():
+    with pytest.raises(ph.BadPageError, match=r"wrong reports a set .*; it has to be a list or an array"):
+        Wrong({8}).decide(recording_of((0, TAKE, 0, 0), (9 * S, Operation.MARK, 0, -1)))
+
+
+def test_a_time_that_had_passed_was_no_time():
+    """A policy whose time has come hears of what happens at one moment, and is asked then; it was refused as stuck."""
+
+    class Now(Wrong):
+        def __init__(self, due):
+            self.due = due
+
+        def start(self, recording):
+            self.free = []
+
+        def whole(self, pfn, time):
+            self.free.append(pfn)
+
+        def broken(self, pfn, time):
+            if pfn in self.free:
+                self.free.remove(pfn)
+
+        def next_time(self):
+            return self.due if self.free else None
+
+        def report(self, now):
+            pfns, self.free = self.free, []
+            return pfns
+
+    recording = recording_of((1 * S, TAKE, 0, 4), (5 * S, GIVE, 0, 4), (9 * S, TAKE, 0, 0), nr_pages=32)
+    for due in (0, 1 * S, 3 * S // 2):
+        at = max(due, 1 * S)
+        assert told(Now(due).decide(recording)) == [(at, 16, 3), (at, 24, 3), (5 * S, 0, 3), (5 * S, 8, 3)]
+
+
+def test_a_class_was_run_as_if_it_were_a_policy():
+    recording = recording_of((0, TAKE, 0, 0))
+    with pytest.raises(TypeError, match=r"SlowAge is a class, and a policy is an object of it: SlowAge\(\.\.\.\)"):
+        evaluate(recording, [SlowAge])
+
+
 def test_a_policy_that_stands_still_is_refused():
     class Still(Wrong):
         def report(self, now):

@@ -46,8 +46,17 @@ MODULE = {
     "get_include",
     "policies",
     "qemu",
+    "replay",
     "traces",
     "virtio",
+}
+
+MODULES = {"policies", "qemu", "traces", "virtio"}
+
+FUNCTIONS = {
+    ph.replay: "(trace, policies=('linux', 'threshold', 'age:1s'), *, before=None, after=None, events=None, begin=None,"
+    " resident=False, name='recording', break_evens=(0.1, 1.0, 5.0), **options)",
+    ph.get_include: "()",
 }
 
 METHODS = {
@@ -218,7 +227,7 @@ def test_the_module_has_these_names():
     assert set(ph.__all__) == MODULE
     assert all(hasattr(ph, name) for name in MODULE)
     public = {name for name, value in vars(ph).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - {"policies", "qemu", "traces", "virtio"}
+    assert public - {"version", "Path", "load_ipython_extension"} == MODULE - MODULES - {"replay"}
     assert (INSTALLED / "pagehint.h").is_file()
     assert ph.get_include() == str(INSTALLED)
     assert (INSTALLED / "py.typed").is_file()
@@ -239,6 +248,14 @@ def test_methods_and_their_signatures(kind, name, signature):
 )
 def test_constructors_and_their_signatures(kind, signature):
     assert untyped(inspect.signature(kind)) == signature
+
+
+@pytest.mark.parametrize(
+    ("function", "signature"), FUNCTIONS.items(), ids=lambda value: getattr(value, "__name__", None)
+)
+def test_functions_and_their_signatures(function, signature):
+    assert untyped(inspect.signature(function)) == signature
+    assert function.__doc__
 
 
 @pytest.mark.parametrize(("kind", "names"), PROPERTIES.items(), ids=lambda value: getattr(value, "__name__", None))
@@ -309,6 +326,15 @@ def test_importing_needs_numpy_and_nothing_else():
     loaded = run("-c", "import sys, pagehint; print(*{name.partition('.')[0] for name in sys.modules})").split()
     assert "numpy" in loaded
     assert not optional & set(loaded)
+
+
+def test_importing_brought_what_reads_recordings():
+    """A leftover of a merge did: tens of milliseconds of every program's start, for what most never use."""
+    asked = "import sys, pagehint; print(*[name for name in sys.modules if name.startswith('pagehint.')])"
+    rooms = {name.split(".")[1] for name in run("-c", asked).split()}
+    assert "_core" in rooms
+    assert not {"policies", "traces"} & rooms
+    assert run("-c", "import pagehint; print(pagehint.replay is pagehint.policies.replay)") == "True\n"
 
 
 def test_a_numpy_without_what_is_used_was_allowed():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pagehint.cli.command_line import make_parser
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
@@ -85,6 +89,32 @@ def first_block(text: str) -> list[str]:
     return text.split("```")[1].splitlines()[1:]
 
 
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language, each a piece of text."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(text: str, folder: Path) -> str:
+    """Run a document's commands in a folder with the tests' data, then its Python; return all that was printed.
+
+    What takes root, and what installs, is not run; commands of ours with root have to be ones that there are.
+    """
+    (folder / "tests").symlink_to(ROOT / "tests")
+    commands = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    for line in commands:
+        if line.startswith("sudo pagehint "):
+            make_parser().parse_args(line.split()[2:])
+    shell = [f'pagehint() {{ "{sys.executable}" -m pagehint "$@"; }}']
+    shell += [line for line in commands if not line.startswith(("sudo ", "pip "))]
+    (folder / "page.py").write_text("\n\n".join(blocks(text, "python")))
+    printed = []
+    for command in (["bash", "-euc", "\n".join(shell)], [sys.executable, "page.py"]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed.append(done.stdout)
+    return "".join(printed)
+
+
 # ---- the rules, kept
 
 
@@ -105,6 +135,14 @@ def test_the_documents(name: str) -> None:
 
 def test_the_first_block_of_the_readme_is_two_commands() -> None:
     assert len(first_block(document("README.md"))) == 2
+
+
+def test_the_page_on_comparing_policies_runs_and_prints_what_it_says(tmp_path: Path) -> None:
+    text = document("docs/compare-policies.md")
+    printed = run(text, tmp_path)
+    shown = blocks(text, "text")
+    assert len(shown) > 5
+    assert [block for block in shown if block not in printed or len(block) < 20] == [], printed
 
 
 # ---- each rule, broken once

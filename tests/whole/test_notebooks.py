@@ -37,13 +37,16 @@ def pictures(notebook) -> int:
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb", "numpy.ipynb", "qemu.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["hinting.ipynb", "numpy.ipynb", "policies.ipynb", "qemu.ipynb"]
 
 
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.name)
 @pytest.mark.usefixtures("this_interpreter")
 def test_notebook_runs_and_draws(path, tmp_path):
-    copy = Path(shutil.copy(path, tmp_path))
+    (tmp_path / "tests").symlink_to(EXAMPLES.parent / "tests")  # with the recordings
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    copy = Path(shutil.copy(path, folder))
     notebook = nbformat.read(copy, as_version=4)
     committed = pictures(notebook)
     for cell in notebook.cells:
@@ -53,7 +56,7 @@ def test_notebook_runs_and_draws(path, tmp_path):
         notebook,
         timeout=120,
         kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()  # raises CellExecutionError, with the traceback, on the first cell that fails
     assert pictures(notebook) > 0

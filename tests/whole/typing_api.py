@@ -322,6 +322,51 @@ def recordings(folder: Path) -> None:
         assert sum(len(piece) for piece in source.pieces()) == 3
 
 
+class KeepNewest(ph.policies.Policy):
+    """A user's policy: every second all but the granules that became free last."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+
+    def start(self, recording: ph.policies.Recording) -> None:
+        self.free: dict[int, int] = {}
+        self.due = recording.begin
+
+    def whole(self, pfn: int, time: int) -> None:
+        self.free[pfn] = time
+
+    def broken(self, pfn: int, time: int) -> None:
+        self.free.pop(pfn, None)
+
+    def next_time(self) -> int | None:
+        return self.due
+
+    def report(self, now: int) -> list[int]:
+        self.due = now + ph.policies.SECOND
+        old = list(self.free)[: -self.kept]
+        for pfn in old:
+            del self.free[pfn]
+        return old
+
+
+def policies(folder: Path) -> None:
+    events = np.zeros(2, ph.traces.EVENT_DTYPE)
+    events["event"], events["order"] = ph.traces.Event.FREE, 9
+    events["pfn"], events["time"] = (0, 512), (0, 4 * ph.policies.SECOND)
+    ph.traces.Trace(events).to_parquet(folder / "two.parquet")
+    trace, before, after = ph.traces.read_recording(folder / "two.parquet")
+    assert before is after is None
+    found = assert_type(ph.replay(trace, ["age:1s", KeepNewest(1)], events="user"), ph.policies.Comparison)
+    assert [score.policy for score in assert_type(found.scores, list[ph.policies.Score])] == ["age:1s", "keepnewest"]
+    assert assert_type(found.wrong_pages_end, int | None) is None
+    assert_type(found.floor.fragmented, float)
+    assert_type(found.contradictions, Mapping[str, int])
+    difference = ph.policies.compare(found.decisions["age:1s"], found.decisions["keepnewest"])
+    assert assert_type(difference, ph.policies.Difference).same == 1
+    curve = assert_type(ph.policies.age_curve(found.recording, [0.1, 1.0]), ph.policies.AgeCurve)
+    assert len(curve.kept) == 2
+
+
 def main() -> None:
     fuzz()
     for pages in allocators():
@@ -334,6 +379,7 @@ def main() -> None:
     real_memory("free")
     with tempfile.TemporaryDirectory() as folder:
         recordings(Path(folder))
+        policies(Path(folder))
     assert ph.get_include()
 
 

@@ -27,6 +27,7 @@ _EXPECTED = {
     "kmem": frozenset(cause.label for cause in (Cause.FREE_TWICE, Cause.FREE_FREE, Cause.TAKE_NOT_FREE)),
     "user": frozenset([Cause.FREE_FREE.label]),
 }
+_OF_LISTS = (Cause.ALLOC_IN_USE.label, Cause.GIVE_IN_USE.label)  # what a page does that comes from a CPU's list
 _UNSEEN = {
     Cause.FREE_TWICE.label: "handed out by the bulk allocator in between",
     Cause.FREE_FREE.label: "taken by compaction, or handed out by the bulk allocator",
@@ -189,11 +190,10 @@ def check(trace: Trace, before: Snapshot | None = None, after: Snapshot | None =
     lost = _lost(trace)
     losses = tuple(_losses(trace, lost))
     views = tuple(
-        _view_check(each, name, _belief(each, not losses, before is not None))
-        for each, name in zip(made, names, strict=True)
+        _view_check(each, name, _belief(each, not losses, before)) for each, name in zip(made, names, strict=True)
     )
     problems = (*losses, *_disorder(trace), *_contradicted(made[0], before))
-    return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, before, after)), views)
+    return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, made[0], before, after)), views)
 
 
 def _view_check(made: Operations, name: str, belief: str) -> ViewCheck:
@@ -210,9 +210,27 @@ def _view_check(made: Operations, name: str, belief: str) -> ViewCheck:
     )
 
 
-def _unexpected(made: Operations) -> dict[str, int]:
-    """The contradictions that what this view cannot see does not explain."""
-    return {cause: count for cause, count in made.contradictions.items() if cause not in _EXPECTED[made.view]}
+def _from_lists(made: Operations, before: Snapshot | None) -> int:
+    """How many contradictions may be of pages that lay on the CPUs' lists when the recording began.
+
+    No file of /proc tells which these were, only how many; so a snapshot of these alone has them for pages in use.
+    """
+    if before is None or before.pcp_lists is not None:
+        return 0
+    most = min(made.contradictions_at_start, sum(zone.pcp_pages for zone in before.zones))
+    return min(most, sum(made.contradictions.get(cause, 0) for cause in _OF_LISTS))
+
+
+def _unexpected(made: Operations, before: Snapshot | None) -> dict[str, int]:
+    """The contradictions that what this view cannot see, and what the snapshot cannot tell, do not explain."""
+    explained, result = _from_lists(made, before), {}
+    for cause, count in made.contradictions.items():
+        if cause in _OF_LISTS:
+            part = min(count, explained)
+            explained, count = explained - part, count - part
+        if count and cause not in _EXPECTED[made.view]:
+            result[cause] = count
+    return result
 
 
 def _ends_wrong(made: Operations) -> bool:
@@ -220,20 +238,20 @@ def _ends_wrong(made: Operations) -> bool:
     return 100 * (made.wrong_pages_end or 0) > _MOST_WRONG[made.view] * made.managed_pages
 
 
-def _belief(made: Operations, whole: bool, from_snapshot: bool) -> str:
-    """How far to believe a view; whether nothing is lost, and whether it is known where pages lay at the beginning."""
+def _belief(made: Operations, whole: bool, before: Snapshot | None) -> str:
+    """How far to believe a view, by whether nothing is lost, and by what is known of the beginning."""
     if made.view == "user":
         return (
             "what lies on the CPUs' lists counts as free. Expect up to 6 % of the pages wrong at any time, and reports"
             " that look reused up to eight times too often."
         )
-    if _unexpected(made) or _ends_wrong(made):
+    if _unexpected(made, before) or _ends_wrong(made):
         return "what it says contradicts itself or the snapshot; see the problems."
     if not whole:
         return "nothing in it contradicts, but events are lost: what they did is not in it."
     if made.view == "all":
         said = "every move of a page is in it, and none contradicts another: believe it to the page."
-        return said if from_snapshot else said + " Pages that no event names stay unknown."
+        return said if before is not None else said + " Pages that no event names stay unknown."
     if made.corrections:
         return (
             f"{made.corrections:,} pages moved unseen, and are dated by rules of thumb. The snapshot of the end was"
@@ -283,7 +301,7 @@ def _disorder(trace: Trace) -> Iterator[str]:
 
 def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
     """What the largest view finds that cannot be."""
-    unexpected = _unexpected(made)
+    unexpected = _unexpected(made, before)
     for cause, count in unexpected.items():
         yield f"{count:,} x {cause}: first {made.examples[cause][0]}"
     misplaced = made.contradictions_at_start + made.contradictions.get(Cause.OUTSIDE.label, 0)
@@ -308,11 +326,16 @@ def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
         )
 
 
-def _missing(trace: Trace, before: Snapshot | None, after: Snapshot | None) -> Iterator[str]:
+def _missing(trace: Trace, made: Operations, before: Snapshot | None, after: Snapshot | None) -> Iterator[str]:
     """What would be good to have."""
     counts = trace.counts
     if before is None:
         yield "a snapshot of the beginning: pages that no event names stay unknown"
+    if unknown := _from_lists(made, before):
+        yield (
+            f"which pages lay on the CPUs' lists at the beginning, since /proc does not tell: {unknown:,}"
+            " contradictions can come from that, as they do in any recording of this kind"
+        )
     if after is None:
         yield "a snapshot of the end: nothing to compare with, and no second pass"
     for event in _STANDARD:

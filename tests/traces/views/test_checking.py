@@ -12,6 +12,7 @@ from kernel_model import event, trace_of
 from recordings import DATA
 
 from pagehint.traces import EVENT_DTYPE, Event, Reading, Trace, check, read, read_snapshot
+from pagehint.traces.snapshots.snapshot import PAGE_PCP, PAGE_USED
 
 NAME = "frag-2g-smp2-thp"
 
@@ -62,6 +63,32 @@ def test_it_reads_well_and_goes_into_json(trace, before, after):
     assert told["views"][1]["examples"]["double free"][0] == {"row": 156, "time": 8650149000, "pfn": 26968, "order": 0}
     assert told["views"][0]["reports"] == {"blocks": 1521, "wrong_blocks": 0, "wrong_pages": 0}
     assert told["lost"] == {"events": 0, "places": 0, "overwritten": 0}
+
+
+def of_proc_alone(snapshot):
+    """The snapshot as a machine records it of itself: no file of /proc tells which pages lie on the CPUs' lists."""
+    pages = snapshot.known_pages().copy()
+    pages[pages == PAGE_PCP] = PAGE_USED
+    return dataclasses.replace(snapshot, pages=pages, pcp_lists=None, free_lists=None)
+
+
+@pytest.mark.parametrize("of", [changed, kernels_own])
+def test_a_machine_that_recorded_itself_had_contradictions(trace, before, after, of):
+    """Of pages that came from a CPU's list, which its snapshot has for pages in use."""
+    result = check(of(trace), of_proc_alone(before), of_proc_alone(after))
+    assert result.ok, result.problems
+    assert any("which pages lay on the CPUs' lists at the beginning" in sentence for sentence in result.missing)
+    assert result.views[0].belief.endswith(("believe it to the page.", "0.05 % of the pages wrong."))
+    known = check(of(trace), before, after)
+    assert not any("CPUs' lists at the beginning" in sentence for sentence in known.missing)
+
+
+@pytest.mark.parametrize("of", [changed, kernels_own])
+def test_more_came_from_the_lists_than_lay_on_them(trace, before, after, of):
+    few = [zone._replace(pcp_pages=zone.pcp_pages // 4) for zone in before.zones]
+    result = check(of(trace), dataclasses.replace(of_proc_alone(before), zones=few), after)
+    assert any("of what is in use: first row" in problem for problem in result.problems)
+    assert not check(of(trace), of_proc_alone(after), after).ok  # of another moment
 
 
 # ---- negative controls
