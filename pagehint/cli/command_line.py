@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: the command's own, 1 for an error, 130 for Ctrl-C.
+        The exit status: the command's own, 1 for an error, 130 for Ctrl-C, 141 if nobody reads the output any more.
 
     Raises
     ------
@@ -73,10 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command.check(parser, args)
-        return command.run(args)
+        status = command.run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("pagehint: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
+        return 141
     except (PageHintError, OSError) as error:
         print(f"pagehint: error: {error}", file=sys.stderr)
         return 1

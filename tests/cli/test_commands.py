@@ -220,3 +220,16 @@ def test_an_ascii_terminal_ended_a_command_with_a_traceback(args, terminal):
     assert done.returncode == (2 if "--size" in args and args[-1] == "\N{GREEK SMALL LETTER PI}" else 0), said
     assert b"Traceback" not in said
     assert said.isascii()
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(tmp_path):
+    command = f"{sys.executable} -P -m pagehint traces record {tmp_path / 'new'} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "141")  # 0: all of it was in the pipe before head ended
+    closed = f"{sys.executable} -P -m pagehint traces record {tmp_path / 'new'} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", f"sleep 0.2; {closed}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == "141\n"
