@@ -22,6 +22,7 @@ from pagehint.traces.table import Trace
 from pagehint.traces.views.view import operations_of, possible_view
 
 MIB = 1 << 20
+MOST_SECONDS = 1e9
 CHUNK = 1 << 18  # operations at a time
 BEGIN = "load balloon"
 """The part of a mark's text at which policies are switched on by default, where a recording has it."""
@@ -215,7 +216,10 @@ def replay(
     -----
     Placement is the kernel's own, whatever a policy does: the recording is an open loop. O(operations) for each policy.
     """
-    operations = operations_of(trace, events or possible_view(trace, "all"), before, after)
+    _check(trace, before, after, begin, name)
+    ages, resident = _ages(break_evens), bool(resident)
+    view = possible_view(trace, "all") if events is None else events
+    operations = operations_of(trace, view, before, after)
     if begin is None and any(BEGIN in mark for mark in operations.marks):
         begin = BEGIN
     options |= {"name": name, "begin": begin}
@@ -227,14 +231,35 @@ def replay(
         recording = Recording.of_snapshot(operations, before, **options)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
-    named = [(each if isinstance(each, str) else each.name, rule_of(each)) for each in policies]
-    rules, break_evens = dict(named), tuple(break_evens)
+    named = [(each if isinstance(each, str) else rule_of(each).name, rule_of(each)) for each in policies]
+    rules = dict(named)
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
     decisions = {called: rule.decide(recording) for called, rule in rules.items()}
-    scores = [score(recording, made, called, break_evens=break_evens) for called, made in decisions.items()]
+    scores = [score(recording, made, called, break_evens=ages) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)
     return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording))
+
+
+def _check(trace: object, before: object, after: object, begin: object, name: object) -> None:
+    """Raise a TypeError for what is none of its kind."""
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace must be a pagehint.traces.Trace, not {type(trace).__name__}")
+    for what, state in (("before", before), ("after", after)):
+        if state is not None and not isinstance(state, Snapshot):
+            raise TypeError(f"{what} must be a pagehint.traces.Snapshot or None, not {type(state).__name__}")
+    if begin is not None and (isinstance(begin, bool) or not isinstance(begin, (str, int))):
+        raise TypeError(f"begin must be nanoseconds or a part of a mark's text, not {type(begin).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {type(name).__name__}")
+
+
+def _ages(break_evens: Iterable[float]) -> list[float]:
+    """Return break-even ages as numbers; raise for what is no age."""
+    ages = [float(age) for age in break_evens]
+    if not all(0 < age <= MOST_SECONDS for age in ages):  # true of NaN, too
+        raise ValueError(f"break_evens must be more than 0 and at most {MOST_SECONDS:g} seconds, not {ages}")
+    return ages
 
 
 def _free_before(operations: Operations) -> NDArray[np.bool_]:

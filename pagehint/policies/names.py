@@ -54,11 +54,15 @@ def rule_of(policy: str | Rule) -> Rule:
     ValueError
         If there is none of that name.
     TypeError
-        If it is a class.
+        If it is a class, or has no `decide` and `name`.
     """
     if isinstance(policy, type):
         raise TypeError(f"{policy.__name__} is a class, and a policy is an object of it: {policy.__name__}(...)")
-    return policy_of(policy) if isinstance(policy, str) else policy
+    if isinstance(policy, str):
+        return policy_of(policy)
+    if not (hasattr(policy, "decide") and hasattr(policy, "name")):
+        raise TypeError(f"a policy is a name or a pagehint.policies.Policy, not {type(policy).__name__}")
+    return policy
 
 
 def policy_of(name: str) -> Rule:

@@ -36,7 +36,7 @@ from worlds import World
 
 import pagehint as ph
 from pagehint.allocator.machine_state import MachineState
-from pagehint.traces import OPERATION_DTYPE
+from pagehint.traces import EVENT_DTYPE, OPERATION_DTYPE, Event, Trace
 
 
 def entered(method):
@@ -57,6 +57,13 @@ class Shown:
         return MachineState(zones, marks, np.zeros((1, 1), np.uint64), np.array([7]), np.array([3]), None)
 
 
+def recorded():
+    """A recording of a page that was handed out and came back."""
+    events = np.zeros(2, EVENT_DTYPE)
+    events["event"], events["pfn"], events["time"] = (Event.ALLOC, Event.FREE), 5, (0, 10)
+    return Trace(events)
+
+
 def setter(name):
     return lambda w: lambda value: setattr(w.pages, name, value)
 
@@ -64,6 +71,7 @@ def setter(name):
 # For each callable what to call in a world, and arguments with which the call is right.
 CALLS = {
     "get_include": (lambda w: ph.get_include, lambda w: {}),
+    "replay": (lambda w: ph.replay, lambda w: {"trace": recorded(), "policies": "age:1s"}),
     "ZoneSpec": (lambda w: ph.ZoneSpec, lambda w: {"name": "Normal", "start_pfn": 0, "spanned_pages": 100}),
     "PageHintingCallbacks": (lambda w: ph.PageHintingCallbacks, lambda w: {"hint_pages": print}),
     "PageAllocator": (lambda w: ph.PageAllocator, lambda w: {"memory": "4MiB"}),
@@ -226,6 +234,25 @@ HOSTILE = {
     "advice": ([None, "", "Free", b"free", 5, object(), ["free"], "willneed", NAN], ["free", np.str_("dontneed")]),
 }  # fmt: skip
 
+
+NO_SNAPSHOTS = [5, "x", [], object(), Angry(), NAN, Shown()]
+HOSTILE |= {
+    "trace": ([None, 5, "x", [], object(), Angry(), NAN, np.zeros(2, EVENT_DTYPE)], []),
+    "policies": (
+        [None, 5, "nothing", "", "age:soon", b"linux", object(), Angry(), NAN, ["nothing"], [5], ["age:1s"] * 2,
+         ["recorded"], [Angry()]],
+        [[], (), iter(["age:2s"]), {"v10", "delay"}],
+    ),
+    "before": (NO_SNAPSHOTS, [None]),
+    "after": (NO_SNAPSHOTS, [None]),
+    "events": (["", "All", b"all", 5, [], object(), Angry(), NAN], [None, "all", "kmem", "user"]),
+    "begin": (["no such mark", b"x", 1.5, [], object(), Angry(), NAN, True], [None, 5]),
+    "resident": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
+    "break_evens": (
+        [None, 5, "x", [0], [-1], [NAN], [INF], [2**200], ["soon"], [None], object(), Angry(), [Angry()]],
+        [[], (1,), iter([2.0]), np.array([0.5, 1])],
+    ),
+}  # fmt: skip
 
 SPECIAL = {
     # The same name for something else.

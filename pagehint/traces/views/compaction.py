@@ -12,6 +12,7 @@ its dates are 0.1 s off on average; the first free of the compacting task after 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from pagehint.traces.events import Event
 from pagehint.traces.operations import Operation
 
-Rows = NDArray[np.int64]
+if TYPE_CHECKING:
+    _Rows = NDArray[np.int64]
 
 
 def compacting_pids(
@@ -40,7 +42,7 @@ def compacting_pids(
     return np.union1d(np.array(kernel_threads, np.int32), events["pid"][handed])
 
 
-def moved_away(events: NDArray[np.void], pids: NDArray[np.int32]) -> Rows:
+def moved_away(events: NDArray[np.void], pids: NDArray[np.int32]) -> _Rows:
     """Return the rows in which one of these tasks frees a single page that it has not allocated."""
     frees = np.flatnonzero((events["event"] == Event.FREE) & (events["order"] == 0) & np.isin(events["pid"], pids))
     if not len(frees):
@@ -52,18 +54,18 @@ def moved_away(events: NDArray[np.void], pids: NDArray[np.int32]) -> Rows:
         return frees
     latest = allocs[np.maximum(before, 0)]
     known = (before >= 0) & (events["pfn"][latest] == events["pfn"][frees])
-    result: Rows = frees[~known | (events["pid"][latest] != events["pid"][frees])]
+    result: _Rows = frees[~known | (events["pid"][latest] != events["pid"][frees])]
     return result
 
 
-def _by_page(events: NDArray[np.void], rows: Rows) -> NDArray[np.void]:
+def _by_page(events: NDArray[np.void], rows: _Rows) -> NDArray[np.void]:
     """Keys that order rows by their page, and the rows of a page by time."""
     keys = np.empty(len(rows), [("pfn", "<u8"), ("row", "<i8")])
     keys["pfn"], keys["row"] = events["pfn"][rows], rows
     return keys
 
 
-def dates(pfns: NDArray[np.uint64], since: Rows, until: Rows, frees: Rows) -> Rows:
+def dates(pfns: NDArray[np.uint64], since: _Rows, until: _Rows, frees: _Rows) -> _Rows:
     """Return for each page the row before which it left the free lists.
 
     Parameters
