@@ -145,8 +145,9 @@ def test_any_runs_as_the_oracle_takes_them(layout, seed):
         start, span = zone.start_pfn, zone.spanned_pages
         edges = np.sort(rng.choice(span, min(2 * int(rng.integers(1, 60)), span // 2 * 2), replace=False))
         runs = [(start + int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]
-        free = np.unpackbits(both[0].free_bitmap().view(np.uint8), bitorder="little")
-        runs = [(pfn, count) for pfn, count in runs if free[pfn : pfn + count].all()]
+        free = np.unpackbits(zone.free_bitmap().view(np.uint8), bitorder="little")  # of this zone alone
+        base = zone.hint_base_pfn
+        runs = [(pfn, count) for pfn, count in runs if free[pfn - base : pfn - base + count].all()]
         order = rng.permutation(len(runs))
         for pages in both:
             pages.alloc_pages_at_bulk([runs[i][0] for i in order], [runs[i][1] for i in order])
