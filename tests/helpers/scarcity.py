@@ -192,8 +192,8 @@ def main(source: str, name: str, library: str = "") -> None:
         assert injector.held() == held, f"allocation {n}: {injector.held()} held, {held} before"
         *now, space = own()
         assert now == [*base[:2]], f"allocation {n}: {now} files and threads, {base[:2]} before"
-        # Lists that grow are less. CPython 3.11 leaks the arguments of a call for whose frame it has no memory, so that an
-        # arena may be left over a few times; one at each of the hundreds of allocations would be much more.
+        # Lists that grow are less. CPython 3.11 leaks the arguments of a call for whose frame it has no memory, so that
+        # an arena may be left over a few times; one at each of the hundreds of allocations would be much more.
         most = base[2] + ((256 if source == "python" else 64) << 10)
         assert space < most, f"allocation {n}: {space} KiB of address space, {base[2]} before"
         assert threading.active_count() == 1
