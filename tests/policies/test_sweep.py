@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
                 time.sleep(60)
         sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(tmp_path / "out.parquet")!r}, jobs=1)
     """
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"started\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -166,5 +166,5 @@ def test_without_the_extra_it_is_named(folders, tmp_path):
         from pagehint.policies import sweep
         sweep({[str(each) for each in folders]}, ["age:1s"], {str(tmp_path / "out.parquet")!r})
     """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
     assert "a sweep needs joblib: pip install 'pagehint[policies]'" in result.stderr

@@ -217,7 +217,10 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
         " trace.reading.not_understood)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, path, DATA / "ftrace-6.12.txt.gz"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", program, path, DATA / "ftrace-6.12.txt.gz"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     more, rows, not_understood = map(int, run.stdout.split())
     assert (rows, not_understood) == (2, 1)
@@ -410,7 +413,7 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path, call, what):
     compressed.write_bytes(zstd(b"# tracer: nop\n"))
     program = f"import sys; sys.modules['pyarrow'] = None; import pagehint as ph; ph.traces.{call}"
     paths = [WHOLE, compressed, DATA / "ftrace-6.1.txt.gz"]
-    run = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-P", "-c", program, *paths], capture_output=True, text=True)
     assert run.returncode == 1
     assert what in run.stderr
     assert "pip install 'pagehint[traces]'" in run.stderr
@@ -429,5 +432,5 @@ def test_importing_pagehint_does_not_import_traces():
     program = (
         "import sys, pagehint as ph; assert 'pagehint.traces' not in sys.modules; assert ph.traces.read; ph.nothing"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert "AttributeError: module 'pagehint' has no attribute 'nothing'" in run.stderr

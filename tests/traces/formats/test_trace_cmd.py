@@ -233,7 +233,7 @@ def test_without_the_library_the_error_names_the_package(tmp_path, library, mess
     (tmp_path / "trace.dat").write_bytes(b"\x17\x08\x44tracing6\0" + bytes(5000))
     program = "import pagehint as ph, sys; ph.traces.read(sys.argv[1])"
     run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "trace.dat")],
+        [sys.executable, "-P", "-c", program, str(tmp_path / "trace.dat")],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
