@@ -138,7 +138,7 @@ def test_disable_waits_for_the_batch_that_is_out(few_host):
         time.sleep(0.05)
         assert disable.is_alive()
         assert pages.hinting_enabled
-        assert pages.stats().reporting_pages == 2048
+        assert pages.stats().reporting_pages == 1024
         out.let_go()
         disable.result()
     assert few_host.calls == ["prepare", "hint_pages", "cleanup"]  # this batch, and no other
