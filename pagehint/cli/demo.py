@@ -9,6 +9,7 @@ from pathlib import Path
 from pagehint.arena.base import HUGE_PAGE
 from pagehint.cli.arguments import memory_size, seconds
 from pagehint.cli.command import Command
+from pagehint.cli.pictures import plottable
 from pagehint.demo.outcome import Outcome
 from pagehint.demo.processes import run_both
 from pagehint.demo.workload import MIB
@@ -94,8 +95,6 @@ class Demo(Command):
 
 def _check_plot(parser: argparse.ArgumentParser, path: Path) -> None:
     require("matplotlib", "--plot", "demo")
-    from pagehint.demo.plot import plottable
-
     if not plottable(path):
         parser.error(f"--plot {path}: not an ending that pictures have, such as .png")
     if not os.access(path.parent, os.W_OK) or path.is_dir():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from pagehint.cli.command import Command
+from pagehint.cli.pictures import plottable
 from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
@@ -69,11 +70,8 @@ class Replay(Command):
                 parser.error(str(error))
         if args.html or args.plot:
             require("matplotlib", "a picture", "demo")
-        if args.plot:
-            from pagehint.policies.plots import plottable
-
-            if not plottable(args.plot):
-                parser.error(f"--plot: no picture can be written as {args.plot.suffix or 'a file without an ending'}")
+        if args.plot and not plottable(args.plot):
+            parser.error(f"--plot: no picture can be written as {args.plot.suffix or 'a file without an ending'}")
 
     def run(self, args: argparse.Namespace) -> int:
         """Compare, and print or write. The exit status is 0."""

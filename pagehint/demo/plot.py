@@ -10,11 +10,6 @@ from matplotlib.figure import Figure
 from pagehint.demo.outcome import Outcome
 
 
-def plottable(path: Path) -> bool:
-    """Whether the file's ending is that of a format pictures can be written in."""
-    return path.suffix.lstrip(".").lower() in FigureCanvasAgg.get_supported_filetypes()
-
-
 def plot_outcome(outcome: Outcome, path: Path) -> None:
     """Write RSS over time, for both runs, to a file in the format of its ending."""
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +14,14 @@ from pagehint._core import PageAllocator
 from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Decisions, Rule
 from pagehint.policies.recording import Recording
+from pagehint.policies.reports import granules_of
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
 from pagehint.replaying.replayed import Replayed
 from pagehint.traces.operations import Operation, Operations
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
-from pagehint.traces.views.view import operations_of, possible_view
+from pagehint.traces.views.view import operations_of
 
 MIB = 1 << 20
 MOST_SECONDS = 1e9
@@ -58,7 +60,7 @@ class Comparison:
     decisions: Mapping[str, Decisions]
     floor: Floor
 
-    @property
+    @cached_property
     def predicted(self) -> Difference | None:
         """How what Linux is predicted to report differs from what the recorded kernel did; None without both."""
         if not {"linux", "recorded"} <= self.decisions.keys():
@@ -218,8 +220,7 @@ def replay(
     """
     _check(trace, before, after, begin, name)
     ages, resident = _ages(break_evens), bool(resident)
-    view = possible_view(trace, "all") if events is None else events
-    operations = operations_of(trace, view, before, after)
+    operations = operations_of(trace, "all" if events is None else events, before, after)
     if begin is None and any(BEGIN in mark for mark in operations.marks):
         begin = BEGIN
     options |= {"name": name, "begin": begin}
@@ -231,7 +232,8 @@ def replay(
         recording = Recording.of_snapshot(operations, before, **options)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
-    named = [(each if isinstance(each, str) else rule_of(each).name, rule_of(each)) for each in policies]
+    asked = [(each, rule_of(each)) for each in policies]
+    named = [(each if isinstance(each, str) else rule.name, rule) for each, rule in asked]
     rules = dict(named)
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
@@ -268,8 +270,7 @@ def _free_before(operations: Operations) -> NDArray[np.bool_]:
     free = np.zeros(len(operations.free_at_end), np.bool_)
     for end in range(len(moves), 0, -CHUNK):
         rows = moves[max(end - CHUNK, 0) : end][::-1]
-        each = np.repeat(np.arange(len(rows)), 1 << rows["order"].astype(np.int64))
-        page = rows["pfn"][each].astype(np.int64) + np.arange(len(each)) - np.searchsorted(each, each)
+        each, page = granules_of(rows, 0)
         free[page] = rows["op"][each] == Operation.TAKE  # of several, NumPy keeps the last, which happened first
     return free
 

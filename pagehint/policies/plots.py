@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pagehint.policies.policy import SECOND
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import first_reports
 from pagehint.policies.scores import WINDOWS
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
 
     from pagehint.policies.comparison import Comparison
 
-SECOND = 1_000_000_000
 AGES = np.geomspace(0.01, 30, 60)
 WINDOW = WINDOWS[-1]
 HEAT_BINS = 200  # of time, and of addresses
-
-
-def plottable(path: Path) -> bool:
-    """Whether the file's ending is that of a format pictures can be written in."""
-    return path.suffix.lstrip(".").lower() in FigureCanvasAgg.get_supported_filetypes()
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
@@ -66,10 +61,11 @@ def draw(comparison: Comparison) -> Figure:
     FigureCanvasAgg(figure)
     (over_time, pareto), (by_address, latency) = figure.subplots(2, 2)
     recording = comparison.recording
-    _draw_over_time(over_time, comparison)
+    firsts = {name: first_reports(recording.intervals, made.reports) for name, made in comparison.decisions.items()}
+    _draw_over_time(over_time, recording, firsts)
     _draw_pareto(pareto, comparison)
     _draw_by_address(figure, by_address, recording)
-    _draw_latency(latency, comparison)
+    _draw_latency(latency, recording, firsts)
     for axes in (over_time, pareto, by_address, latency):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{recording.name}: hinting policies on {(recording.end - recording.begin) / SECOND:.1f} s")
@@ -84,14 +80,13 @@ def _steps(starts: NDArray[np.int64], ends: NDArray[np.int64], begin: int) -> tu
     return (times[order] - begin) / SECOND, np.cumsum(change)
 
 
-def _draw_over_time(axes: Axes, comparison: Comparison) -> None:
-    recording, table = comparison.recording, comparison.recording.intervals.table
+def _draw_over_time(axes: Axes, recording: Recording, firsts: dict[str, NDArray[np.int64]]) -> None:
+    table = recording.intervals.table
     gib = (recording.page_size << recording.granule_order) / 2**30
     times, counts = _steps(table["start"], table["end"], recording.begin)
     axes.fill_between(times, counts * gib, step="post", color="0.9", label="free, in whole granules")
     charged = recording.charged_intervals
-    for name, decisions in comparison.decisions.items():
-        first = first_reports(recording.intervals, decisions.reports)
+    for name, first in firsts.items():
         ends = np.where(first < 0, table["end"], first)
         times, counts = _steps(table["start"][charged], ends[charged], recording.begin)
         axes.step(times, counts * gib, where="post", linewidth=1.2, label=name)
@@ -152,10 +147,9 @@ def _draw_by_address(figure: Figure, axes: Axes, recording: Recording) -> None:
     axes.set_title("Where memory is free", loc="left")
 
 
-def _draw_latency(axes: Axes, comparison: Comparison) -> None:
-    table = comparison.recording.intervals.table
-    for name, decisions in comparison.decisions.items():
-        first = first_reports(comparison.recording.intervals, decisions.reports)
+def _draw_latency(axes: Axes, recording: Recording, firsts: dict[str, NDArray[np.int64]]) -> None:
+    table = recording.intervals.table
+    for name, first in firsts.items():
         waits = np.sort((first - table["start"])[first >= 0]) / SECOND
         axes.step(np.maximum(waits, 1e-6), np.arange(1, len(waits) + 1) / max(len(table), 1), where="post", label=name)
     axes.set_xscale("log")

@@ -49,11 +49,11 @@ def recorded_reports(table: NDArray[np.void]) -> NDArray[np.void]:
     return reports
 
 
-def granules_of(reports: NDArray[np.void], granule_order: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return the granules that reports are of: for each the index of its report, and its number."""
-    each = np.repeat(np.arange(len(reports)), 1 << (reports["order"] - granule_order))
+def granules_of(blocks: NDArray[np.void], granule_order: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Return the granules (of order 0: the pages) of blocks: for each the index of its block, and its number."""
+    each = np.repeat(np.arange(len(blocks)), 1 << (blocks["order"].astype(np.int64) - granule_order))
     place_in_block = (np.arange(len(each)) - np.searchsorted(each, each)).astype(np.uint64)
-    return each, (reports["pfn"][each] >> np.uint64(granule_order)) + place_in_block
+    return each, (blocks["pfn"][each] >> np.uint64(granule_order)) + place_in_block
 
 
 def _keys(granules: NDArray[np.uint64], positions: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from pagehint.traces.snapshots.files import read_snapshot
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.settling import settled
+from pagehint.traces.views.view import AFTER_MARK, BEFORE_MARK
 
 _NAMES = ("trace.parquet", "trace.txt.gz", "trace.txt.xz", "trace.txt.zst", "trace.txt", "trace.dat")
 
@@ -81,6 +82,6 @@ def read_recording(
     trace = read(files.trace)
     states = [
         None if place is None else settled(trace, read_snapshot(place), mark)
-        for place, mark in ((before or files.before, "REC SNAP0"), (after or files.after, "REC SNAP1"))
+        for place, mark in ((before or files.before, BEFORE_MARK), (after or files.after, AFTER_MARK))
     ]
     return Known(trace, *states)

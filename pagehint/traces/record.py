@@ -12,15 +12,9 @@ import subprocess
 from pathlib import Path
 
 from pagehint.errors import PageHintError
+from pagehint.traces.events import KERNEL_EVENTS
 
-EVENTS = (
-    "mm_page_alloc",
-    "mm_page_free",
-    "mm_page_free_batched",
-    "mm_page_alloc_zone_locked",
-    "mm_page_pcpu_drain",
-    "mm_page_alloc_extfrag",
-)
+EVENTS = tuple(name for name in KERNEL_EVENTS if name.startswith("mm_page_"))
 """The kernel's events of the group ``kmem`` that tell of pages."""
 
 _BEGIN = """\

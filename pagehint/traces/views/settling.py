@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from pagehint.traces.events import Event
-from pagehint.traces.operations import OPERATION_DTYPE
 from pagehint.traces.snapshots.snapshot import PAGE_FREE, PAGE_PCP, PAGE_USED, Snapshot
 from pagehint.traces.table import Trace
-from pagehint.traces.views.derive import derive
 from pagehint.traces.views.places import PLACE_MASK, Place, places_of
-from pagehint.traces.views.view import VIEWS, possible_view
+from pagehint.traces.views.view import NO_CORRECTIONS, pass_through, possible_view, rows_of_mark
 
 _STATES = {
     Place.FREE: PAGE_FREE,
@@ -44,14 +39,12 @@ def settled(trace: Trace, snapshot: Snapshot, mark: str) -> Snapshot:
     SnapshotError
         If the snapshot does not say which pages are free.
     """
-    rows = [_rows_of(trace, text) for text in (f"{mark} BEGIN", mark)]
-    if not all(map(len, rows)):
+    began, ended = rows_of_mark(trace, f"{mark} BEGIN"), rows_of_mark(trace, mark)
+    if not len(began) or not len(ended):
         return snapshot
-    events = np.ascontiguousarray(trace.events[rows[0][0] : rows[1][-1]])
     start = places_of(snapshot)
-    end = start.copy()
-    view = VIEWS.index(possible_view(trace, "all"))
-    derive(events, view, end.pages, end.types, start.pageblock_order, np.empty(0, OPERATION_DTYPE))
+    events = trace.events[began[0] : ended[-1]]
+    end = pass_through(events, possible_view(trace, "all"), start, NO_CORRECTIONS).end
     pages = snapshot.known_pages().copy()
     place, before = (each.pages[: len(pages)] & PLACE_MASK for each in (end, start))
     for each, state in _STATES.items():
@@ -60,9 +53,3 @@ def settled(trace: Trace, snapshot: Snapshot, mark: str) -> Snapshot:
     return replace(
         snapshot, pages=pages, free_lists=None, pcp_lists=None, buddyinfo=None, free_by_type=None, pageblock_counts=None
     )
-
-
-def _rows_of(trace: Trace, text: str) -> list[int]:
-    numbers = [number for number, each in enumerate(trace.marks) if each == text]
-    marks = (trace.events["event"] == Event.MARK) & np.isin(trace.events["value"], numbers)
-    return [int(row) for row in np.flatnonzero(marks)]

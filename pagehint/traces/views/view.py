@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 VIEWS: tuple[_View, ...] = ("all", "kmem", "user")
 
-_BEGIN, _END = "REC SNAP0", "REC SNAP1"  # the marks at which the snapshots of a recording were taken, if it has them
+# The marks at which the snapshots of a recording were taken, if it has them.
+BEFORE_MARK, AFTER_MARK = "REC SNAP0", "REC SNAP1"
 _OF_LISTS = (Event.ZONE_LOCKED, Event.PCPU_DRAIN)
 _OF_KPROBES = range(Event.BULK_ALLOC, Event.REPORT_CALL_END + 1)
-_NONE = np.empty(0, OPERATION_DTYPE)
+NO_CORRECTIONS = np.empty(0, OPERATION_DTYPE)
 
 
 class _Pass(NamedTuple):
@@ -100,11 +101,11 @@ def operations_of(
     last = None if after is None else places_of(after)
     span = None if last is None else len(last.pages)
     start = unknown_places(events["pfn"], span) if before is None else places_of(before)
-    first_pass = result = _pass(events, view, start, _NONE)
-    corrections = _NONE
+    first_pass = result = pass_through(events, view, start, NO_CORRECTIONS)
+    corrections = NO_CORRECTIONS
     if view == "kmem" and last is not None and passes != 1:
         corrections = _corrections(trace, events, first_pass, last)
-        result = _pass(events, view, start, corrections)
+        result = pass_through(events, view, start, corrections)
     table = result.table
     table["row"] += begin
     captured, *reports = result.figures
@@ -137,14 +138,14 @@ def possible_view(trace: Trace, view: _View) -> _View:
 def _extent(trace: Trace, before: Snapshot | None, after: Snapshot | None) -> tuple[int, int]:
     """The rows between the snapshots."""
     begin, end = 0, len(trace)
-    if before is not None and len(rows := _rows_of_mark(trace, _BEGIN)):
+    if before is not None and len(rows := rows_of_mark(trace, BEFORE_MARK)):
         begin = int(rows[0])
-    if after is not None and len(rows := _rows_of_mark(trace, _END)):
+    if after is not None and len(rows := rows_of_mark(trace, AFTER_MARK)):
         end = int(rows[-1]) + 1
     return begin, max(begin, end)
 
 
-def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
+def rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
     """The rows of the marks with this text."""
     numbers = [number for number, mark in enumerate(trace.marks) if mark == text]
     result: NDArray[np.int64] = np.flatnonzero(
@@ -153,7 +154,7 @@ def _rows_of_mark(trace: Trace, text: str) -> NDArray[np.int64]:
     return result
 
 
-def _pass(events: NDArray[np.void], view: _View, start: Places, corrections: NDArray[np.void]) -> _Pass:
+def pass_through(events: NDArray[np.void], view: _View, start: Places, corrections: NDArray[np.void]) -> _Pass:
     """Go through the events once."""
     end = start.copy()
     rows = np.ascontiguousarray(events)
