@@ -249,7 +249,8 @@ class Balloon:
             command = self._transport.read_config(_HINT_COMMAND, 4)
             if command in (_STOP, _DONE) or "free page hint" not in self._queues:
                 return False
-            self._send_command(command)
+            if not self._send_command(command, lambda: self._transport.read_config(_HINT_COMMAND, 4) == command):
+                return False
             # Only now: a host counts a change of its configuration up to a moment after it can be read.
             self._hints = command, self._transport.config_generation()
             return True
@@ -270,7 +271,8 @@ class Balloon:
             for group in chains(ranges, self._queues["free page hint"][1].size):
                 if not self._wants_hints() or interrupted():
                     return False
-                self._send("free page hint", *([one] for one in group))
+                if not self._send("free page hint", *([one] for one in group), wanted=self._wants_hints):
+                    return False
         return True
 
     def end_hints(self) -> None:
@@ -280,7 +282,7 @@ class Balloon:
     def _end_hints(self) -> None:
         with self._device(), self._request("hinting"):
             if self._wants_hints():
-                self._send_command(_STOP)
+                self._send_command(_STOP, self._wants_hints)
             self._hints = None
 
     def _wants_hints(self) -> bool:
@@ -296,9 +298,9 @@ class Balloon:
             self._hints = (command, now) if self._transport.read_config(_HINT_COMMAND, 4) == command else None
         return self._hints is not None
 
-    def _send_command(self, number: int) -> None:
+    def _send_command(self, number: int, wanted: Callable[[], bool]) -> bool:
         self._memory[:4] = number.to_bytes(4, "little")
-        self._send("free page hint", [(self._address, 4)], nr_readable=1)
+        return self._send("free page hint", [(self._address, 4)], nr_readable=1, wanted=wanted)
 
     # -- how all of them are made
 
@@ -363,8 +365,18 @@ class Balloon:
                 )
                 time.sleep(_FENCE_AGAIN)
 
-    def _send(self, name: str, *chains: Sequence[tuple[int, int]], nr_readable: int = 0) -> None:
-        """Send chains, not more buffers than the queue has descriptors, and wait for all of them."""
+    def _send(
+        self,
+        name: str,
+        *chains: Sequence[tuple[int, int]],
+        nr_readable: int = 0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Send chains, not more buffers than the queue has descriptors, and wait; returns whether all came back.
+
+        A machine that has stopped answers no hint until it goes on. So what is not `wanted` any more is not waited for:
+        a reset takes it back.
+        """
         number, queue = self._queues[name]
         heads = set()
         for chain in chains:
@@ -375,15 +387,24 @@ class Balloon:
         deadline = time.monotonic() + self._timeout
         looks = 0
         while heads:
+            over = looks > _SPINS and not wanted()  # before the look: it may have come with the end
             used = self._take(queue)
             if used is not None:
                 if used[0] not in heads:
                     raise HostError(f"the device gave back descriptor {used[0]} of the {name} queue, and had others")
                 heads.remove(used[0])
                 continue
+            if over:
+                self._stop()
+                self._start()
+                return False
             # The device answers in turn, so this waits, asleep, until it has done what it was at.
             self._transport.interrupt_status()
             looks += 1
+            if looks == _SPINS:
+                # A device that turns its notifications on again without another look at the queue misses what came
+                # meanwhile: QEMU's, at the end of a hinting pass. One that is only slow ignores this one.
+                self._transport.notify(number)
             if looks > _SPINS:
                 if self._transport.status & NEEDS_RESET:
                     raise HostError(f"the device gave up on what was in the {name} queue")
@@ -392,6 +413,7 @@ class Balloon:
                 time.sleep(_SLEEP)
                 if time.monotonic() > deadline:
                     raise HostTimeoutError(f"the {name} queue did not answer in {self._timeout:g} s")
+        return True
 
     def _take(self, queue: SplitQueue) -> tuple[int, int] | None:
         try:

@@ -38,6 +38,7 @@ class BalloonModel:
         self.offered, self.numbering, self.queue_size = offered, numbering, queue_size
         self.unmapped = 0  # what is read where nothing is; or -1, all ones
         self.answers = True  # whether it gives back what it is sent
+        self.misses = 0  # how many notifications go by unseen
         self.sent = []  # (name of the queue, [(address, bytes)], what it has read), in turn
         self.target = self.actual = self.poison = 0
         self.hint_command = self.generation = 0
@@ -188,6 +189,9 @@ class BalloonModel:
         queue = self.queues.get(number, {})
         if not queue.get(28):
             return  # it is not enabled
+        if self.misses:
+            self.misses -= 1
+            return
         name = self.roles().get(number, "none")
         while self.answers and queue["seen"] != self.unpack("H", queue[40] + 2)[0]:
             head = self.unpack("H", queue[40] + 4 + 2 * (queue["seen"] % queue[24]))[0]
@@ -216,6 +220,11 @@ class BalloonModel:
         self.pack("II", queue[48] + 4 + 8 * (queue["used"] % queue[24]), head, written)
         queue["used"] = (queue["used"] + ahead) % 65536
         self.pack("H", queue[48] + 2, queue["used"])
+
+    def forbid_notifications(self, name):
+        """Ask for no notification of a queue, and look at it no more by itself."""
+        number = next(number for number, its in self.roles().items() if its == name)
+        self.pack("H", self.queues[number][48], 1)
 
     def ask_for_hints(self, command):
         """Ask for a pass over free pages, or for none any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from guests import MIB, filled, is_whole, without_qemu
 from migrations import migrate, restored
+from waiting import wait_for
 
 import pagehint as ph
 from pagehint.qemu.ram import FREE
@@ -76,6 +77,26 @@ def test_a_pass_needs_hinting_to_be_off_and_a_host_that_offers_it(host, tmp_path
         pytest.raises(ph.HostError, match="poison=True: it must copy"),
     ):
         other.hint_free_pages()
+
+
+def test_a_guest_that_stops_as_its_migration_ends_was_waited_for_until_the_time_out(host, tmp_path):
+    arena = host.arena()
+    kept = filled(arena, 40 * MIB)
+    for step in (lambda: host.balloon.hint([host.ram.nr_bytes - 2 * MIB], [2 * MIB]), host.balloon.end_hints):
+        host.qmp("migrate-set-parameters", max_bandwidth=1000)
+        host.qmp("migrate", uri=f"exec:cat > {tmp_path / 'guest'}")
+        while not host.balloon.begin_hints():
+            assert host.qmp("query-migrate")["status"] not in ("completed", "failed")
+        host.qmp("stop")  # as it does itself where it copies the last of it
+        host.qmp("migrate-set-parameters", max_bandwidth=80 * MIB)
+        assert not step()
+        wait_for(lambda: host.qmp("query-migrate")["status"] == "completed", "the end of the migration")
+        host.qmp("cont")
+    with arena.hinting(delay=None):
+        arena.pages.flush_hinting()
+        assert arena.pages.last_error is None
+    assert is_whole(kept)
+    arena.pages.verify()
 
 
 def test_a_migration_that_is_cancelled_or_a_reset_ends_the_pass_and_another_begins(host, tmp_path):

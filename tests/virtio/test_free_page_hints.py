@@ -48,6 +48,38 @@ def test_a_pass_is_an_id_blocks_and_a_stop(model):
     assert said(model) == [], "there is no pass any more"
 
 
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_device_that_missed_a_buffer_as_it_ended_a_pass_was_waited_for_in_vain(model, forbidden):
+    balloon = driven(model)
+    model.ask_for_hints(FIRST)
+    assert balloon.begin_hints()
+    if forbidden:
+        model.forbid_notifications("free page hint")
+    else:
+        model.misses = 1
+    balloon.end_hints()
+    assert said(model) == [FIRST, 0]
+
+
+@pytest.mark.parametrize("command", [0, 1])
+@pytest.mark.parametrize("what", ["begin", "hint", "end"])
+def test_a_machine_that_stopped_within_a_pass_was_waited_for_until_the_time_out(model, what, command, monkeypatch):
+    balloon = driven(model)
+    steps = {"begin": balloon.begin_hints, "hint": lambda: hint(balloon), "end": balloon.end_hints}
+    model.ask_for_hints(FIRST)
+    assert what == "begin" or balloon.begin_hints()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(model, "notified", lambda number: model.ask_for_hints(command))
+        assert not steps[what]()
+    assert not hint(balloon)
+    model.sent.clear()
+    model.ask_for_hints(FIRST + 1)
+    assert balloon.begin_hints()
+    assert hint(balloon)
+    balloon.end_hints()
+    assert said(model) == [FIRST + 1, *BLOCKS, 0], "nothing is left of the pass before"
+
+
 @pytest.mark.parametrize("command", [0, 1])
 def test_a_host_that_does_not_ask_gets_nothing(model, command):
     balloon = driven(model)
