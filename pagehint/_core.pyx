@@ -51,6 +51,7 @@ from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, find_zone, mac
                                        machine_alloc_run, machine_drain, machine_free, machine_free_run, machine_grow,
                                        machine_split)
 from pagehint.zone.page_set cimport Pcp, pcp_pages
+from pagehint.zone.run_set cimport run_set_pages
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_NOMEM, E_SLOT, E_TWICE, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, PageZone
@@ -359,6 +360,7 @@ cdef class Zone:
             "watermarks": self.memory.watermarks[copy.zone.index],
             "protection": [self.reserve(other) for other in first_of_name.values()],
             "page_sets": sets,
+            "pcp_pages": sum(held for held, _, _ in sets) + run_set_pages(&copy.zone),
             "hints_pending": copy.hints.count,
             "hints_in_isolation": in_isolation,
             "hints_too_young": young,
@@ -1562,15 +1564,14 @@ cdef class PageAllocator:
         cdef WorkQueue *q = &self.memory.queue
         zones = [zone.figures() for zone in self.zone_objects]
         holds = map(sum, zip(*[zone["holds"] for zone in zones]))
-        pcp = sum(count for zone in zones for count, _, _ in zone["page_sets"])
         totals = {name: sum(zone[name] for zone in zones) for name in Stats.__dataclass_fields__
                   if name in zones[0] and name != "nr_free"}
         totals["nr_free"] = tuple(sum(counts) for counts in zip(*[types for zone in zones for types in zone["nr_free"]]))
         return Stats(**{
             **totals,
             "page_size": self.memory.page_size,
-            "pcp_pages": pcp,
-            "allocated_pages": totals["managed_pages"] - totals["free_pages"] - totals["reporting_pages"] - pcp,
+            "allocated_pages": (totals["managed_pages"] - totals["free_pages"] - totals["reporting_pages"]
+                                - totals["pcp_pages"]),
             "work_runs": q.work_runs,
             "reports": q.reports,
             "report_errors": q.report_errors,

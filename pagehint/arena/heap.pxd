@@ -14,11 +14,11 @@ from pagehint.arena.mapping cimport Mapping
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end
 from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load64,
                                    load_i32, store_i32, swap64_if)
-from pagehint.zone.page_alloc cimport (Machine, WAIT, machine_alloc_run, machine_free_run, machine_resize_run,
-                                       machine_take_run)
+from pagehint.zone.page_alloc cimport Machine, machine_resize_run, machine_take_run
+from pagehint.zone.run_set cimport run_set_drain, run_set_pages, run_set_put, run_set_take, zone_give_run
 from pagehint.zone.status cimport OK
 from pagehint.zone.zeroed cimport was_zero_from, was_zeroed
-from pagehint.zone.zone cimport MT_MOVABLE, PageZone
+from pagehint.zone.zone cimport MT_MOVABLE, PageZone, RunSet
 
 cdef extern from *:
     # Cython has no atomic pointers.
@@ -31,6 +31,7 @@ cdef enum:
     THRESHOLD = 65536           # bytes; a smaller request would waste much of a page, and the C heap is quick with it
     LAZY_GRANULES = 8           # zeros of so many and more may be dropped rather than written
     ALWAYS_LAZY = 16            # zeros of so many and more always are; fewer fit into caches
+    KEPT = 1 << 20              # bytes of the longest run that is kept for the next request (`zone/run_set.pxd`)
     FILLED_AGAIN = 15           # zeros that are written after one that was dropped and then filled
 
 cdef enum:                      # ways to make a granule read as zero
@@ -44,8 +45,9 @@ cdef struct Heap:
     # yet may be others'.
     uint64_t reached
     Machine *m
+    PageZone *zone              # the arena's one zone, whose first PFN is 0
+    RunSet *run_set             # the zone's
     int page_shift
-    int max_order
     # By its first page, the pages of each allocation; the mapping's. The size that NumPy gives with a free cannot be used:
     # NumPy computes it from the array's shape, which other libraries change, and where an array could not grow while it
     # was read from text, the shape is that of the first attempt.
@@ -100,28 +102,37 @@ cdef inline bint heap_drop(Heap *h) noexcept nogil:
     return fetch_add64(&h.live, -1, SEQ_CST) == 1
 
 
-cdef inline int alloc_pages(Heap *h, uint64_t n, bint noting, uint64_t *pfn) noexcept nogil:
-    if noting:
-        return machine_take_run(h.m, h.m.default_zone, n, MT_MOVABLE, pfn)
-    return machine_alloc_run(h.m, h.m.default_zone, n, MT_MOVABLE, h.max_order, WAIT, pfn)
+cdef inline bint take_pages(Heap *h, uint64_t n, uint64_t *pfn) noexcept nogil:
+    """Take pages from the zone; what is kept for other requests is given up for them."""
+    if machine_take_run(h.m, h.m.default_zone, n, MT_MOVABLE, pfn) == OK:
+        return True
+    if run_set_pages(h.zone) == 0:
+        return False
+    run_set_drain(h.zone)
+    return machine_take_run(h.m, h.m.default_zone, n, MT_MOVABLE, pfn) == OK
 
 
-cdef inline void *heap_take(Heap *h, size_t size, bint noting, Heap **current) noexcept nogil:
+cdef inline void *heap_take(Heap *h, size_t size, bint *fresh, Heap **current) noexcept nogil:
     """Take pages for a request; NULL if there is no such run. Never waits for one. Counts the request as live even then.
 
-    With `noting`, what is known of the granules is noted first, for `heap_clear`. If `current` is not NULL, it must still
-    point to `h` after the request was counted: a thread that changes `current` looks at `live` afterwards, and misses none.
+    `fresh`: they come from the zone, so that `heap_populate` and `heap_clear` may do something for them; others are
+    those of an allocation that was freed just before. If `current` is not NULL, it must still point to `h` after the
+    request was counted: a thread that changes `current` looks at `live` afterwards, and misses none.
     """
     cdef uint64_t n = pages_for(h, size), pfn = 0
     fetch_add64(&h.live, 1, SEQ_CST)
-    if (n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h)
-            or alloc_pages(h, n, noting, &pfn) != OK):
+    if n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h):
         fetch_add64(&h.full, 1, RELAXED)
         return NULL
+    fresh[0] = not run_set_take(h.run_set, n, &pfn)
+    if fresh[0]:
+        if not take_pages(h, n, &pfn):
+            fetch_add64(&h.full, 1, RELAXED)
+            return NULL
+        h.lengths[pfn] = <uint32_t>n
+        heap_reaches(h, (pfn + n) << h.page_shift)
+        choose_pages(h.huge_pages, h.base, h.page_shift, h.zone, pfn, n)
     fetch_add64(&h.from_arena, 1, RELAXED)
-    h.lengths[pfn] = <uint32_t>n
-    heap_reaches(h, (pfn + n) << h.page_shift)
-    choose_pages(h.huge_pages, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, n)
     return h.base + (pfn << h.page_shift)
 
 
@@ -145,8 +156,8 @@ cdef inline bint is_lazy(Heap *h, uint64_t granules) noexcept nogil:
     return False
 
 
-cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
-    """Make an allocation read as zero that was just taken with `noting`.
+cdef inline void heap_clear(Heap *h, void *p, size_t size, bint fresh) noexcept nogil:
+    """Make an allocation read as zero that was just taken.
 
     Granules that were zero are spared. Of a large allocation the whole granules are dropped: the system hands them over
     zeroed, each when it is touched, as it does with fresh memory. What is not used then costs next to nothing, but what is
@@ -154,11 +165,16 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
     was dropped and was filled when it was freed. The system refuses to drop locked memory, and a sandbox may refuse it
     anyway: then zeroes are written.
     """
-    cdef const PageZone *z = h.m.zones[h.m.default_zone]
+    cdef const PageZone *z = h.zone
     cdef int shift = h.page_shift + z.min_order, how
     cdef uint64_t start = <char *> p - h.base, end = start + size, at = start, granule, next
     cdef uint64_t pages_end = start + (pages_for(h, size) << h.page_shift)
-    cdef bint lazily = is_lazy(h, size >> shift)
+    cdef bint lazily
+    if not fresh:
+        memset(p, 0, size)
+        fetch_add64(&h.cleared, size, RELAXED)
+        return
+    lazily = is_lazy(h, size >> shift)
     while at < end:
         granule = at >> shift
         how = how_to_clear(z, h.page_shift, start, pages_end, granule, lazily)
@@ -181,7 +197,7 @@ cdef inline void heap_clear(Heap *h, void *p, size_t size) noexcept nogil:
 cdef inline void heap_populate(Heap *h, void *p) noexcept nogil:
     """Have an allocation that was just taken populated ahead of the thread that writes to it."""
     cdef uint64_t pfn = page_of(h, p)
-    populate_ahead(h.populator, h.base, h.page_shift, h.m.zones[h.m.default_zone], pfn, h.lengths[pfn], h.populated)
+    populate_ahead(h.populator, h.base, h.page_shift, h.zone, pfn, h.lengths[pfn], h.populated)
 
 
 cdef inline void heap_leave(Heap *h, void *p, uint64_t n) noexcept nogil:
@@ -211,10 +227,12 @@ cdef inline void end_lazy(Heap *h) noexcept nogil:
 
 
 cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
-    """Free the pages of an allocation. It counts as live until `heap_drop`."""
-    cdef uint64_t pfn = page_of(h, p)
+    """Free the pages of an allocation, or keep them for the next one. It counts as live until `heap_drop`."""
+    cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn]
+    if run_set_put(h.zone, pfn, n):
+        return
     if p == load_pointer(&h.lazy, ACQUIRE):
         end_lazy(h)
     probe_freed(h.huge_pages, h.base, h.page_shift, pfn)
-    heap_leave(h, p, h.lengths[pfn])
-    machine_free_run(h.m, pfn, h.lengths[pfn], h.max_order)
+    heap_leave(h, p, n)
+    zone_give_run(h.zone, pfn, n)

@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free
 from pagehint._core cimport PageAllocator
 from pagehint.arena.mapping cimport Mapping
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, ctz64, load64
+from pagehint.zone.run_set cimport run_set_create
 
 from pagehint.arena.counts import Counts
 
@@ -34,7 +35,11 @@ cdef class ArenaHeap:
         h.page_shift = ctz64(mapping.page_size)
         h.base = mapping.base
         h.m = &self.memory.m
-        h.max_order = self.memory.max_page_order
+        h.zone = self.memory.m.zones[self.memory.m.default_zone]
+        h.zone.run_set = run_set_create(max(KEPT >> h.page_shift, 1))
+        h.run_set = h.zone.run_set
+        if h.run_set == NULL:
+            raise MemoryError("no memory for an arena's page set")
         h.lengths = mapping.opening.lengths
         h.huge_pages = &mapping.huge_pages
         h.populator = mapping.populator

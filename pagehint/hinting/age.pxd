@@ -19,7 +19,11 @@ from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, peek64, store64
 from pagehint.sync.lock cimport assert_held
+from pagehint.zone.run_set cimport run_set_close, run_set_is_open, run_set_open
 from pagehint.zone.zone cimport PageZone
+
+cdef enum:
+    RUN_LOOKS = 4               # in `reserve_age`: at whether the runs that a zone keeps are still wanted
 
 cdef struct Ripe:               # what one look at a zone takes for ripe, and has found; on the stack of its thread
     bint any_age                # each granule is ripe
@@ -93,6 +97,32 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
         store64(&h.freed_at[i], <uint64_t>now, RELAXED)
 
 
+cdef inline int64_t runs_pause(const Hints *h) noexcept nogil:
+    """Nanoseconds between looks at the runs that a zone keeps (`zone/run_set.pxd`): they are used or given up."""
+    return h.reserve_age // RUN_LOOKS
+
+
+cdef inline void keep_runs(PageZone *z, int64_t now) noexcept nogil:
+    """Keep runs until a look finds that none is wanted any more. The zone is queued. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    if z.run_set != NULL and not run_set_is_open(z):
+        h.runs_at = now + runs_pause(h)
+        h.look_at = min(h.look_at, h.runs_at)
+        run_set_open(z)
+
+
+cdef inline void age_begun(PageZone *z, uint64_t page, uint64_t n, int64_t since) noexcept nogil:
+    """Stamp the granules of pages that have just become free, but were given up before, at `since`. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    cdef uint64_t granule = page >> z.min_order, end = ((page + n - 1) >> z.min_order) + 1
+    while granule < end:
+        granule = hint_find(h, granule, end)
+        if granule < end:
+            store64(&h.freed_at[granule], min(h.freed_at[granule], <uint64_t>since), RELAXED)
+            h.look_at = min(h.look_at, since + h.reserve_age)
+            granule += 1
+
+
 cdef inline void age_change(PageZone *z, const WorkQueue *q) noexcept nogil:
     """Have a zone go by the ages of now. Zone lock held. O(hinted granules) if it had none before, else O(1)."""
     cdef Hints *h = hints_of(z)
@@ -101,6 +131,8 @@ cdef inline void age_change(PageZone *z, const WorkQueue *q) noexcept nogil:
     if not h.on:
         return
     set_ages(h, q)
+    if not h.reserve:
+        run_set_close(z)
     if h.min_age == min_age and h.reserve == reserve and h.reserve_age == reserve_age:
         return
     if reserve_age == 0:        # what was hinted meanwhile has no stamps

@@ -42,6 +42,7 @@ cdef struct Hints:                  # protected by the zone lock, but for the tw
     int64_t reserve_age             # so long: `min_age` or more; without a reserve as `min_age`. Also read without the lock
     int64_t look_at                 # nanoseconds: when something may be ripe; 0: look now
     int64_t told_at                 # nanoseconds: `look_at` as the queue was told last; valid while `queued`
+    int64_t runs_at                 # nanoseconds: when to look whether the runs that are kept are still wanted
     uint64_t kept                   # pages in use or warm, as `limit.pxd` was told last
     int32_t at_gate                 # the zone waits for its gate to open; also read without the lock
     uint64_t reporting_pages        # pages that are out with the host

@@ -1,14 +1,18 @@
 """One look of a pass at a zone's hints: whether anything may be reported now, and when to look again."""
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from pagehint.hinting.age cimport Ripe, find_reserve, has_ages, ripe_at
+from pagehint.hinting.age cimport Ripe, age_begun, find_reserve, has_ages, ripe_at, runs_pause
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round
-from pagehint.hinting.limit cimport zone_excess
+from pagehint.hinting.limit cimport must_yield, zone_excess
 from pagehint.hinting.queue cimport WorkQueue, queue_hurried
 from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.lock cimport lock_acquire, usleep
+from pagehint.zone.check cimport check_run
 from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.run cimport run_free_allocated
+from pagehint.zone.run_set cimport run_set_close, run_set_drain, run_set_is_open, run_set_take_any, run_set_was_used
+from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
@@ -34,6 +38,38 @@ cdef inline void look_later(PageZone *z) noexcept nogil:
     z.notify_at = 0
 
 
+cdef inline void look_at_runs(PageZone *z, int64_t now, bint everything) noexcept nogil:
+    """Have a zone give up the runs that it keeps, if none was kept since the last look at them. `begin_look` is next.
+
+    They have been free since that look.
+    """
+    cdef Hints *h = hints_of(z)
+    cdef uint64_t page = 0, n = 0
+    if everything or must_yield(z):
+        run_set_close(z)
+        run_set_drain(z)
+    elif run_set_is_open(z) and now >= h.runs_at:
+        if run_set_was_used(z.run_set):
+            h.runs_at = now + runs_pause(h)
+            return
+        run_set_close(z)
+        while run_set_take_any(z.run_set, &page, &n):
+            lock_acquire(&z.lock, True)
+            if check_run(z, page, n) == OK:
+                run_free_allocated(z, page, n)
+                age_begun(z, page, n, h.runs_at - runs_pause(h))
+            z.notify_at = INT64_MAX     # the look that follows is what the zone asks for
+            end_round(z)
+
+
+cdef inline void look_at_runs_later(PageZone *z) noexcept nogil:
+    """Keep a zone queued that keeps runs. Zone lock held."""
+    cdef Hints *h = hints_of(z)
+    if run_set_is_open(z):
+        h.look_at = min(h.look_at, h.runs_at) if h.count else h.runs_at
+        look_later(z)
+
+
 cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, bint flush) noexcept nogil:
     """Whether the zone has hints that may be reported now, and which. Its request for a pass is met, or put off."""
     cdef Hints *h = hints_of(z)
@@ -52,6 +88,7 @@ cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, 
     h.counters.scans += open
     if has_ages(h) and open:
         h.look_at = now + h.reserve_age     # what is freed during this look makes it earlier, if it is ripe earlier
+    look_at_runs_later(z)
     end_round(z)
     if open:
         find_reserve(z, ripe)

@@ -3,9 +3,10 @@
 So no thread holds both, and a thread that waits for the queue's mutex keeps no other from the zone.
 """
 from libc.stdint cimport INT64_MAX, int64_t
+from pagehint.hinting.age cimport keep_runs
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
 from pagehint.hinting.limit cimport queue_over_limit
-from pagehint.hinting.queue cimport WorkQueue, queue_notify
+from pagehint.hinting.queue cimport WorkQueue, queue_notify, queue_now
 from pagehint.sync.atomic cimport RELAXED, store_i32
 from pagehint.sync.lock cimport lock_release
 from pagehint.sync.testpoint cimport AT_BEFORE_THE_ENGINE_IS_TOLD, test_point
@@ -14,6 +15,8 @@ from pagehint.zone.zone cimport PageZone
 
 cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     """`PageZone.notify`: release the zone lock, then tell the queue whether the zone asks for a pass. Zone lock held.
+
+    A zone with a reserve keeps runs for as long as passes look at it.
 
     Count and limit are looked at again here, since a zone that waited for its gate has not been queued for either.
     """
@@ -26,6 +29,8 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     if h.count >= h.threshold:
         queue_zone(h)
     queued = h.queued
+    if queued and h.reserve:
+        keep_runs(z, queue_now(<WorkQueue *> h.queue))
     h.told_at = look_at = h.look_at
     lock_release(&z.lock)
     test_point(AT_BEFORE_THE_ENGINE_IS_TOLD)

@@ -15,6 +15,7 @@ from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.extents cimport next_free_block
 from pagehint.zone.hook cimport watch_broken_by, watch_freed_by, zone_unlock
+from pagehint.zone.run_set cimport run_set_close, run_set_drain
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
 
@@ -102,6 +103,7 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     z.notify_at = INT64_MAX
     h.min_age = h.look_at = 0
     set_longest_age(h, 0)
+    run_set_close(z)
 
 
 cdef inline void unhook(PageZone *z) noexcept nogil:
@@ -114,6 +116,7 @@ cdef inline void unhook(PageZone *z) noexcept nogil:
         if not more:
             hint_off(z)
         zone_unlock(z)
+    run_set_drain(z)
 
 
 cdef inline void hint_again(PageZone *z) noexcept nogil:
@@ -125,6 +128,7 @@ cdef inline void hint_again(PageZone *z) noexcept nogil:
     h.queued = False
     store_i32(&h.at_gate, False, RELAXED)
     z.notify_at = INT64_MAX
+    run_set_close(z)
     evaluate(z)
     if queued:                  # perhaps under the threshold by now, and waiting for its hints to be ripe
         queue_zone(h)

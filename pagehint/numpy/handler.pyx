@@ -91,13 +91,13 @@ cdef inline void dropped(Heap *h) noexcept nogil:
             unlist(h)
 
 
-cdef inline void *take(Heap *h, Heap **current, size_t size, bint noting) noexcept nogil:
+cdef inline void *take(Heap *h, Heap **current, size_t size, bint *fresh) noexcept nogil:
     """Memory of the arena, or NULL if the C heap is to serve the request."""
     cdef void *p = NULL
     if h == NULL:
         return NULL
     if size >= THRESHOLD:
-        p = heap_take(h, size, noting, current)
+        p = heap_take(h, size, fresh, current)
         if p != NULL:
             return p
         dropped(h)
@@ -106,23 +106,26 @@ cdef inline void *take(Heap *h, Heap **current, size_t size, bint noting) noexce
 
 
 cdef inline void *serve(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t size) noexcept nogil:
-    cdef void *p = take(h, current, size, False)
+    cdef bint fresh = False
+    cdef void *p = take(h, current, size, &fresh)
     if p == NULL:
         return rest.malloc(rest.ctx, size)
     # Not done for zeros: an array of zeros may only be read, and that needs no memory.
-    heap_populate(h, p)
+    if fresh:
+        heap_populate(h, p)
     return p
 
 
 cdef inline void *serve_zeroed(Heap *h, Heap **current, PyDataMemAllocator *rest, size_t nelem,
                                size_t elsize) noexcept nogil:
     cdef size_t size = 0
+    cdef bint fresh = False
     cdef void *p = NULL
     if not mul_overflow(nelem, elsize, &size):
-        p = take(h, current, size, True)
+        p = take(h, current, size, &fresh)
     if p == NULL:
         return rest.calloc(rest.ctx, nelem, elsize)
-    heap_clear(h, p, size)
+    heap_clear(h, p, size, fresh)
     return p
 
 

@@ -24,7 +24,7 @@ _REASONS = {
     " goes out when it is old enough, or on flush_hinting()",
     "under the watermark gate": "hinted, but the zone has too little free memory to spare a batch",
     "fragmented": "free pages in granules that are partly used",
-    "in pcp": "free, in per-CPU page sets; drain_pcp() or flush_hinting() gives it back",
+    "in pcp": "free, in page sets; drain_pcp() or flush_hinting() gives it back",
     "isolate": "free, in pageblocks of migratetype isolate",
     "offline": "offline sections, not managed",
 }
@@ -130,7 +130,7 @@ def explain_zones(
         hints = zone["hints_pending"] - zone["hints_in_isolation"]
         hinted = hints << min_order
         add("isolate", zone["free_pages"] - free)
-        add("in pcp", sum(count for count, _, _ in zone["page_sets"]))
+        add("in pcp", zone["pcp_pages"])
         add("offline", zone["offline_pages"])
         add("reporting", zone["reporting_pages"])
         unreported += hinted if hinting else whole

@@ -56,7 +56,7 @@ cdef extern from *:
     }
     static inline int ph_swap64_if(uint64_t *p, uint64_t expected, uint64_t value)
     {
-        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     }
     """
     bint PH_DEBUG

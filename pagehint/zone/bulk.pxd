@@ -17,8 +17,8 @@ from pagehint.zone.check cimport check_used
 from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts, leaf_avail, low_ones, spread
 from pagehint.zone.migratetype cimport zone_take, zone_take_many
-from pagehint.zone.page_alloc cimport (How, Machine, ZoneRange, ZoneTry, find_range, grow_to, locate, machine_free,
-                                       machine_grow)
+from pagehint.zone.page_alloc cimport (How, Machine, ZoneRange, ZoneTry, find_range, grow_to, locate, machine_drain_runs,
+                                       machine_free, machine_grow)
 from pagehint.zone.page_set cimport leaf_disown, leaf_is_owned
 from pagehint.zone.run cimport block_order_at
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED, OK
@@ -426,6 +426,7 @@ cdef inline int machine_free_bulk(Machine *m, const uint64_t *pfns, const uint32
     """Free all blocks or none; if none, `refused` is the index of the first that cannot be freed."""
     cdef uint64_t ignored = 0
     cdef int rc
+    machine_drain_runs(m)
     bulk_begin(m, n)
     rc = bulk_walk(m, pfns, orders, order, n, WITHHOLD, refused)
     if rc != OK:

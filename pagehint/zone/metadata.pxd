@@ -185,6 +185,7 @@ cdef inline void zone_destroy(PageZone *z) noexcept nogil:
     munmap(z.mapping, z.mapping_bytes)
     free(z.pcp)
     free(z.zeroed)
+    free(z.run_set)
     if z.extents != NULL:
         munmap(z.extents.slots, whole_pages(slots_bytes(z.extents, z.limit_leaves)))
         free(z.extents)

@@ -13,15 +13,15 @@ from pagehint.sync.lock cimport Lock, lock_acquire, lock_release
 from pagehint.sync.seeded_fault cimport canary
 from pagehint.sync.testpoint cimport AT_REFUSED_BY_A_LEAF, test_point
 from pagehint.zone.buddy cimport NOT_FREE, buddy_free, buddy_take, leaf_fill
-from pagehint.zone.check cimport check_run, check_used
+from pagehint.zone.check cimport check_used
 from pagehint.zone.extents cimport NOWHERE, extents_find, extents_take, slot_pages
 from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport order_ones
 from pagehint.zone.migratetype cimport zone_take
 from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick, pcp_free,
                                      pcp_free_quick, pcp_here, sets_drain, sets_hold, sets_let_go)
-from pagehint.zone.run cimport (can_grow, find_run, first_not_free, run_free_allocated, run_mark, run_resize, run_take,
-                                run_trim)
+from pagehint.zone.run cimport can_grow, find_run, first_not_free, run_mark, run_resize, run_take, run_trim
+from pagehint.zone.run_set cimport run_set_drain, zone_give_run
 from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take
@@ -300,6 +300,7 @@ cdef inline int zone_free_held(PageZone *z, uint64_t page, int order) noexcept n
 cdef inline int zone_free(PageZone *z, int nr_cpus, uint64_t page, int order, How how) noexcept nogil:
     """As `machine_free`, with the steps that are seldom needed."""
     cdef int rc
+    run_set_drain(z)
     if z.pcp != NULL and order < PCP_ORDERS and how != ALONE:
         rc = pcp_free(z, pcp_here(z, nr_cpus), page, order, how)
         if rc != E_WITHHELD:
@@ -337,6 +338,7 @@ cdef inline int machine_split(Machine *m, uint64_t pfn, int order) noexcept nogi
     page = pfn - z.base_pfn
     if page & ((<uint64_t>1 << order) - 1):
         return E_ALIGN
+    run_set_drain(z)
     lock_acquire(&z.lock, True)
     while leaf_is_owned(z, page >> LEAF_SHIFT):     # the owner changes its words without the zone lock
         zone_unlock(z)
@@ -355,17 +357,11 @@ cdef inline int machine_split(Machine *m, uint64_t pfn, int order) noexcept nogi
 cdef inline int machine_give_run(Machine *m, uint64_t pfn, uint64_t n) noexcept nogil:
     """Free a run that `machine_take_run` took."""
     cdef PageZone *z = NULL
-    cdef uint64_t page
     cdef int rc = locate(m, pfn, 1, &z)
     if rc != OK:
         return rc
-    page = pfn - z.base_pfn
-    lock_acquire(&z.lock, True)
-    rc = check_run(z, page, n)
-    if rc == OK:
-        run_free_allocated(z, page, n)
-    zone_unlock(z)
-    return rc
+    run_set_drain(z)
+    return zone_give_run(z, pfn - z.base_pfn, n)
 
 
 cdef inline int machine_alloc_run(Machine *m, int preferred, uint64_t n, int mt, int max_order, How how,
@@ -453,12 +449,20 @@ cdef inline int machine_alloc_at(Machine *m, uint64_t pfn, int order, bint may_b
     return rc
 
 
+cdef inline void machine_drain_runs(Machine *m) noexcept nogil:
+    """Empty every page set for runs."""
+    cdef int i
+    for i in range(m.nr_zones):
+        run_set_drain(m.zones[i])
+
+
 cdef inline void machine_drain(Machine *m) noexcept nogil:
     """Empty every page set of every zone."""
     cdef int i
     canary()                    # a fault on purpose, in builds that test the sanitizers
     for i in range(m.nr_zones):
         sets_drain(m.zones[i], m.nr_cpus)
+    machine_drain_runs(m)
 
 
 cdef inline void machine_hold(Machine *m) noexcept nogil:
@@ -471,6 +475,7 @@ cdef inline void machine_hold(Machine *m) noexcept nogil:
     lock_acquire(&m.last_resort, True)
     for i in range(m.nr_zones):
         sets_hold(m.zones[i], m.nr_cpus, True)
+    machine_drain_runs(m)
 
 
 cdef inline void machine_let_go(Machine *m) noexcept nogil:

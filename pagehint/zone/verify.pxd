@@ -7,13 +7,16 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from pagehint.sync.atomic cimport ACQUIRE, RELAXED, load64, load8, popcount64
 from pagehint.zone.buddy cimport NOT_FREE
+from pagehint.zone.check cimport check_run
 from pagehint.zone.extents cimport bin_of, next_free_block, slot_pages
 from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
 from pagehint.zone.owned_leaf cimport OWNER, owned_by
 from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
+from pagehint.zone.run_set cimport run_pages
+from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport (ABSENT, Extent, Extents, FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES,
                                  LEAF_SHIFT, MIDDLE, MT_ISOLATE, NO_SLOT, NR_BINS, NR_ORDERS, NR_TYPES, OWNED,
-                                 PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, RUN, SPLIT, TAIL, WITHHELD, is_split,
+                                 PAGEBLOCK_LEAVES, PAGEBLOCK_ORDER, PageZone, RUN, RUNS, SPLIT, TAIL, WITHHELD, is_split,
                                  list_first, list_head, type_of)
 
 
@@ -273,6 +276,24 @@ cdef inline bint verify_sets(const PageZone *z, int nr_cpus, Count *c, Finding *
     return False
 
 
+cdef inline bint verify_run_set(const PageZone *z, Finding *f) noexcept nogil:
+    """Check that the runs in the page set for runs are runs, each of them once."""
+    cdef uint64_t page, other, n
+    cdef int i, k
+    if z.run_set == NULL:
+        return False
+    for i in range(RUNS):
+        n = run_pages(z.run_set.runs[i])
+        page = z.run_set.runs[i] >> 32
+        if n and (page + n > z.nr_leaves << LEAF_SHIFT or check_run(z, page, n) != OK):
+            return found(f, "a run in the page set for runs is not allocated", page)
+        for k in range(i):
+            other = z.run_set.runs[k] >> 32
+            if n and run_pages(z.run_set.runs[k]) and page == other:
+                return found(f, "a run is in the page set for runs twice", page)
+    return False
+
+
 cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *absent, uint64_t nr_absent, uint64_t lent,
                              const uint64_t *bulk_blocks, Finding *f) noexcept nogil:
     """Check everything; True at the first broken invariant, which `f` then says. O(pages / 64 + blocks).
@@ -286,7 +307,8 @@ cdef inline bint verify_zone(const PageZone *z, int nr_cpus, const uint64_t *abs
     memset(&c, 0, sizeof(c))
     f.what = NULL
     if (verify_leaves(z, bulk_blocks, &c, f) or verify_lists(z, &c, f)
-            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f) or verify_extents(z, f)):
+            or verify_absent(z, absent, nr_absent, &c, f) or verify_sets(z, nr_cpus, &c, f) or verify_run_set(z, f)
+            or verify_extents(z, f)):
         return True
     if c.free_pages != z.free_pages:
         return found_in_all(z, f, "free_pages is not the number of free pages")

@@ -7,7 +7,7 @@ one exclusive-or.
 The metadata takes 0.397 bytes a page: 0.25 for the leaves, 0.125 for the links, 0.016 for the kinds, 0.004 for the
 lines and 0.002 for the types. `metadata.pxd` says where it stands.
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pagehint.sync.atomic cimport PH_ASSERT, RELAXED, peek64, store32
 from pagehint.sync.lock cimport Lock, assert_held
 from pagehint.zone.leaf cimport Leaf
@@ -90,6 +90,16 @@ cdef struct Extents:                # the free memory of a zone by size: `extent
     int broken_from
     Extent *slots                   # open as far as the zone reaches: `metadata.pxd`
 
+cdef enum:
+    RUNS = 6
+
+cdef struct RunSet:                 # a cache line: `run_set.pxd`
+    uint64_t runs[RUNS]             # first page << 32 | pages; 0: none
+    uint32_t longest                # pages of the longest run that is kept
+    int32_t next                    # which of them gives way next, if all are there
+    int32_t open
+    int32_t used                    # since `run_set_was_used`
+
 cdef struct PageZone:
     # First lines: read on every operation. The pointers are set when the zone is built; what else is here is written
     # with the lock held, when the zone grows or the hook changes, and is also read without it.
@@ -128,6 +138,7 @@ cdef struct PageZone:
     uint64_t watermark[3]           # min, low, high: `WMARK_` of `watermark.pxd`
     # Set before the zone is used.
     void *pcp                       # page sets: Pcp[nr_cpus], or NULL
+    RunSet *run_set                 # of an arena that is a heap; else NULL
     Zeroed *zeroed                  # of an arena in this process's own memory; else NULL
     int index                       # of the zone in its machine
     uint64_t start_pfn
