@@ -3,7 +3,7 @@
 """The public extension types: the allocator, and its zones. They check arguments, call what is below, and raise errors.
 
 The memory under the allocator is in `allocator/memory.pyx`, the engine in `hinting/engine.pyx`. The way of a freed
-page: `zone/page_alloc` → `zone/page_set` → `zone/buddy` (merge) → `zone/hook` → `hinting/watch` (bit) →
+page: `zone/page_alloc` → `zone/page_sets/page_set` → `zone/buddy` (merge) → `zone/hook` → `hinting/watch` (bit) →
 `hinting/notify` → `hinting/queue` → `hinting/engine` (pass) → `hinting/batch` (isolate) → `hinting/report` →
 `hinting/batch` (put back).
 
@@ -45,13 +45,14 @@ from pagehint.sync.atomic cimport PH_DEBUG, RELAXED, load64, load8, load_i32
 from pagehint.sync.clock cimport NEVER, SECOND
 from pagehint.sync.lock cimport lock_acquire, lock_release
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
-from pagehint.zone.bulk cimport Runs, machine_alloc_at_bulk, machine_alloc_bulk, machine_free_bulk
+from pagehint.zone.bulk cimport machine_alloc_bulk, machine_free_bulk
+from pagehint.zone.bulk_at cimport Runs, machine_alloc_at_bulk
 from pagehint.zone.extents cimport FreeBlock, list_free_blocks, zone_free_bits
 from pagehint.zone.page_alloc cimport (ALONE, Machine, TRY, WAIT, find_zone, machine_alloc, machine_alloc_at,
                                        machine_alloc_run, machine_drain, machine_free, machine_free_run, machine_grow,
                                        machine_split)
-from pagehint.zone.page_set cimport Pcp, pcp_pages
-from pagehint.zone.run_set cimport run_set_pages
+from pagehint.zone.page_sets.page_set cimport Pcp, pcp_pages
+from pagehint.zone.page_sets.run_set cimport run_set_pages
 from pagehint.zone.status cimport E_AGAIN, E_ALIGN, E_BUSY, E_NOMEM, E_SLOT, E_TWICE, OK
 from pagehint.zone.trace cimport OP_ALLOC as _OP_ALLOC, OP_FREE as _OP_FREE, Op, machine_run_ops
 from pagehint.zone.zone cimport MAX_ORDER_LIMIT, NR_TYPES, PAGEBLOCK_ORDER, PageZone

@@ -19,7 +19,7 @@ from pagehint.hinting.watch cimport hint_again, hint_clear, hint_off
 from pagehint.sync.lock cimport Lock, lock_acquire, lock_forget_sleepers, lock_init, lock_release
 from pagehint.sync.testpoint cimport AT_FORK, test_point
 from pagehint.zone.bulk cimport bulk_resume, bulk_stop
-from pagehint.zone.page_set cimport Pcp, sets_hold, sets_let_go
+from pagehint.zone.page_sets.page_set cimport Pcp, sets_hold, sets_let_go
 from pagehint.zone.zone cimport PageZone
 
 cdef extern from "<pthread.h>" nogil:

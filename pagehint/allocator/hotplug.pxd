@@ -8,7 +8,7 @@ from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.extents cimport extents_rebuild
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.migratetype cimport granule_pageblocks, retype
-from pagehint.zone.page_set cimport sets_hold, sets_let_go
+from pagehint.zone.page_sets.page_set cimport sets_hold, sets_let_go
 from pagehint.zone.run cimport first_not_free, run_appear, run_vanish
 from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.zone cimport PageZone

@@ -36,7 +36,7 @@ from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.metadata cimport aligned_alloc, leaves_for, types_begin, zone_extend
 from pagehint.zone.page_alloc cimport (Machine, ZoneMap, ZoneRange, ZoneTry, find_zone, machine_drain, machine_hold,
                                        machine_let_go, range_around)
-from pagehint.zone.page_set cimport Pcp, pcp_init, sets_drain
+from pagehint.zone.page_sets.page_set cimport Pcp, pcp_init, sets_drain
 from pagehint.zone.status cimport E_BUSY, OK
 from pagehint.zone.verify cimport Finding, verify_zone
 from pagehint.zone.zone cimport MT_ISOLATE, PAGEBLOCK_ORDER, PageZone, WORDS_ATOMIC

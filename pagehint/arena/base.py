@@ -170,7 +170,11 @@ class BaseArena(ABC):
         )
 
     def _occupancy(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool]:
-        """Return what holds anything: granules, their pages in use and in memory; and whether that is estimated."""
+        """Return what holds anything: granules, their pages in use and in memory; and whether that is estimated.
+
+        What waits in page sets is free.
+        """
+        self.pages.drain_pcp()
         granule = HUGE_PAGE // self._mapping.page_size
         places, pages, estimated = self._mapping.resident()
         columns = []

@@ -15,7 +15,7 @@ from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populat
 from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load64,
                                    load_i32, store_i32, swap64_if)
 from pagehint.zone.page_alloc cimport Machine, machine_resize_run, machine_take_run
-from pagehint.zone.run_set cimport run_set_drain, run_set_pages, run_set_put, run_set_take, zone_give_run
+from pagehint.zone.page_sets.run_set cimport run_set_drain, run_set_pages, run_set_put, run_set_take, zone_give_run
 from pagehint.zone.status cimport OK
 from pagehint.zone.zeroed cimport was_zero_from, was_zeroed
 from pagehint.zone.zone cimport MT_MOVABLE, PageZone, RunSet
@@ -31,7 +31,7 @@ cdef enum:
     THRESHOLD = 65536           # bytes; a smaller request would waste much of a page, and the C heap is quick with it
     LAZY_GRANULES = 8           # zeros of so many and more may be dropped rather than written
     ALWAYS_LAZY = 16            # zeros of so many and more always are; fewer fit into caches
-    KEPT = 1 << 20              # bytes of the longest run that is kept for the next request (`zone/run_set.pxd`)
+    KEPT = 1 << 20              # bytes of the longest run that is kept for the next request (`run_set.pxd`)
     FILLED_AGAIN = 15           # zeros that are written after one that was dropped and then filled
 
 cdef enum:                      # ways to make a granule read as zero

@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from pagehint._core cimport PageAllocator
 from pagehint.arena.mapping cimport Mapping
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, ctz64, load64
-from pagehint.zone.run_set cimport run_set_create
+from pagehint.zone.page_sets.run_set cimport run_set_create
 
 from pagehint.arena.counts import Counts
 

@@ -19,7 +19,7 @@ from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, peek64, store64
 from pagehint.sync.lock cimport assert_held
-from pagehint.zone.run_set cimport run_set_close, run_set_is_open, run_set_open
+from pagehint.zone.page_sets.run_set cimport run_set_close, run_set_is_open, run_set_open
 from pagehint.zone.zone cimport PageZone
 
 cdef enum:
@@ -44,8 +44,8 @@ cdef inline void set_longest_age(Hints *h, int64_t age) noexcept nogil:
 cdef inline void set_ages(Hints *h, const WorkQueue *q) noexcept nogil:
     """Take over the ages of the session. Zone lock held."""
     h.min_age = max(q.min_age, <int64_t>0)
-    h.reserve = q.reserve
-    set_longest_age(h, max(q.reserve_age, h.min_age) if h.reserve else h.min_age)
+    h.reserve = q.reserve if q.reserve_age > h.min_age else 0
+    set_longest_age(h, q.reserve_age if h.reserve else h.min_age)
 
 
 cdef inline bint has_ages(const Hints *h) noexcept nogil:
@@ -98,7 +98,7 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
 
 
 cdef inline int64_t runs_pause(const Hints *h) noexcept nogil:
-    """Nanoseconds between looks at the runs that a zone keeps (`zone/run_set.pxd`): they are used or given up."""
+    """Nanoseconds between looks at the runs that a zone keeps: they are used, or given up (`page_sets/run_set.pxd`)."""
     return h.reserve_age // RUN_LOOKS
 
 

@@ -36,7 +36,7 @@ from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOO
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.hook cimport zone_unlock
 from pagehint.zone.page_alloc cimport Machine, machine_drain
-from pagehint.zone.run_set cimport run_set_drain, run_set_is_open
+from pagehint.zone.page_sets.run_set cimport run_set_drain, run_set_is_open
 from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors

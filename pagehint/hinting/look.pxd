@@ -10,8 +10,9 @@ from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.lock cimport lock_acquire, usleep
 from pagehint.zone.check cimport check_run
 from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.page_sets.run_set cimport (run_set_close, run_set_drain, run_set_is_open, run_set_take_any,
+                                              run_set_was_used)
 from pagehint.zone.run cimport run_free_allocated
-from pagehint.zone.run_set cimport run_set_close, run_set_drain, run_set_is_open, run_set_take_any, run_set_was_used
 from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport PageZone
 

@@ -15,7 +15,7 @@ from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.extents cimport next_free_block
 from pagehint.zone.hook cimport watch_broken_by, watch_freed_by, zone_unlock
-from pagehint.zone.run_set cimport run_set_close, run_set_drain
+from pagehint.zone.page_sets.run_set cimport run_set_close, run_set_drain
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
 

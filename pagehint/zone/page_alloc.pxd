@@ -18,10 +18,10 @@ from pagehint.zone.extents cimport NOWHERE, extents_find, extents_take, slot_pag
 from pagehint.zone.hook cimport notice_broken, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport order_ones
 from pagehint.zone.migratetype cimport zone_take
-from pagehint.zone.page_set cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick, pcp_free,
-                                     pcp_free_quick, pcp_here, sets_drain, sets_hold, sets_let_go)
+from pagehint.zone.page_sets.page_set cimport (PCP_ORDERS, leaf_disown, leaf_is_owned, pcp_alloc, pcp_alloc_quick,
+                                               pcp_free, pcp_free_quick, pcp_here, sets_drain, sets_hold, sets_let_go)
+from pagehint.zone.page_sets.run_set cimport run_set_drain, zone_give_run
 from pagehint.zone.run cimport can_grow, find_run, first_not_free, run_mark, run_resize, run_take, run_trim
-from pagehint.zone.run_set cimport run_set_drain, zone_give_run
 from pagehint.zone.status cimport (E_ABSENT, E_AGAIN, E_ALIGN, E_BUSY, E_ISOLATE, E_NOMEM, E_NO_ZONE, E_OWNED,
                                    E_WITHHELD, OK)
 from pagehint.zone.watermark cimport WMARK_MIN, may_take

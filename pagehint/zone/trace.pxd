@@ -13,9 +13,9 @@ from pagehint.zone.buddy cimport NOT_FREE, buddy_free, free_block_around, leaf_f
 from pagehint.zone.check cimport check_kind
 from pagehint.zone.hook cimport notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts, low_ones, order_ones
-from pagehint.zone.page_alloc cimport (ALONE, How, Machine, ZoneTry, locate, machine_alloc, machine_free,
-                                       zone_alloc_held, zone_free_held)
-from pagehint.zone.page_set cimport PCP_ORDERS
+from pagehint.zone.page_alloc cimport (ALONE, How, Machine, ZoneTry, locate, machine_alloc, machine_drain_runs,
+                                       machine_free, zone_alloc_held, zone_free_held)
+from pagehint.zone.page_sets.page_set cimport PCP_ORDERS
 from pagehint.zone.run cimport mark_tails
 from pagehint.zone.status cimport E_ALIGN, E_FREE, E_NOMEM, E_OWNED, E_SIZE, E_SLOT, E_WITHHELD, OK
 from pagehint.zone.withhold cimport page_used
@@ -120,6 +120,7 @@ cdef inline int machine_run_ops(Machine *m, int preferred, int mt, int max_order
     cdef int rc = OK
     r.zone = NULL
     r.left = 0
+    machine_drain_runs(m)
     while i < n:
         op = ops[i]
         ahead = i + OPS_AHEAD

@@ -10,9 +10,9 @@ from pagehint.zone.buddy cimport NOT_FREE
 from pagehint.zone.check cimport check_run
 from pagehint.zone.extents cimport bin_of, next_free_block, slot_pages
 from pagehint.zone.leaf cimport Leaf, leaf_avail, low_ones
-from pagehint.zone.owned_leaf cimport OWNER, owned_by
-from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
-from pagehint.zone.run_set cimport run_pages
+from pagehint.zone.page_sets.owned_leaf cimport OWNER, owned_by
+from pagehint.zone.page_sets.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp, leaf_is_owned
+from pagehint.zone.page_sets.run_set cimport run_pages
 from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport (ABSENT, Extent, Extents, FREE, FULL, FreeArea, KIND_ORDER, KIND_STATE, LEAF_PAGES,
                                  LEAF_SHIFT, MIDDLE, MT_ISOLATE, NO_SLOT, NR_BINS, NR_ORDERS, NR_TYPES, OWNED,

@@ -4,8 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pagehint._core cimport PageAllocator
 from pagehint.hinting.hinted_zone cimport hints_of
-from pagehint.zone.owned_leaf cimport OWNER
-from pagehint.zone.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
+from pagehint.zone.page_sets.owned_leaf cimport OWNER
+from pagehint.zone.page_sets.page_set cimport PCP_ORDERS, PCP_TYPES, Pcp
 from pagehint.zone.zone cimport (FREE, FULL, LIMIT_LEAVES, MIDDLE, MT_ISOLATE, MT_MOVABLE, MT_RECLAIMABLE, NR_ORDERS,
                                  NR_TYPES, OWNED, PageZone, RUN, SPLIT, TAIL, USED, WITHHELD)
 
@@ -76,6 +76,8 @@ def swap(PageAllocator pages, str field, uint64_t i, uint64_t value):
         old, z.bulk_pages = z.bulk_pages, value
     elif field == "bulk_blocks":
         old, pages.memory.m.bulk_blocks = pages.memory.m.bulk_blocks, value
+    elif field == "kept_run":
+        old, z.run_set.runs[i] = z.run_set.runs[i], value
     elif field == "extent_pages":
         old, z.extents.slots[i].pages = z.extents.slots[i].pages, value
     elif field == "extent_prev":

@@ -23,8 +23,8 @@ from pagehint.zone.buddy cimport Taken, buddy_alloc, buddy_free, leaf_fill, set_
 from pagehint.zone.hook cimport notice_broken, notice_broken_many, notice_freed, zone_unlock
 from pagehint.zone.leaf cimport aligned_starts
 from pagehint.zone.migratetype cimport zone_take_many
-from pagehint.zone.owned_leaf cimport (OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by, owner_mark,
-                                       share_leaf, share_line)
+from pagehint.zone.page_sets.owned_leaf cimport (OWNER, own_leaf, own_leaf_alloc, own_leaf_withhold, owned_by,
+                                                 owner_mark, share_leaf, share_line)
 from pagehint.zone.status cimport E_AGAIN, E_NOMEM, E_WITHHELD, OK
 from pagehint.zone.watermark cimport WMARK_MIN, may_take, spare_pages
 from pagehint.zone.withhold cimport withhold_page
