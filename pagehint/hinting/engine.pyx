@@ -20,7 +20,7 @@ from pagehint.hinting.gate cimport gate_is_open, zone_batch
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
 from pagehint.hinting.limit cimport Limit, must_yield, zone_excess
-from pagehint.hinting.look cimport begin_look, end_look, look_at_runs, rest, say_kept
+from pagehint.hinting.look cimport begin_look, end_look, rest, say_kept
 from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue, queue_backoff, queue_batch_begin,
                                      queue_batch_end, queue_change, queue_claim, queue_disarm, queue_due, queue_end,
                                      queue_lock, queue_next, queue_now, queue_overdue, queue_release, queue_set,
@@ -35,8 +35,7 @@ from pagehint.sync.thread cimport name_this_thread, pthread_detach, pthread_join
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.hook cimport zone_unlock
-from pagehint.zone.page_alloc cimport Machine, machine_drain
-from pagehint.zone.page_sets.run_set cimport run_set_drain, run_set_is_open
+from pagehint.zone.page_alloc cimport Machine, machine_drain, machine_drain_runs
 from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors
@@ -220,8 +219,7 @@ cdef class HintingEngine:
             age_change(z, self.queue)
             evaluate(z)
             zone_unlock(z)
-            if not run_set_is_open(z):
-                run_set_drain(z)
+        machine_drain_runs(self.m)              # those that are not kept any more are free
 
     # -- when a pass begins: on the worker, or on callers
 
@@ -453,7 +451,6 @@ cdef class HintingEngine:
         cdef int64_t now = queue_now(self.queue)
         cdef Ripe ripe
         cdef bint failed = False, whole = False, open = not flush or self.reporter.ask(z, session)
-        look_at_runs(z, now, flush)
         open = open and begin_look(z, self.queue, &ripe, now, flush)
         if not open:
             return False

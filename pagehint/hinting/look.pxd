@@ -40,9 +40,9 @@ cdef inline void look_later(PageZone *z) noexcept nogil:
 
 
 cdef inline void look_at_runs(PageZone *z, int64_t now, bint everything) noexcept nogil:
-    """Have a zone give up the runs that it keeps, if none was kept since the last look at them. `begin_look` is next.
+    """Have a zone give up the runs that it keeps, if none was kept since the last look at them: they are free since then.
 
-    They have been free since that look.
+    A look at its hints is next.
     """
     cdef Hints *h = hints_of(z)
     cdef uint64_t page = 0, n = 0
@@ -75,6 +75,7 @@ cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, 
     """Whether the zone has hints that may be reported now, and which. Its request for a pass is met, or put off."""
     cdef Hints *h = hints_of(z)
     cdef bint open
+    look_at_runs(z, now, flush)
     rest(z, q)
     lock_acquire(&z.lock, True)
     ripe[0] = ripe_at(h, now, flush)

@@ -186,7 +186,9 @@ def test_over_the_limit_nothing_is_kept(looping, clock):
     assert kept_pages(looping) == 0
 
 
-@pytest.mark.parametrize("change", [lambda pages: pages.disable_hinting(), lambda pages: setattr(pages, "reserve_age", 0.0)])
+@pytest.mark.parametrize(
+    "change", [lambda pages: pages.disable_hinting(), lambda pages: setattr(pages, "reserve_age", 0.0)]
+)
 def test_what_is_kept_is_free_when_nobody_looks_any_more(arena, clock, change):
     options = {"threshold": 1, "delay": None, "min_age": 0.01, "reserve": "16MiB"}
     arena.enable_hinting(workqueue="manual", clock=clock, **options)

@@ -1,4 +1,4 @@
-"""Leaves that a page set owns (`zone/page_sets/owned_leaf.pxd`): pages allocated on one CPU, freed in every other way."""
+"""Leaves that a page set owns (`owned_leaf.pxd`): pages allocated on one CPU, freed in every other way."""
 
 from __future__ import annotations
 

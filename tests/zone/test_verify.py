@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pagehint as ph
@@ -404,3 +405,31 @@ def test_verify_finds_a_block_in_a_page_set_that_is_in_a_leaf_that_another_owns(
     change = ("next", page >> 6, corrupt.OWNER_MARK | (cpu + 1))
     words = "a block in a per-CPU page set is in a leaf that another owns"
     finds(corrupt, sets[0], [change], START + page, words)
+
+
+@pytest.mark.parametrize("which", ["free", "in use in another length", "beyond the zone", "twice"])
+def test_verify_finds_a_kept_run_that_is_not_allocated_just_so(corrupt, which, clock):
+    with ph.Arena("64MiB") as arena, arena.numpy():
+        arena.enable_hinting(workqueue="manual", clock=clock, threshold=1, reserve="16MiB")
+        np.empty(100 << 10, "u1")
+        np.empty(100 << 10, "u1")
+        kept = np.empty(50 * 4096, "u1")
+        page = (kept.ctypes.data - arena.address(0)) // 4096
+        there = {
+            "free": (page + 200) << 32 | 7,
+            "in use in another length": page << 32 | 49,
+            "beyond the zone": 1 << 60 | 7,
+            "twice": page << 32 | 50,
+        }[which]
+        if which == "twice":
+            kept = None
+        words = "twice" if which == "twice" else "not allocated"
+        arena.pages.verify()
+        there = corrupt.swap(arena.pages, "kept_run", 0, there)
+        assert there == 0
+        with pytest.raises(ph.PageHintError, match=f"a run .*in the page set for runs.* {words}"):
+            arena.pages.verify()
+        corrupt.swap(arena.pages, "kept_run", 0, 0)
+        kept = None
+        arena.pages.verify()
+        arena.disable_hinting()
