@@ -228,7 +228,7 @@ def test_a_child_keeps_runs_of_its_own():
 
 
 def test_canaries_while_the_worker_gives_up_what_is_kept():
-    """Looks come every quarter of a millisecond, so that a set is closed, emptied and opened within most arrays' lives."""
+    """Looks come every quarter of a millisecond: the set is closed, emptied and opened within most arrays' lives."""
     made, seconds = ph.Arena("64MiB"), float(os.environ.get("PAGEHINT_CANARY_SECONDS", "1"))
     end = time.monotonic() + seconds
     wrong = []
