@@ -386,8 +386,10 @@ class Host:
         try:
             yield
         except HostError as error:
-            if process.said and process.last_words:
-                raise type(error)(f"{error}; it said: {process.last_words}") from None
+            # What it said last may not have been read yet where it has ended: last_words waits for that.
+            words = process.last_words if process.said or process.hangs_up(0) else ""
+            if words and process.said:
+                raise type(error)(f"{error}; it said: {words}") from None
             raise
 
     # -- its life

@@ -211,12 +211,12 @@ class QemuProcess:
 
     def is_ending(self) -> bool:
         """Whether it has ended, or does now: its sockets close before the kernel says so, which may take long."""
-        if self._hangs_up(_LAST_WORDS):
+        if self.hangs_up(_LAST_WORDS):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END)
         return not self.running
 
-    def _hangs_up(self, seconds: float) -> bool:
+    def hangs_up(self, seconds: float) -> bool:
         """Whether the other end of its connection closes in time."""
         if self.qtest.fileno() < 0:
             return True
@@ -270,7 +270,7 @@ class QemuProcess:
         self.send_kill()
         self._process.wait()
         # A process that has the other end may have the RAM, too: QEMU, if the one that was started is a wrapper.
-        if not self._hangs_up(_END):
+        if not self.hangs_up(_END):
             raise HostError(f"process {self.pid} has ended, and QEMU, which it had started, has not")
         if threading.current_thread() is not self._thread:
             self._thread.join(_LAST_WORDS)  # not for ever: a child forked meanwhile may have the pipe open
