@@ -65,10 +65,11 @@ def workloads(consumer: Any) -> dict[str, tuple[int, Callable[[], object]]]:
     bits = np.random.default_rng(2).integers(0, 1 << 64, WORDS, dtype=np.uint64)
     hints = consumer.HintBits(bits)
 
-    arena = ph.Arena("64MiB", hugepages=False)
+    arena, keeping = ph.Arena("64MiB", hugepages=False), ph.Arena("64MiB", hugepages=False)
+    keeping.enable_hinting(workqueue="manual", clock=lambda: 0.0, threshold=1, reserve="16MiB")
 
-    def arrays() -> None:
-        with arena.numpy():
+    def arrays(of: ph.Arena) -> None:
+        with of.numpy():
             for _ in range(ARRAYS):
                 np.empty(ARRAY, np.uint8)
 
@@ -88,7 +89,8 @@ def workloads(consumer: Any) -> dict[str, tuple[int, Callable[[], object]]]:
         "bulk, in order: alloc + free": (BULKS * PAGES, repeated(BULKS, lambda: bulk(pfns))),
         "bulk, free at random: alloc + free": (BULKS * PAGES, repeated(BULKS, lambda: bulk(pages_at_random))),
         "mixed orders, run_ops": (TRACES * 2 * TRACE, repeated(TRACES, lambda: mixed.run_ops(there_and_back, table))),
-        "an array, in Python: made + dropped": (ARRAYS, arrays),
+        "an array, in Python: made + dropped": (ARRAYS, lambda: arrays(arena)),
+        "an array whose pages are kept: made + dropped": (ARRAYS, lambda: arrays(keeping)),
         "worker: a block of order 10": (REPORTS * REPORTED_GIB << 8, lambda: [p.flush_hinting() for p in reporting]),
         "bitmap, dense: a bit": (VISITS * int(np.bitwise_count(bits).sum()), repeated(VISITS, hints.visit)),
     }
