@@ -159,8 +159,9 @@ def test_an_installed_arena_keeps_a_little_warm_for_a_loop_at_any_pace():
         assert made.pages.stats().pages_reported == 0
         array = np.ones(128 * MIB, "u1")
         del array
-        wait_for(lambda: made.pages.stats().hints_pending == 32)
-        assert made.pages.explain()["warm"].bytes == 64 * MIB
+        # Asking has what was kept for the loop freed, too, which makes the reserve full, and a granule beyond it go.
+        wait_for(lambda: made.pages.explain()["warm"].bytes == 64 * MIB)
+        assert made.pages.stats().hints_pending == 32
     finally:
         ph.numpy.uninstall()
     made.pages.disable_hinting()
