@@ -34,6 +34,7 @@ MODULES = {
     "allocator.restore": False,
     "hinting.callbacks": False,
     "policies.simulation": True,
+    "policies.learning": True,
     "policies.scoring": True,
     "traces.intervals.find": True,
     "virtio.undisturbed": False,

@@ -122,7 +122,7 @@ def main() -> None:
     table, free, nr = recording.operations, np.array(recording.free), len(recording.operations)
     print(f"{nr} operations, {len(recording.intervals)} intervals, {len(recording.changes)} changes of granules\n")
     show("intervals", best(rounds, lambda: granule_intervals(table, free)), nr, "operations")
-    for name in ("age:1s", "delay:1s", "optimum:1s"):
+    for name in ("age:1s", "delay:1s", "auto", "optimum:1s"):
         rule = policy_of(name)
         show(name, best(rounds, lambda rule=rule: rule.decide(recording)), len(recording.intervals), "intervals")
     for name in ("linux", "v10", "threshold"):

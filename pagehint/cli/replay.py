@@ -16,7 +16,7 @@ from pagehint.traces.events import Event
 from pagehint.traces.folder import read_recording
 from pagehint.traces.views.view import VIEWS
 
-DEFAULT = ("recorded", "linux", "v10", "threshold", "age:1s")
+DEFAULT = ("recorded", "linux", "v10", "threshold", "age:1s", "auto")
 
 _DESCRIPTION = """\
 Replays a kernel's recording page by page, and says what each policy would have

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from pagehint.policies.policy import Rule
-from pagehint.policies.rules import Age, Delay, Linux, Optimum, Recorded, Series2019, Threshold
+from pagehint.policies.rules import Age, Auto, Delay, Linux, Optimum, Recorded, Series2019, Threshold
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0}
 _DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", re.ASCII)
@@ -39,6 +39,7 @@ _BUILT_IN: dict[str, tuple[Callable[[], Rule], Callable[[str], Rule] | None, str
     "threshold": (Threshold, lambda text: Threshold(_parse_count(text)), "pagehint's default; the threshold, 16"),
     "delay": (Delay, lambda text: Delay(parse_seconds(text)), "all that is free, after a delay, 2s"),
     "age": (Age, lambda text: Age(parse_seconds(text)), "what has been free for an age, 1s"),
+    "auto": (Auto, lambda text: Auto(parse_seconds(text)), "an age that is learnt; the break-even age, 1s"),
     "optimum": (Optimum, lambda text: Optimum(parse_seconds(text)), "who knows the future; the break-even age, 1s"),
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagehint.errors import PageHintError
+from pagehint.policies.learning import LearntAge, run_learning
 from pagehint.policies.policy import SECOND, Decisions
 from pagehint.policies.recording import Recording
 from pagehint.policies.reports import REPORT_DTYPE, granule_reports, of_free_memory, recorded_reports
@@ -72,6 +73,49 @@ class Age:
         at = table["start"] + nanoseconds(self.seconds, "an age")
         lasts = (at < table["end"]) | ((at == table["end"]) & (table["end_position"] == OPEN))
         return Decisions(granule_reports(recording.operations, at[lasts], table["pfn"][lasts], recording.granule_order))
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Report each granule at an age that is learnt from how long granules pause, in each zone (`learnt_age.pxd`).
+
+    Over any longer stretch it costs at most twice what the offline optimum does, for its break-even age: a report, and
+    the faults that follow, cost as much as keeping a granule for so long; from a microsecond to 1e9 seconds.
+    """
+
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        LearntAge(nanoseconds(self.seconds, "a break-even age"))  # refuses what is out of range
+
+    @property
+    def name(self) -> str:
+        """Return the name, with the break-even age if it is not the default."""
+        return "auto" if self == Auto() else f"auto:{seconds_text(self.seconds)}"
+
+    def decide(self, recording: Recording) -> Decisions:
+        """Say what it reports. O(intervals log intervals)."""
+        break_even = nanoseconds(self.seconds, "a break-even age")
+        table, ages = recording.intervals.table, []
+        at = np.full(len(table), -1)
+        zones = np.searchsorted(recording.zones["start"], table["pfn"], side="right")
+        for zone in np.unique(zones):
+            at[zones == zone], of_zone = learn(recording, table[zones == zone], break_even)
+            ages.append(of_zone[-1] / SECOND)
+        reported = at >= 0
+        times = at[reported] + recording.begin
+        reports = granule_reports(recording.operations, times, table["pfn"][reported], recording.granule_order)
+        return Decisions(reports, {"ages_at_end": ages})
+
+
+def learn(recording: Recording, rows: NDArray[np.void], break_even: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return when each interval of one zone was reported, and the age after each change, as `run_learning` does."""
+    ends = np.flatnonzero(rows["end_position"] != OPEN)
+    by_end = ends[np.argsort(rows["end_position"][ends], kind="stable")]
+    return run_learning(
+        rows["start"] - recording.begin, rows["end"] - recording.begin, rows["start_position"].copy(),
+        rows["end_position"].copy(), by_end, break_even, recording.end - recording.begin,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,10 @@ def test_a_sweep_of_the_shipped_recording(tmp_path):
     rows = parquet.read_table(output).to_pylist()
     assert [row["policy"] for row in rows] == ["recorded", "linux", "age:1s"]
     assert rows[0]["reported"] == 5610 << 20
+
+
+@pytest.mark.parametrize(("break_even", "most"), [(0.1, 1.03), (1.0, 1.04), (5.0, 1.04)])
+def test_the_learnt_age_is_near_the_offline_optimum_where_memory_stays_free(break_even, most):
+    recording, _ = recording_of(SHIPPED)
+    [found] = evaluate(recording, [f"auto:{break_even}s"], break_evens=[break_even])
+    assert found.cost[break_even] <= most * found.optimum[break_even]

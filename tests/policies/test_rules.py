@@ -35,8 +35,8 @@ from pagehint.traces import Operation
 
 S = SECOND
 AGES = [0.0, 0.1, 1.0, 2.5]
-NAMES = ["age:0", "age:1s", "delay:1s", "threshold:1", "threshold:3", "v10:1", "v10:2", "linux:0s", "linux:1s",
-         "optimum:0.1", "optimum:1s"]  # fmt: skip
+NAMES = ["age:0", "age:1s", "auto", "auto:0.1s", "delay:1s", "threshold:1", "threshold:3", "v10:1", "v10:2", "linux:0s",
+         "linux:1s", "optimum:0.1", "optimum:1s"]  # fmt: skip
 
 
 def recording_of(*rows, nr_pages=64, **options):
@@ -105,7 +105,7 @@ def test_the_age_at_the_break_even_costs_at_most_twice_the_optimum(recording, ag
     assert found.cost[age] <= 2 * found.optimum[age] + 1e-12
 
 
-@given(recordings(), st.sampled_from(["threshold:1", "threshold:3", "optimum:1s", "age:1s", "delay:1s"]))
+@given(recordings(), st.sampled_from(["threshold:1", "threshold:3", "optimum:1s", "age:1s", "delay:1s", "auto"]))
 def test_nothing_is_reported_twice_by_a_policy_that_knows_what_it_reported(recording, name):
     assert evaluate(recording, [name])[0].again == 0
 
@@ -375,7 +375,7 @@ def test_a_policy_by_its_name(name, rule):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "auto", "lru", "age:", "age:soon", "threshold:0", "recorded:1s", "v10:1.5", "age:-1"]
+    "name", ["", "automatic", "lru", "age:", "age:soon", "auto:0s", "threshold:0", "recorded:1s", "v10:1.5", "age:-1"]
 )
 def test_a_name_that_is_none_is_refused_with_those_that_are(name):
     with pytest.raises(ValueError, match=r"polic"):
@@ -383,9 +383,9 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(name):
 
 
 def test_all_built_in_policies_are_named():
-    assert list(BUILT_IN) == ["linux", "recorded", "v10", "threshold", "delay", "age", "optimum"]
+    assert list(BUILT_IN) == ["linux", "recorded", "v10", "threshold", "delay", "age", "auto", "optimum"]
     assert [policy_of(name).name.partition(":")[0] for name in BUILT_IN] == list(BUILT_IN)
-    with pytest.raises(ValueError, match="linux, recorded, v10, threshold, delay, age, optimum"):
+    with pytest.raises(ValueError, match="linux, recorded, v10, threshold, delay, age, auto, optimum"):
         policy_of("lru")
 
 
