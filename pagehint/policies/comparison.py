@@ -18,6 +18,7 @@ from pagehint.policies.reports import granules_of
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
 from pagehint.replaying.replayed import Replayed
+from pagehint.sizes import format_size
 from pagehint.traces.operations import Operation, Operations
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
@@ -106,7 +107,8 @@ class Comparison:
         managed = max(operations.managed_pages, 1)
         lines = [
             f"{recording.name}: {len(operations):,} operations by view {operations.view!r}, "
-            f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s"
+            f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s,"
+            f" granules of {format_size(recording.page_size << recording.granule_order)}"
         ]
         if self.wrong_pages_end is None:
             lines.append("wrong pages at the end: not known, without a snapshot of it")

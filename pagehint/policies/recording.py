@@ -95,7 +95,7 @@ class Recording:
         resident: NDArray[np.bool_] | None = None,
         name: str = "recording",
         begin: int | str | None = None,
-        granule_order: int = 9,
+        granule_order: int | None = None,
         max_order: int = 10,
         pageblock_order: int = 9,
         isolate_type: int = 4,
@@ -105,8 +105,11 @@ class Recording:
 
         Parameters
         ----------
-        operations, free, resident, name, granule_order, max_order, pageblock_order, isolate_type, page_size
+        operations, free, resident, name, max_order, pageblock_order, isolate_type, page_size
             As the attributes.
+        granule_order : int, optional
+            By default that of a pageblock, as Linux reports these and more, or the least that the recorded kernel has
+            reported, if that is less: its `page_reporting_order` was set so.
         zones : ndarray of `ZONE_DTYPE`, optional
             By default one, of all pages, with watermarks of zero.
         blocks : ndarray of `LISTED_DTYPE`, optional
@@ -128,6 +131,9 @@ class Recording:
         table = operations.table if isinstance(operations, Operations) else operations
         if table.dtype != OPERATION_DTYPE or table.ndim != 1:
             raise TypeError(f"operations must be one-dimensional and of OPERATION_DTYPE, not {table.dtype}")
+        if granule_order is None:
+            isolated = table["order"][table["op"] == Operation.ISOLATE]
+            granule_order = int(isolated.min(initial=pageblock_order))
         check_order(granule_order)
         if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
             raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"

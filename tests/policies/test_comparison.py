@@ -7,9 +7,12 @@ import pytest
 from recordings import DATA
 
 import pagehint as ph
+from pagehint.policies import SECOND
 from pagehint.policies.comparison import replay
 from pagehint.policies.reports import first_reports, of_free_memory
 from pagehint.policies.rules import Age
+from pagehint.sizes import format_size
+from pagehint.traces import Event, Flag
 
 NAME = "frag-2g-smp2-thp"
 
@@ -83,3 +86,40 @@ def test_reports_of_memory_in_use_are_found(whole):
     moved = reports.copy()
     moved["pfn"][::7] = 0  # of the kernel's image, never free
     assert (of_free_memory(whole.recording.intervals, moved) == (np.arange(len(moved)) % 7 != 0)).all()
+
+
+def reporting(order):
+    """A recording whose kernel reports blocks of an order, `page_reporting_order`, and more."""
+    nothing = ph.traces.NO_PFN, -1
+    rows = [
+        (Event.PCPU_DRAIN, 0, 9, 0, 0),
+        (Event.PCPU_DRAIN, 1024, order, 0, 0),
+        (Event.ISOLATE, 1024, order, 0, 0),
+        (Event.ISOLATE_RET, *nothing, 1 << order, Flag.BY_REPORTING),
+        (Event.ISOLATE, 0, 9, 0, 0),
+        (Event.ISOLATE_RET, *nothing, 512, Flag.BY_REPORTING),
+        (Event.REPORT_CALL, *nothing, 2, 0),
+        (Event.REPORT_CALL_END, *nothing, 0, 0),
+        (Event.PUTBACK, 0, 9, 0, 0),
+        (Event.PUTBACK, 1024, order, 0, 0),
+        (Event.MARK, *nothing, 0, 0),
+    ]
+    events = np.zeros(len(rows), ph.traces.EVENT_DTYPE)
+    events[["event", "pfn", "order", "value", "flags"]] = rows
+    events["time"] = np.arange(len(rows)) * SECOND
+    events["migratetype"] = 1
+    return ph.traces.Trace(events, marks=["end"])
+
+
+@pytest.mark.parametrize("order", [0, 5, 9])
+def test_a_kernel_that_reports_smaller_blocks_than_huge_pages_was_refused(order):
+    """What is compared is in granules of what the recorded kernel reported, the least of it."""
+    found = replay(reporting(order), ["recorded", "linux", "age:1s", "threshold", "v10"])
+    assert found.recording.granule_order == order
+    assert found.scores[0].reported == (512 + (1 << order)) * 4096
+    assert f"granules of {format_size(4096 << order)}" in repr(found)
+
+
+def test_granules_are_huge_pages_whatever_larger_blocks_were_reported(whole):
+    assert whole.recording.granule_order == 9
+    assert replay(reporting(9), "recorded", granule_order=8).recording.granule_order == 8
