@@ -22,6 +22,7 @@ from pagehint.sizes import format_size
 from pagehint.traces.operations import Operation, Operations
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
+from pagehint.traces.views.checking import flaws_of
 from pagehint.traces.views.view import operations_of
 
 MIB = 1 << 20
@@ -51,6 +52,8 @@ class Comparison:
         What each policy reported, and when.
     floor : Floor
         What no policy can have returned.
+    problems : tuple of str
+        What of the recording is lost, cut or out of order, by which every figure may be wrong: `flaws_of`.
     """
 
     recording: Recording
@@ -60,6 +63,7 @@ class Comparison:
     scores: list[Score]
     decisions: Mapping[str, Decisions]
     floor: Floor
+    problems: tuple[str, ...] = ()
 
     @cached_property
     def predicted(self) -> Difference | None:
@@ -89,6 +93,7 @@ class Comparison:
                 self.replayed.wrong_pages_at_reports if self.replayed else self.operations.reports.wrong_pages
             ),
             "contradictions": dict(self.contradictions),
+            "problems": list(self.problems),
             "optimum": _by_age(self.scores[0].optimum) if self.scores else {},
             "floor": {
                 "fragmented_gib_s": self.floor.fragmented,
@@ -110,6 +115,7 @@ class Comparison:
             f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s,"
             f" granules of {format_size(recording.page_size << recording.granule_order)}"
         ]
+        lines += [f"problem: {each}" for each in self.problems]
         if self.wrong_pages_end is None:
             lines.append("wrong pages at the end: not known, without a snapshot of it")
         else:
@@ -242,7 +248,7 @@ def replay(
     decisions = {called: rule.decide(recording) for called, rule in rules.items()}
     scores = [score(recording, made, called, break_evens=ages) for called, made in decisions.items()]
     replayed, wrong = _on_an_allocator(operations, before, after)
-    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording))
+    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording), flaws_of(trace))
 
 
 def _check(trace: object, before: object, after: object, begin: object, name: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from recordings import DATA
@@ -123,3 +125,23 @@ def test_a_kernel_that_reports_smaller_blocks_than_huge_pages_was_refused(order)
 def test_granules_are_huge_pages_whatever_larger_blocks_were_reported(whole):
     assert whole.recording.granule_order == 9
     assert replay(reporting(9), "recorded", granule_order=8).recording.granule_order == 8
+
+
+def test_what_is_lost_was_not_said_beside_the_figures(trace, whole):
+    """The figures of a recording with lost events, a cut end and times that go back look like any others."""
+    assert whole.problems == ()
+    assert "problem" not in repr(whole)
+    events = trace.events.copy()
+    lost = events[:1].copy()
+    lost[["event", "pfn", "value", "cpu"]] = Event.LOST, ph.traces.NO_PFN, 123, 3
+    events["time"][5000] = 0
+    spoilt = dataclasses.replace(
+        trace,
+        events=np.insert(events, 6000, lost),
+        reading=dataclasses.replace(trace.reading, damage="the gzip stream is cut"),
+    )
+    found = replay(spoilt, "age:1s")
+    for each in ("123 events are lost, at 1 places", "the gzip stream is cut", "times go back"):
+        assert any(each in problem for problem in found.to_dict()["problems"])
+        assert each in " ".join(repr(found).split())
+    assert max(map(len, repr(found).splitlines())) <= 80

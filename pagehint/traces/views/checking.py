@@ -196,6 +196,11 @@ def check(trace: Trace, before: Snapshot | None = None, after: Snapshot | None =
     return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, made[0], before, after)), views)
 
 
+def flaws_of(trace: Trace) -> tuple[str, ...]:
+    """Say in sentences what of a recording is lost, cut or out of order, whatever view is taken of it."""
+    return (*_losses(trace, _lost(trace)), *_disorder(trace))
+
+
 def _view_check(made: Operations, name: str, belief: str) -> ViewCheck:
     return ViewCheck(
         name,
