@@ -197,13 +197,25 @@ def test_a_damaged_file_says_where(tmp_path, compress):
     assert "damaged before byte" in ph.traces.read(path).reading.damage
 
 
-def test_the_last_line_may_be_cut_and_is_not_used(tmp_path):
-    plain = gzip.decompress((DATA / "ftrace-6.1.txt.gz").read_bytes())
+def test_the_last_line_was_left_out_without_a_newline(tmp_path):
+    """It is used if it is understood, and that it may be cut is said: what was cut off may have been a digit."""
+    plain = gzip.decompress((DATA / "ftrace-6.1.txt.gz").read_bytes()).rstrip(b"\n")
     path = tmp_path / "trace"
-    path.write_bytes(plain.rstrip(b"\n"))
+    path.write_bytes(plain)
     trace = ph.traces.read(path)
-    assert len(trace) == 428
-    assert trace.reading.damage.startswith("the last line is cut: b'")
+    assert len(trace) == 429
+    assert trace.reading.damage.startswith("the last line has no end, and may be cut: b'")
+    path.write_bytes(plain[: plain.rindex(b"\n") + 20])
+    trace = ph.traces.read(path)
+    assert (len(trace), trace.reading.not_understood) == (428, 1)
+    assert trace.reading.damage.startswith("the last line has no end, and may be cut: b'")
+
+
+def test_an_empty_file_was_said_to_begin_with_nothing(tmp_path):
+    for name, data in (("trace", b""), ("trace.gz", gzip.compress(b""))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ph.traces.TraceError, match=rf"{name} is empty"):
+            ph.traces.read(tmp_path / name)
 
 
 def test_a_line_without_end_takes_no_memory(tmp_path):
@@ -233,7 +245,6 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no recording of a form that is known"),
         (b"hello\n", "no recording of a form that is known; it begins with b'hello"),
         (bytes(10000), "no recording of a form that is known"),
         (b"PERFILE2" + bytes(100), "perf script --show-lost-events -i"),
