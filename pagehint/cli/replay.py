@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from pagehint.cli.command import Command
-from pagehint.cli.pictures import plottable
+from pagehint.cli.pictures import check_writable, plottable
 from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
@@ -70,6 +70,9 @@ class Replay(Command):
                 parser.error(str(error))
         if args.html or args.plot:
             require("matplotlib", "a picture", "demo")
+        for option, path in (("--html", args.html), ("--plot", args.plot)):
+            if path:
+                check_writable(parser, option, path)
         if args.plot and not plottable(args.plot):
             parser.error(f"--plot: no picture can be written as {args.plot.suffix or 'a file without an ending'}")
 

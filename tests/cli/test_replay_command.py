@@ -92,6 +92,24 @@ def test_replay_refuses_what_cannot_end_well(more, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--plot", "--html"])
+def test_replay_told_only_at_its_end_that_a_picture_cannot_be_written(option, tmp_path, capsys):
+    for place in (tmp_path / "nowhere" / "x.png", tmp_path / "folder.png"):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as caught:
+            main([*ARGUMENTS, option, str(place)])
+        assert caught.value.code == 2
+        assert f"{option} {place}: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recording_of_one_moment_has_pictures(tmp_path, capsys):
+    trace = tmp_path / "trace.txt"
+    trace.write_text("  a-1 [000] ..... 1.000000: mm_page_alloc: page=1 pfn=0x1 order=0 migratetype=1 gfp_flags=G\n")
+    assert main(["replay", str(trace), "--plot", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_replay_of_what_is_no_recording(tmp_path, capsys):
     assert main(["replay", str(tmp_path)]) == 1
     assert "no trace in this folder; it would be named trace.parquet" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pagehint.policies import SECOND
 from pagehint.policies.comparison import replay
 from pagehint.policies.reports import first_reports, of_free_memory
 from pagehint.policies.rules import Age
+from pagehint.policies.table import as_text
 from pagehint.sizes import format_size
 from pagehint.traces import Event, Flag
 
@@ -145,3 +146,19 @@ def test_what_is_lost_was_not_said_beside_the_figures(trace, whole):
         assert any(each in problem for problem in found.to_dict()["problems"])
         assert each in " ".join(repr(found).split())
     assert max(map(len, repr(found).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("name", "scale"), [("threshold", 1 << 13), ("optimum:100ms", 1)])
+def test_the_table_of_a_large_machine_was_wider_than_eighty_columns(whole, name, scale):
+    """Of a terabyte for a day."""
+    large = [
+        dataclasses.replace(
+            score, policy=name, reported=score.reported * scale, again=score.again * scale,
+            reused=dict.fromkeys(score.reused, score.reported * scale), free_charged=score.free_charged * scale,
+            free_charged_whole=score.free_charged_whole * scale, cost={age: c * scale for age, c in score.cost.items()},
+        )
+        for score in whole.scores
+    ]  # fmt: skip
+    text = as_text([], large)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f" {large[0].reported / 2**20 / (1000 if scale > 1 else 1):,.0f}" in text

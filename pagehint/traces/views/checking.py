@@ -300,8 +300,8 @@ def _disorder(trace: Trace) -> Iterator[str]:
         early, late = (trace.events["time"][at] / 1e9 for at in (row, row - 1))
         yield f"times go back at {len(backwards):,} rows, first at row {row}: {early:.6f} s after {late:.6f} s"
     pfns = trace.events["pfn"][np.isin(trace.events["event"], _STANDARD)]
-    if len(pfns) > 1 and (pfns == pfns[0]).all():
-        yield f"all {len(pfns):,} events are of PFN {int(pfns[0]):#x}: the kernel has hidden the PFNs"
+    if len(pfns) > 1 and not pfns.any():  # a genuine page 0 is never handed out
+        yield f"all {len(pfns):,} events are of PFN 0x0: the kernel has hidden the PFNs"
 
 
 def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:
