@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pagehint.cli.command import Command
 from pagehint.cli.pictures import check_writable, plottable
+from pagehint.cli.steps import steps_bar
 from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
@@ -78,21 +79,24 @@ class Replay(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         """Compare, and print or write. The exit status is 0."""
-        trace, before, after = read_recording(args.trace, args.snapshot, args.after)
-        known = [name for name in DEFAULT if name != "recorded" or Event.PUTBACK in trace.counts]
-        try:
-            found = replay(
-                trace,
-                args.policy or known,
-                before=before,
-                after=after,
-                events=args.events,
-                begin=args.begin,
-                resident=args.resident,
-                name=args.trace.resolve().name,
-            )
-        except ValueError as error:  # a mark that the recording does not have
-            raise PageHintError(str(error)) from None
+        with steps_bar(not args.json) as step:
+            step("recording", 0, 0)
+            trace, before, after = read_recording(args.trace, args.snapshot, args.after)
+            known = [name for name in DEFAULT if name != "recorded" or Event.PUTBACK in trace.counts]
+            try:
+                found = replay(
+                    trace,
+                    args.policy or known,
+                    before=before,
+                    after=after,
+                    events=args.events,
+                    begin=args.begin,
+                    resident=args.resident,
+                    name=args.trace.resolve().name,
+                    progress=step,
+                )
+            except ValueError as error:  # a mark that the recording does not have
+                raise PageHintError(str(error)) from None
         if args.html or args.plot:
             from pagehint.policies.plots import plot_comparison, write_page
 

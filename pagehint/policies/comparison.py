@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -180,6 +180,7 @@ def replay(
     resident: bool = False,
     name: str = "recording",
     break_evens: Iterable[float] = BREAK_EVENS,
+    progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Comparison:
     """Replay a recording page by page, and say what each policy would have returned, how soon, and at what cost.
@@ -205,6 +206,9 @@ def replay(
         Of the recording, for people.
     break_evens : iterable of float
         Ages in seconds, for costs.
+    progress : callable, optional
+        Called before each step with what it is, "operations", a policy or "allocator", how many are done, and of how
+        many. What it raises ends the replay.
     **options
         As `Recording.of` has them, such as `granule_order`.
 
@@ -228,6 +232,9 @@ def replay(
     """
     _check(trace, before, after, begin, name)
     ages, resident = _ages(break_evens), bool(resident)
+    rules = _rules(policies)
+    tell = progress or (lambda step, done, total: None)
+    tell("operations", 0, len(rules) + 2)
     operations = operations_of(trace, "all" if events is None else events, before, after)
     if begin is None and any(BEGIN in mark for mark in operations.marks):
         begin = BEGIN
@@ -238,6 +245,18 @@ def replay(
         if not resident:
             options["resident"] = None
         recording = Recording.of_snapshot(operations, before, **options)
+    decisions, scores = {}, []
+    for done, (called, rule) in enumerate(rules.items(), 1):
+        tell(called, done, len(rules) + 2)
+        decisions[called] = rule.decide(recording)
+        scores.append(score(recording, decisions[called], called, break_evens=ages))
+    tell("allocator", len(rules) + 1, len(rules) + 2)
+    replayed, wrong = _on_an_allocator(operations, before, after)
+    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording), flaws_of(trace))
+
+
+def _rules(policies: str | Rule | Iterable[str | Rule]) -> dict[str, Rule]:
+    """Return policies by what they are asked for as; raise a ValueError if two have one name."""
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
     asked = [(each, rule_of(each)) for each in policies]
@@ -245,10 +264,7 @@ def replay(
     rules = dict(named)
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
-    decisions = {called: rule.decide(recording) for called, rule in rules.items()}
-    scores = [score(recording, made, called, break_evens=ages) for called, made in decisions.items()]
-    replayed, wrong = _on_an_allocator(operations, before, after)
-    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording), flaws_of(trace))
+    return rules
 
 
 def _check(trace: object, before: object, after: object, begin: object, name: object) -> None:
