@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from pagehint.errors import PageHintError
@@ -18,6 +19,9 @@ from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Rule
 from pagehint.policies.recording import ARRAYS, Recording
 from pagehint.policies.scores import evaluate
+
+SAVED_EVERY = 1.0
+"""Seconds between two writings of the table while a sweep runs."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def sweep(
     PageHintError
         If the extra ``policies`` is not installed, or `output` is no table of a sweep.
     KeyboardInterrupt
-        With Ctrl-C; what was done by then is in `output`, and the next call goes on from there.
+        With Ctrl-C; what was done by then is in `output`, and the next call goes on from there. So it does if the
+        process is killed, but for what was done in the last second.
     """
     output = Path(output)
     needed("pyarrow.parquet")
@@ -115,11 +120,15 @@ def sweep(
             raise ValueError("a recording is given twice")
         rows = read_rows(output)
         left = [task for task in tasks if task.key not in rows]
+        due = 0.0
         try:
             with _bar(len(tasks), len(tasks) - len(left), progress) as done:
                 for row in _on_client(client, left) if client is not None else _in_processes(jobs, left):
                     rows[row["key"]] = row
                     done()
+                    if monotonic() >= due:  # who is killed loses no more than the rows of this time
+                        _write(output, [rows[key] for key in wanted if key in rows])
+                        due = monotonic() + SAVED_EVERY
         finally:
             if rows:
                 _write(output, [rows[key] for key in wanted if key in rows])

@@ -128,6 +128,27 @@ def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
     assert len(table_in(tmp_path / "out.parquet")) == 4
 
 
+def test_a_sweep_that_was_killed_lost_everything(folders, tmp_path):
+    """As by a scheduler at its time limit, or for want of memory: no handler runs."""
+    output = tmp_path / "out.parquet"
+    program = f"""if True:
+        import time
+        from pagehint.policies import Policy, sweep
+        class Slow(Policy):
+            name = "slow"
+            def start(self, recording):
+                print("started", flush=True)
+                time.sleep(60)
+        sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(output)!r}, jobs=1)
+    """
+    process = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"started\n"
+    process.kill()
+    process.communicate(timeout=60)
+    assert [(row["recording"], row["policy"]) for row in table_in(output)] == [("r2", "age:1s")]
+    assert [each.name for each in tmp_path.glob("out*")] == ["out.parquet"]
+
+
 @pytest.mark.timeout(120)
 def test_on_a_dask_client(folders, tmp_path):
     if not os.environ.get("CI"):
