@@ -236,15 +236,9 @@ def replay(
     tell = progress or (lambda step, done, total: None)
     tell("operations", 0, len(rules) + 2)
     operations = operations_of(trace, "all" if events is None else events, before, after)
-    if begin is None and any(BEGIN in mark for mark in operations.marks):
-        begin = BEGIN
-    options |= {"name": name, "begin": begin}
-    if before is None:
-        recording = Recording.of(operations, _free_before(operations), **options)
-    else:
-        if not resident:
-            options["resident"] = None
-        recording = Recording.of_snapshot(operations, before, **options)
+    if before is not None and not resident:
+        options["resident"] = None
+    recording = recording_of(operations, before, begin=begin, name=name, **options)
     decisions, scores = {}, []
     for done, (called, rule) in enumerate(rules.items(), 1):
         tell(called, done, len(rules) + 2)
@@ -265,6 +259,20 @@ def _rules(policies: str | Rule | Iterable[str | Rule]) -> dict[str, Rule]:
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
     return rules
+
+
+def recording_of(
+    operations: Operations, before: Snapshot | None, *, begin: int | str | None = None, **options: Any
+) -> Recording:
+    """Return what policies are run on: with a snapshot of the beginning, or with what the operations need it to be.
+
+    Without `begin` that is where the recording says that the balloon was loaded; else its beginning.
+    """
+    if begin is None and any(BEGIN in mark for mark in operations.marks):
+        begin = BEGIN
+    if before is None:
+        return Recording.of(operations, _free_before(operations), begin=begin, **options)
+    return Recording.of_snapshot(operations, before, begin=begin, **options)
 
 
 def _check(trace: object, before: object, after: object, begin: object, name: object) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 
 from pagehint.errors import PageHintError
 from pagehint.extras import require
+from pagehint.policies.comparison import recording_of
 from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Rule
 from pagehint.policies.recording import ARRAYS, Recording
 from pagehint.policies.scores import evaluate
+from pagehint.traces.folder import read_recording
+from pagehint.traces.views.view import operations_of
 
 SAVED_EVERY = 1.0
 """Seconds between two writings of the table while a sweep runs."""
@@ -78,9 +81,11 @@ def sweep(
 
     Parameters
     ----------
-    traces : iterable of Recording, or of folders that `Recording.save` has written
-        A folder is mapped by each process, so its memory is shared. A recording is written to a temporary folder first.
-        With `client` folders must be where its workers find them.
+    traces : iterable of Recording, or of paths
+        What `Recording.save` has written is mapped by each process, so its memory is shared. Anything else is read
+        once, and written to a temporary folder first: a recording in memory, or one as `read_recording` reads it, all
+        that happened in it, from the loading of the balloon on. With `client` the folders, and where this machine has
+        its temporary ones, must be where its workers find them.
     policies : iterable of str, or of policies
         By name, as `policy_of` has it, or objects that can be pickled. No two may have one name.
     output : str or Path
@@ -140,15 +145,22 @@ def _tasks(
 ) -> Iterator[Task]:
     """Yield the tasks; recordings that are in no folder get one for as long as the stack lasts."""
     for trace in traces:
-        if isinstance(trace, Recording):
+        folder = None if isinstance(trace, Recording) else Path(trace).absolute()
+        if folder is None or (folder.exists() and not (folder / "recording.json").exists()):
+            recording = trace if isinstance(trace, Recording) else _read(Path(trace))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagehint-sweep-")))
-            trace.save(folder)
-        else:
-            folder = Path(trace).absolute()
+            recording.save(folder)
         content = _digest(folder)
         for rule in rules:
             key = json.dumps([content, rule.name, repr(sorted(options.items()))])
             yield Task(str(folder), content, rule, key, options)
+
+
+def _read(path: Path) -> Recording:
+    """Read a kernel's recording: the folder of one, or a trace alone."""
+    trace, before, after = read_recording(path)
+    resident = {} if before is None else {"resident": None}
+    return recording_of(operations_of(trace, "all", before, after), before, name=path.resolve().name, **resident)
 
 
 def _digest(folder: Path) -> str:

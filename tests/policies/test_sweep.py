@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from operation_tables import GIVE, SMALL, TAKE, table_of
+from recordings import DATA
 
 import pagehint as ph
 from pagehint.policies import SECOND, Age, Policy, Recording, evaluate, sweep
@@ -70,6 +72,20 @@ def test_recordings_need_no_folder_and_policies_no_name(tmp_path):
     output = sweep([recording_of("here")], [Age(0.5)], tmp_path / "out.parquet", jobs=1)
     [row] = table_in(output)
     assert (row["recording"], row["policy"], row["reported"]) == ("here", "age:0.5s", 4 * 8 * 4096)
+
+
+def test_a_kernels_recording_was_refused(tmp_path):
+    """As the command line takes it: a folder, or a trace alone."""
+    name = "frag-2g-smp2-thp"
+    shutil.copytree(DATA / name, tmp_path / name)
+    shutil.copy(DATA / f"{name}.parquet", tmp_path / name / "trace.parquet")
+    output = sweep([tmp_path / name, DATA / f"{name}.parquet"], ["linux", "age:1s"], tmp_path / "out.parquet", jobs=2)
+    trace, before, after = ph.traces.read_recording(tmp_path / name)
+    whole = ph.replay(trace, ["linux", "age:1s"], before=before, after=after)
+    rows = table_in(output)
+    assert [row["recording"] for row in rows] == [name, name, f"{name}.parquet", f"{name}.parquet"]
+    assert [row["reported"] for row in rows[:2]] == [score.reported for score in whole.scores]
+    assert [row["cost_1"] for row in rows[:2]] == [score.cost[1.0] for score in whole.scores]
 
 
 def test_what_is_done_is_not_done_again(folders, tmp_path):
