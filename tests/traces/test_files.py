@@ -368,16 +368,43 @@ def with_column(table, name, values):
     return table.set_column(table.column_names.index(name), name, values)
 
 
+def with_value(table, name, value):
+    """One value in the middle of a column is another."""
+    values = table.column(name).to_numpy().copy()
+    values[len(values) // 2] = value
+    return with_column(table, name, pa.array(values))
+
+
+def with_header(table, old, new):
+    stored = table.schema.metadata
+    assert old in stored[KEY]
+    return table.replace_schema_metadata({**stored, KEY: stored[KEY].replace(old, new)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda table: table.drop_columns(["pfn"]), "its columns or its rows"),
         (lambda table: table.slice(5), "its columns or its rows"),
-        (lambda table: with_column(table, "event", pa.array(np.full(len(table), 22, "u1"))), "mean nothing, from 22"),
-        (lambda table: with_column(table, "event", pa.array(np.zeros(len(table), "u1"))), "mean nothing, from 0"),
+        (lambda table: with_column(table, "event", pa.array(np.full(len(table), 22, "u1"))), "column event has 22"),
+        (lambda table: with_column(table, "event", pa.array(np.zeros(len(table), "u1"))), "column event has 0"),
         (lambda table: with_column(table, "pfn", pa.array(np.zeros(len(table), "i4"))), "column pfn .* int32"),
         (lambda table: with_column(table, "pfn", pa.nulls(len(table), pa.uint64())), "column pfn has nulls"),
         (lambda table: with_column(table, "pfn", pa.array(["x"] * len(table))), "column pfn .* string"),
+        (lambda table: with_value(table, "time", -1), "column time has -1"),
+        (lambda table: with_value(table, "time", 2**63 // 1000), "column time has 9223372036854775"),
+        (lambda table: with_value(table, "nanoseconds", 1000), "column nanoseconds has 1000"),
+        (lambda table: with_value(table, "pfn", 2**52), "column pfn has 4503599627370496"),
+        (lambda table: with_value(table, "order", 64), "column order has 64"),
+        (lambda table: with_value(table, "order", -2), "column order has -2"),
+        (lambda table: with_value(table, "fallback_order", 127), "column fallback_order has 127"),
+        (lambda table: with_value(table, "migratetype", -5), "column migratetype has -5"),
+        (lambda table: with_value(table, "fallback_migratetype", -128), "column fallback_migratetype has -128"),
+        (lambda table: with_value(table, "pid", -2), "column pid has -2"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": "x"'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": -7'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": [1]'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"entries_written": "x"'), "damaged: its metadata"),
         (lambda table: table.replace_schema_metadata({}), "pagehint has not written it"),
         (lambda table: table.replace_schema_metadata({KEY: b"{"}), "damaged: its metadata"),
         (
