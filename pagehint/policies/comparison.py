@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pagehint._core import PageAllocator
 from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Decisions, Rule
-from pagehint.policies.recording import Recording
+from pagehint.policies.recording import Recording, time_of_mark
 from pagehint.policies.reports import granules_of
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
@@ -268,8 +268,8 @@ def recording_of(
 
     Without `begin` that is where the recording says that the balloon was loaded; else its beginning.
     """
-    if begin is None and any(BEGIN in mark for mark in operations.marks):
-        begin = BEGIN
+    if begin is None:
+        begin = time_of_mark(operations, BEGIN)
     if before is None:
         return Recording.of(operations, _free_before(operations), begin=begin, **options)
     return Recording.of_snapshot(operations, before, begin=begin, **options)

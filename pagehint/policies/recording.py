@@ -282,15 +282,25 @@ class Recording:
             raise PageHintError(f"{folder} holds no recording that Recording.save has written: {error}") from error
 
 
+def time_of_mark(operations: Operations | NDArray[np.void], text: str) -> int | None:
+    """Return the time of the first mark, of those among the operations, with this in its text; None without one."""
+    if not isinstance(operations, Operations):
+        return None
+    for row in operations.table[operations.table["op"] == Operation.MARK]:
+        if int(row["pfn"]) < len(operations.marks) and text in operations.marks[int(row["pfn"])]:
+            return int(row["time"])
+    return None
+
+
 def begin_of(operations: Operations | NDArray[np.void], begin: int | str | None) -> int:
     """Return a time given as such, by a mark, or not at all."""
     table = operations.table if isinstance(operations, Operations) else operations
     if isinstance(begin, str):
-        texts = operations.marks if isinstance(operations, Operations) else []
-        for row in table[table["op"] == Operation.MARK]:
-            if int(row["pfn"]) < len(texts) and begin in texts[int(row["pfn"])]:
-                return int(row["time"])
-        raise ValueError(f"no mark of the recording has {begin!r} in its text: {', '.join(texts) or 'it has none'}")
+        time = time_of_mark(operations, begin)
+        if time is None:
+            texts = operations.marks if isinstance(operations, Operations) else []
+            raise ValueError(f"no mark of the recording has {begin!r} in its text: {', '.join(texts) or 'it has none'}")
+        return time
     if begin is not None:
         return int(begin)
     return int(table["time"][0]) if len(table) else 0

@@ -128,6 +128,24 @@ def test_granules_are_huge_pages_whatever_larger_blocks_were_reported(whole):
     assert replay(reporting(9), "recorded", granule_order=8).recording.granule_order == 8
 
 
+def test_a_balloon_that_was_loaded_before_the_recording_began_ended_the_replay(trace):
+    """Its mark lies outside of what is replayed: policies are on from the beginning then."""
+    balloon = next(number for number, mark in enumerate(trace.marks) if "load balloon" in mark)
+    events = trace.events
+    early = events[(events["event"] != Event.MARK) | (events["value"] != balloon)]
+    assert len(early) == len(events) - 1
+    found = replay(dataclasses.replace(trace, events=early), "age:1s")
+    assert found.recording.begin == events["time"][0]
+    with pytest.raises(ValueError, match="no mark of the recording has 'load balloon'"):
+        replay(dataclasses.replace(trace, events=early), "age:1s", begin="load balloon")
+
+
+def test_recorded_blocks_that_are_smaller_than_a_granule_are_left_out():
+    found = replay(reporting(5), "recorded", granule_order=9)
+    assert found.scores[0].reported == 512 * 4096
+    assert found.decisions["recorded"].counts == {"not_free": 0, "smaller": 1}
+
+
 def test_what_is_lost_was_not_said_beside_the_figures(trace, whole):
     """The figures of a recording with lost events, a cut end and times that go back look like any others."""
     assert whole.problems == ()
