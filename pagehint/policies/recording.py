@@ -35,8 +35,15 @@ LISTED_DTYPE = np.dtype([("pfn", "<u8"), ("order", "<u4"), ("migratetype", "<u4"
 CHANGE_DTYPE = np.dtype([("time", "<i8"), ("pfn", "<u8"), ("position", "<u4"), ("whole", "u1"), ("unused", "u1", 3)])
 """The dtype of a change of a granule: at `time` it became whole, or was broken; `position` operations had happened."""
 
-ARRAYS = ("operations", "free", "zones", "blocks", "types", "resident")
-NUMBERS = ("name", "begin", "granule_order", "max_order", "pageblock_order", "isolate_type", "page_size")
+ARRAYS = {
+    "operations": OPERATION_DTYPE,
+    "free": np.dtype(bool),
+    "zones": ZONE_DTYPE,
+    "blocks": LISTED_DTYPE,
+    "types": np.dtype(np.uint8),
+    "resident": np.dtype(bool),
+}
+NUMBERS = ("begin", "granule_order", "max_order", "pageblock_order", "isolate_type", "page_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +141,8 @@ class Recording:
         if granule_order is None:
             isolated = table["order"][table["op"] == Operation.ISOLATE]
             granule_order = int(isolated.min(initial=pageblock_order))
-        check_order(granule_order)
-        if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
-            raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"
-                             " block: out of range")  # fmt: skip
-        if resident is not None and len(resident) != len(free):
-            raise BadPageError(f"{len(resident)} pages are said to be resident or not, but {len(free)} free or not")
+        _check_orders(granule_order, pageblock_order, max_order)
+        _check_resident(resident, free)
         if zones is None:
             zones = np.array([(0, max(len(free), 1), len(free), 0, 0)], ZONE_DTYPE)
         if types is None:
@@ -258,7 +261,7 @@ class Recording:
         for name in ARRAYS:
             if getattr(self, name) is not None:
                 np.save(folder / f"{name}.npy", getattr(self, name))
-        numbers = {name: getattr(self, name) for name in NUMBERS}
+        numbers = {name: getattr(self, name) for name in ("name", *NUMBERS)}
         (folder / "recording.json").write_text(json.dumps(numbers))
 
     @classmethod
@@ -272,14 +275,47 @@ class Recording:
         """
         folder = Path(folder)
         try:
-            numbers = json.loads((folder / "recording.json").read_text())
-            arrays: dict[str, Any] = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
-                for name in ARRAYS
-            }
-            return cls(**arrays, **{name: numbers[name] for name in NUMBERS})
-        except (OSError, ValueError, KeyError) as error:
+            return cls(**_saved_arrays(folder), **_saved_numbers(folder))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise PageHintError(f"{folder} holds no recording that Recording.save has written: {error}") from error
+
+
+def _saved_arrays(folder: Path) -> dict[str, Any]:
+    """Map the arrays of a folder; a ValueError if they are not those of a recording."""
+    arrays: dict[str, Any] = {}
+    for name, dtype in ARRAYS.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = None if name == "resident" and not path.exists() else np.load(path, mmap_mode="r")
+        if arrays[name] is not None and (arrays[name].dtype != dtype or arrays[name].ndim != 1):
+            raise ValueError(f"{name} is {arrays[name].ndim}-dimensional of {arrays[name].dtype}")
+    _check_resident(arrays["resident"], arrays["free"])
+    return arrays
+
+
+def _saved_numbers(folder: Path) -> dict[str, Any]:
+    """Read the numbers of a folder; a ValueError if they cannot be those of a recording."""
+    saved = json.loads((folder / "recording.json").read_text())
+    numbers = {name: saved[name] for name in ("name", *NUMBERS)}
+    for name in NUMBERS:
+        if type(numbers[name]) is not int or not -(2**63) <= numbers[name] < 2**63:
+            raise ValueError(f"{name} is {numbers[name]!r:.40}")
+    if not isinstance(numbers["name"], str) or numbers["page_size"] <= 0:
+        raise ValueError(f"its name is {numbers['name']!r:.40}, its page_size {numbers['page_size']}")
+    _check_orders(numbers["granule_order"], numbers["pageblock_order"], numbers["max_order"])
+    return numbers
+
+
+def _check_orders(granule_order: int, pageblock_order: int, max_order: int) -> None:
+    """Raise a ValueError for orders that no kernel has together."""
+    check_order(granule_order)
+    if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
+        raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"
+                         " block: out of range")  # fmt: skip
+
+
+def _check_resident(resident: NDArray[np.bool_] | None, free: NDArray[np.bool_]) -> None:
+    if resident is not None and len(resident) != len(free):
+        raise BadPageError(f"{len(resident)} pages are said to be resident or not, but {len(free)} free or not")
 
 
 def time_of_mark(operations: Operations | NDArray[np.void], text: str) -> int | None:
