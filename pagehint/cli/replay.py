@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pagehint.cli.command import Command
 from pagehint.cli.pictures import check_writable, plottable
-from pagehint.cli.steps import steps_bar
 from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
 from pagehint.policies.names import BUILT_IN, policy_of
+from pagehint.replaying.progress import steps_bar
 from pagehint.traces.events import Event
 from pagehint.traces.folder import read_recording
 from pagehint.traces.views.view import VIEWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from pagehint.policies.recording import Recording, time_of_mark
 from pagehint.policies.reports import granules_of
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
+from pagehint.replaying.progress import Step, steps_bar
 from pagehint.replaying.replayed import Replayed
 from pagehint.sizes import format_size
 from pagehint.traces.operations import Operation, Operations
@@ -180,7 +181,7 @@ def replay(
     resident: bool = False,
     name: str = "recording",
     break_evens: Iterable[float] = BREAK_EVENS,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Step | Literal[True] | None = None,
     **options: Any,
 ) -> Comparison:
     """Replay a recording page by page, and say what each policy would have returned, how soon, and at what cost.
@@ -206,9 +207,9 @@ def replay(
         Of the recording, for people.
     break_evens : iterable of float
         Ages in seconds, for costs.
-    progress : callable, optional
+    progress : callable, or True, optional
         Called before each step with what it is, "operations", a policy or "allocator", how many are done, and of how
-        many. What it raises ends the replay.
+        many. What it raises ends the replay. True: a bar on standard error, if that is a terminal.
     **options
         As `Recording.of` has them, such as `granule_order`.
 
@@ -231,21 +232,24 @@ def replay(
     Placement is the kernel's own, whatever a policy does: the recording is an open loop. O(operations) for each policy.
     """
     _check(trace, before, after, begin, name)
+    if progress is not None and progress is not True and not callable(progress):
+        raise TypeError(f"progress must be callable, True or None, not {type(progress).__name__}")
     ages, resident = _ages(break_evens), bool(resident)
     rules = _rules(policies)
-    tell = progress or (lambda step, done, total: None)
-    tell("operations", 0, len(rules) + 2)
-    operations = operations_of(trace, "all" if events is None else events, before, after)
-    if before is not None and not resident:
-        options["resident"] = None
-    recording = recording_of(operations, before, begin=begin, name=name, **options)
-    decisions, scores = {}, []
-    for done, (called, rule) in enumerate(rules.items(), 1):
-        tell(called, done, len(rules) + 2)
-        decisions[called] = rule.decide(recording)
-        scores.append(score(recording, decisions[called], called, break_evens=ages))
-    tell("allocator", len(rules) + 1, len(rules) + 2)
-    replayed, wrong = _on_an_allocator(operations, before, after)
+    with steps_bar(progress is True) as bar:
+        tell = progress if callable(progress) else bar
+        tell("operations", 0, len(rules) + 2)
+        operations = operations_of(trace, "all" if events is None else events, before, after)
+        if before is not None and not resident:
+            options["resident"] = None
+        recording = recording_of(operations, before, begin=begin, name=name, **options)
+        decisions, scores = {}, []
+        for done, (called, rule) in enumerate(rules.items(), 1):
+            tell(called, done, len(rules) + 2)
+            decisions[called] = rule.decide(recording)
+            scores.append(score(recording, decisions[called], called, break_evens=ages))
+        tell("allocator", len(rules) + 1, len(rules) + 2)
+        replayed, wrong = _on_an_allocator(operations, before, after)
     return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording), flaws_of(trace))
 
 

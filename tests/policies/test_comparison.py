@@ -46,6 +46,18 @@ def test_break_even_ages_were_used_up_by_the_first_policy(trace):
     assert [list(score.cost) for score in found.scores] == [[0.5], [0.5]]
 
 
+def test_progress_is_told_and_may_end_it(trace, capfd):
+    told = []
+    replay(trace, ["age:300ms", "delay"], progress=lambda *step: told.append(step))
+    assert told == [("operations", 0, 4), ("age:300ms", 1, 4), ("delay", 2, 4), ("allocator", 3, 4)]
+    with pytest.raises(ZeroDivisionError):
+        replay(trace, "age:300ms", progress=lambda step, done, total: 1 / done)
+    replay(trace, "age:300ms", progress=True)  # no terminal, no bar
+    assert capfd.readouterr().err == ""
+    with pytest.raises(TypeError, match="progress must be callable, True or None, not int"):
+        replay(trace, "age:300ms", progress=1)
+
+
 def test_a_recording_without_snapshots(trace, whole):
     """What is not known is said, and the figures are near those of the whole recording."""
     alone = replay(trace, ["age:300ms"])
