@@ -16,6 +16,7 @@ Whatever is in these files is a stranger's. Nothing is allocated by what a file 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import mmap
@@ -343,6 +344,13 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
     place = Path(path)
     if place.suffix != ".npz":
         raise ValueError(f"{place}: the name of a snapshot's file ends in .npz")
+    data = snapshot_bytes(snapshot)
+    with place.open("wb") as file:
+        file.write(data)
+
+
+def snapshot_bytes(snapshot: Snapshot) -> bytes:
+    """Return what `write_snapshot` writes, such as for `Trace.snapshots`."""
     head = {
         "format": "pagehint snapshot",
         "version": VERSION,
@@ -356,12 +364,18 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
         "zones": [zone._asdict() for zone in snapshot.zones],
     }
     text = np.frombuffer(json.dumps(head).encode(), np.uint8)
-    with place.open("wb") as file:
-        np.savez_compressed(file, head=text, allow_pickle=False, **snapshot.arrays())
+    file = io.BytesIO()
+    np.savez_compressed(file, head=text, allow_pickle=False, **snapshot.arrays())
+    return file.getvalue()
 
 
-def _read_own(path: Path) -> Snapshot:
-    arrays = read_npz(path, {"head": (np.uint8, 1), **ARRAYS})
+def snapshot_of(data: bytes, name: str) -> Snapshot:
+    """Return the snapshot of such bytes; `name` is what they are called in the message of a SnapshotError."""
+    return _read_own(Path(name), data)
+
+
+def _read_own(path: Path, data: bytes | None = None) -> Snapshot:
+    arrays = read_npz(path, {"head": (np.uint8, 1), **ARRAYS}, data)
     if "head" not in arrays:
         raise SnapshotError(
             f"{path}: no snapshot that pagehint has written; of a recording name the folder, before/ or after/"
