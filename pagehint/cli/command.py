@@ -10,8 +10,8 @@ class Command(Protocol):
     """A command: `pagehint NAME`. It is one file of this room, and one line in `commands.py`.
 
     The main program makes its parser, and calls `arguments` for each command, then `check` and `run` for the one that
-    was chosen. Ctrl-C and errors are the main program's: a PageHintError or OSError, in `check` or `run`, is printed as
-    one line, and the exit status is 1.
+    was chosen. Ctrl-C and errors are the main program's: a PageHintError, OSError or MemoryError, in `check` or `run`,
+    is printed as one line, and the exit status is 1.
 
     Every command's file is imported at each start, so that whatever an extra installs is imported in the methods.
 

@@ -86,3 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PageHintError, OSError) as error:
         print(f"pagehint: error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"pagehint: error: not enough memory: {error}", file=sys.stderr)
+        return 1

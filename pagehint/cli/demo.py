@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from pagehint.arena.base import HUGE_PAGE
 from pagehint.cli.arguments import memory_size, seconds
 from pagehint.cli.command import Command
-from pagehint.cli.pictures import plottable
+from pagehint.cli.pictures import check_writable, plottable
 from pagehint.demo.outcome import Outcome
 from pagehint.demo.processes import run_both
 from pagehint.demo.workload import MIB
@@ -97,8 +96,7 @@ def _check_plot(parser: argparse.ArgumentParser, path: Path) -> None:
     require("matplotlib", "--plot", "demo")
     if not plottable(path):
         parser.error(f"--plot {path}: not an ending that pictures have, such as .png")
-    if not os.access(path.parent, os.W_OK) or path.is_dir():
-        parser.error(f"--plot {path}: cannot be written")
+    check_writable(parser, "--plot", path)
 
 
 def _run_with_table(args: argparse.Namespace, advice: str) -> Outcome:

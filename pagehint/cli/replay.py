@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 from pagehint.cli.command import Command
-from pagehint.cli.pictures import plottable
+from pagehint.cli.pictures import check_writable, plottable
 from pagehint.errors import PageHintError
 from pagehint.extras import require
 from pagehint.policies.comparison import replay
 from pagehint.policies.names import BUILT_IN, policy_of
+from pagehint.replaying.progress import steps_bar
 from pagehint.traces.events import Event
 from pagehint.traces.folder import read_recording
 from pagehint.traces.views.view import VIEWS
@@ -70,26 +71,32 @@ class Replay(Command):
                 parser.error(str(error))
         if args.html or args.plot:
             require("matplotlib", "a picture", "demo")
+        for option, path in (("--html", args.html), ("--plot", args.plot)):
+            if path:
+                check_writable(parser, option, path)
         if args.plot and not plottable(args.plot):
             parser.error(f"--plot: no picture can be written as {args.plot.suffix or 'a file without an ending'}")
 
     def run(self, args: argparse.Namespace) -> int:
         """Compare, and print or write. The exit status is 0."""
-        trace, before, after = read_recording(args.trace, args.snapshot, args.after)
-        known = [name for name in DEFAULT if name != "recorded" or Event.PUTBACK in trace.counts]
-        try:
-            found = replay(
-                trace,
-                args.policy or known,
-                before=before,
-                after=after,
-                events=args.events,
-                begin=args.begin,
-                resident=args.resident,
-                name=args.trace.resolve().name,
-            )
-        except ValueError as error:  # a mark that the recording does not have
-            raise PageHintError(str(error)) from None
+        with steps_bar(not args.json) as step:
+            step("recording", 0, 0)
+            trace, before, after = read_recording(args.trace, args.snapshot, args.after)
+            known = [name for name in DEFAULT if name != "recorded" or Event.PUTBACK in trace.counts]
+            try:
+                found = replay(
+                    trace,
+                    args.policy or known,
+                    before=before,
+                    after=after,
+                    events=args.events,
+                    begin=args.begin,
+                    resident=args.resident,
+                    name=args.trace.resolve().name,
+                    progress=step,
+                )
+            except ValueError as error:  # a mark that the recording does not have
+                raise PageHintError(str(error)) from None
         if args.html or args.plot:
             from pagehint.policies.plots import plot_comparison, write_page
 

@@ -13,6 +13,7 @@ from pagehint.sizes import format_size
 from pagehint.traces.files import convert
 from pagehint.traces.folder import read_recording, recording_files
 from pagehint.traces.record import TOOLS, record, script
+from pagehint.traces.snapshots.files import read_snapshot, snapshot_bytes
 from pagehint.traces.views.checking import check
 
 _DESCRIPTION = """\
@@ -29,7 +30,7 @@ examples:
 _VERBS = {
     "record": "print the commands that record this machine, or run them",
     "check": "say what is lost, missing or contradictory, and how far to believe a replay",
-    "convert": "write a recording as Parquet",
+    "convert": "write a recording as Parquet, with the states of its folder",
 }
 
 
@@ -93,8 +94,13 @@ class Traces(Command):
         return 0 if found.ok else 1
 
     def _convert(self, args: argparse.Namespace) -> int:
-        source = recording_files(args.trace).trace
-        convert(source, args.parquet)
+        source, *places = recording_files(args.trace)
+        states = {
+            name: snapshot_bytes(read_snapshot(place))
+            for name, place in zip(("before", "after"), places, strict=True)
+            if place is not None
+        }
+        convert(source, args.parquet, snapshots=states or None)
         sizes = [format_size(each.stat().st_size) for each in (source, args.parquet)]
         print(f"{source}, {sizes[0]}: {args.parquet}, {sizes[1]}")
         return 0

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from pagehint._core import PageAllocator
 from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Decisions, Rule
-from pagehint.policies.recording import Recording
+from pagehint.policies.recording import Recording, time_of_mark
 from pagehint.policies.reports import granules_of
 from pagehint.policies.scores import BREAK_EVENS, Difference, Floor, Score, compare, floor_of, score
 from pagehint.policies.table import as_html, as_text
+from pagehint.replaying.progress import Step, steps_bar
 from pagehint.replaying.replayed import Replayed
+from pagehint.sizes import format_size
 from pagehint.traces.operations import Operation, Operations
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
+from pagehint.traces.views.checking import flaws_of
 from pagehint.traces.views.view import operations_of
 
 MIB = 1 << 20
@@ -50,6 +53,8 @@ class Comparison:
         What each policy reported, and when.
     floor : Floor
         What no policy can have returned.
+    problems : tuple of str
+        What of the recording is lost, cut or out of order, by which every figure may be wrong: `flaws_of`.
     """
 
     recording: Recording
@@ -59,6 +64,7 @@ class Comparison:
     scores: list[Score]
     decisions: Mapping[str, Decisions]
     floor: Floor
+    problems: tuple[str, ...] = ()
 
     @cached_property
     def predicted(self) -> Difference | None:
@@ -88,6 +94,7 @@ class Comparison:
                 self.replayed.wrong_pages_at_reports if self.replayed else self.operations.reports.wrong_pages
             ),
             "contradictions": dict(self.contradictions),
+            "problems": list(self.problems),
             "optimum": _by_age(self.scores[0].optimum) if self.scores else {},
             "floor": {
                 "fragmented_gib_s": self.floor.fragmented,
@@ -106,8 +113,10 @@ class Comparison:
         managed = max(operations.managed_pages, 1)
         lines = [
             f"{recording.name}: {len(operations):,} operations by view {operations.view!r}, "
-            f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s"
+            f"{operations.managed_pages * recording.page_size / MIB:,.0f} MiB, {seconds:.1f} s,"
+            f" granules of {format_size(recording.page_size << recording.granule_order)}"
         ]
+        lines += [f"problem: {each}" for each in self.problems]
         if self.wrong_pages_end is None:
             lines.append("wrong pages at the end: not known, without a snapshot of it")
         else:
@@ -172,6 +181,7 @@ def replay(
     resident: bool = False,
     name: str = "recording",
     break_evens: Iterable[float] = BREAK_EVENS,
+    progress: Step | Literal[True] | None = None,
     **options: Any,
 ) -> Comparison:
     """Replay a recording page by page, and say what each policy would have returned, how soon, and at what cost.
@@ -197,6 +207,9 @@ def replay(
         Of the recording, for people.
     break_evens : iterable of float
         Ages in seconds, for costs.
+    progress : callable, or True, optional
+        Called before each step with what it is, "operations", a policy or "allocator", how many are done, and of how
+        many. What it raises ends the replay. True: a bar on standard error, if that is a terminal.
     **options
         As `Recording.of` has them, such as `granule_order`.
 
@@ -219,17 +232,29 @@ def replay(
     Placement is the kernel's own, whatever a policy does: the recording is an open loop. O(operations) for each policy.
     """
     _check(trace, before, after, begin, name)
+    if progress is not None and progress is not True and not callable(progress):
+        raise TypeError(f"progress must be callable, True or None, not {type(progress).__name__}")
     ages, resident = _ages(break_evens), bool(resident)
-    operations = operations_of(trace, "all" if events is None else events, before, after)
-    if begin is None and any(BEGIN in mark for mark in operations.marks):
-        begin = BEGIN
-    options |= {"name": name, "begin": begin}
-    if before is None:
-        recording = Recording.of(operations, _free_before(operations), **options)
-    else:
-        if not resident:
+    rules = _rules(policies)
+    with steps_bar(progress is True) as bar:
+        tell = progress if callable(progress) else bar
+        tell("operations", 0, len(rules) + 2)
+        operations = operations_of(trace, "all" if events is None else events, before, after)
+        if before is not None and not resident:
             options["resident"] = None
-        recording = Recording.of_snapshot(operations, before, **options)
+        recording = recording_of(operations, before, begin=begin, name=name, **options)
+        decisions, scores = {}, []
+        for done, (called, rule) in enumerate(rules.items(), 1):
+            tell(called, done, len(rules) + 2)
+            decisions[called] = rule.decide(recording)
+            scores.append(score(recording, decisions[called], called, break_evens=ages))
+        tell("allocator", len(rules) + 1, len(rules) + 2)
+        replayed, wrong = _on_an_allocator(operations, before, after)
+    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording), flaws_of(trace))
+
+
+def _rules(policies: str | Rule | Iterable[str | Rule]) -> dict[str, Rule]:
+    """Return policies by what they are asked for as; raise a ValueError if two have one name."""
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         policies = [policies]
     asked = [(each, rule_of(each)) for each in policies]
@@ -237,10 +262,21 @@ def replay(
     rules = dict(named)
     if len(rules) < len(named):
         raise ValueError(f"policies need names of their own, not {', '.join(sorted(name for name, _ in named))}")
-    decisions = {called: rule.decide(recording) for called, rule in rules.items()}
-    scores = [score(recording, made, called, break_evens=ages) for called, made in decisions.items()]
-    replayed, wrong = _on_an_allocator(operations, before, after)
-    return Comparison(recording, operations, replayed, wrong, scores, decisions, floor_of(recording))
+    return rules
+
+
+def recording_of(
+    operations: Operations, before: Snapshot | None, *, begin: int | str | None = None, **options: Any
+) -> Recording:
+    """Return what policies are run on: with a snapshot of the beginning, or with what the operations need it to be.
+
+    Without `begin` that is where the recording says that the balloon was loaded; else its beginning.
+    """
+    if begin is None:
+        begin = time_of_mark(operations, BEGIN)
+    if before is None:
+        return Recording.of(operations, _free_before(operations), begin=begin, **options)
+    return Recording.of_snapshot(operations, before, begin=begin, **options)
 
 
 def _check(trace: object, before: object, after: object, begin: object, name: object) -> None:

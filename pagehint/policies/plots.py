@@ -125,7 +125,7 @@ def _draw_pareto(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_by_address(figure: Figure, axes: Axes, recording: Recording) -> None:
-    table, seconds = recording.intervals.table, (recording.end - recording.begin) / SECOND
+    table, seconds = recording.intervals.table, max(recording.end - recording.begin, 1) / SECOND
     granules = max(len(recording.free) >> recording.granule_order, 1)
     per_row = -(-granules // HEAT_BINS)
     rows = (table["pfn"] >> np.uint64(recording.granule_order)).astype(np.int64) // per_row

@@ -35,8 +35,15 @@ LISTED_DTYPE = np.dtype([("pfn", "<u8"), ("order", "<u4"), ("migratetype", "<u4"
 CHANGE_DTYPE = np.dtype([("time", "<i8"), ("pfn", "<u8"), ("position", "<u4"), ("whole", "u1"), ("unused", "u1", 3)])
 """The dtype of a change of a granule: at `time` it became whole, or was broken; `position` operations had happened."""
 
-ARRAYS = ("operations", "free", "zones", "blocks", "types", "resident")
-NUMBERS = ("name", "begin", "granule_order", "max_order", "pageblock_order", "isolate_type", "page_size")
+ARRAYS = {
+    "operations": OPERATION_DTYPE,
+    "free": np.dtype(bool),
+    "zones": ZONE_DTYPE,
+    "blocks": LISTED_DTYPE,
+    "types": np.dtype(np.uint8),
+    "resident": np.dtype(bool),
+}
+NUMBERS = ("begin", "granule_order", "max_order", "pageblock_order", "isolate_type", "page_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +102,7 @@ class Recording:
         resident: NDArray[np.bool_] | None = None,
         name: str = "recording",
         begin: int | str | None = None,
-        granule_order: int = 9,
+        granule_order: int | None = None,
         max_order: int = 10,
         pageblock_order: int = 9,
         isolate_type: int = 4,
@@ -105,8 +112,11 @@ class Recording:
 
         Parameters
         ----------
-        operations, free, resident, name, granule_order, max_order, pageblock_order, isolate_type, page_size
+        operations, free, resident, name, max_order, pageblock_order, isolate_type, page_size
             As the attributes.
+        granule_order : int, optional
+            By default that of a pageblock, as Linux reports these and more, or the least that the recorded kernel has
+            reported, if that is less: its `page_reporting_order` was set so.
         zones : ndarray of `ZONE_DTYPE`, optional
             By default one, of all pages, with watermarks of zero.
         blocks : ndarray of `LISTED_DTYPE`, optional
@@ -128,12 +138,11 @@ class Recording:
         table = operations.table if isinstance(operations, Operations) else operations
         if table.dtype != OPERATION_DTYPE or table.ndim != 1:
             raise TypeError(f"operations must be one-dimensional and of OPERATION_DTYPE, not {table.dtype}")
-        check_order(granule_order)
-        if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
-            raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"
-                             " block: out of range")  # fmt: skip
-        if resident is not None and len(resident) != len(free):
-            raise BadPageError(f"{len(resident)} pages are said to be resident or not, but {len(free)} free or not")
+        if granule_order is None:
+            isolated = table["order"][table["op"] == Operation.ISOLATE]
+            granule_order = int(isolated.min(initial=pageblock_order))
+        _check_orders(granule_order, pageblock_order, max_order)
+        _check_resident(resident, free)
         if zones is None:
             zones = np.array([(0, max(len(free), 1), len(free), 0, 0)], ZONE_DTYPE)
         if types is None:
@@ -252,7 +261,7 @@ class Recording:
         for name in ARRAYS:
             if getattr(self, name) is not None:
                 np.save(folder / f"{name}.npy", getattr(self, name))
-        numbers = {name: getattr(self, name) for name in NUMBERS}
+        numbers = {name: getattr(self, name) for name in ("name", *NUMBERS)}
         (folder / "recording.json").write_text(json.dumps(numbers))
 
     @classmethod
@@ -266,25 +275,68 @@ class Recording:
         """
         folder = Path(folder)
         try:
-            numbers = json.loads((folder / "recording.json").read_text())
-            arrays: dict[str, Any] = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
-                for name in ARRAYS
-            }
-            return cls(**arrays, **{name: numbers[name] for name in NUMBERS})
-        except (OSError, ValueError, KeyError) as error:
+            return cls(**_saved_arrays(folder), **_saved_numbers(folder))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise PageHintError(f"{folder} holds no recording that Recording.save has written: {error}") from error
+
+
+def _saved_arrays(folder: Path) -> dict[str, Any]:
+    """Map the arrays of a folder; a ValueError if they are not those of a recording."""
+    arrays: dict[str, Any] = {}
+    for name, dtype in ARRAYS.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = None if name == "resident" and not path.exists() else np.load(path, mmap_mode="r")
+        if arrays[name] is not None and (arrays[name].dtype != dtype or arrays[name].ndim != 1):
+            raise ValueError(f"{name} is {arrays[name].ndim}-dimensional of {arrays[name].dtype}")
+    _check_resident(arrays["resident"], arrays["free"])
+    return arrays
+
+
+def _saved_numbers(folder: Path) -> dict[str, Any]:
+    """Read the numbers of a folder; a ValueError if they cannot be those of a recording."""
+    saved = json.loads((folder / "recording.json").read_text())
+    numbers = {name: saved[name] for name in ("name", *NUMBERS)}
+    for name in NUMBERS:
+        if type(numbers[name]) is not int or not -(2**63) <= numbers[name] < 2**63:
+            raise ValueError(f"{name} is {numbers[name]!r:.40}")
+    if not isinstance(numbers["name"], str) or numbers["page_size"] <= 0:
+        raise ValueError(f"its name is {numbers['name']!r:.40}, its page_size {numbers['page_size']}")
+    _check_orders(numbers["granule_order"], numbers["pageblock_order"], numbers["max_order"])
+    return numbers
+
+
+def _check_orders(granule_order: int, pageblock_order: int, max_order: int) -> None:
+    """Raise a ValueError for orders that no kernel has together."""
+    check_order(granule_order)
+    if not granule_order <= max_order < granule_order + 12 or not 0 <= pageblock_order <= max_order:
+        raise ValueError(f"orders {granule_order}, {pageblock_order}, {max_order} of granule, pageblock, largest"
+                         " block: out of range")  # fmt: skip
+
+
+def _check_resident(resident: NDArray[np.bool_] | None, free: NDArray[np.bool_]) -> None:
+    if resident is not None and len(resident) != len(free):
+        raise BadPageError(f"{len(resident)} pages are said to be resident or not, but {len(free)} free or not")
+
+
+def time_of_mark(operations: Operations | NDArray[np.void], text: str) -> int | None:
+    """Return the time of the first mark, of those among the operations, with this in its text; None without one."""
+    if not isinstance(operations, Operations):
+        return None
+    for row in operations.table[operations.table["op"] == Operation.MARK]:
+        if int(row["pfn"]) < len(operations.marks) and text in operations.marks[int(row["pfn"])]:
+            return int(row["time"])
+    return None
 
 
 def begin_of(operations: Operations | NDArray[np.void], begin: int | str | None) -> int:
     """Return a time given as such, by a mark, or not at all."""
     table = operations.table if isinstance(operations, Operations) else operations
     if isinstance(begin, str):
-        texts = operations.marks if isinstance(operations, Operations) else []
-        for row in table[table["op"] == Operation.MARK]:
-            if int(row["pfn"]) < len(texts) and begin in texts[int(row["pfn"])]:
-                return int(row["time"])
-        raise ValueError(f"no mark of the recording has {begin!r} in its text: {', '.join(texts) or 'it has none'}")
+        time = time_of_mark(operations, begin)
+        if time is None:
+            texts = operations.marks if isinstance(operations, Operations) else []
+            raise ValueError(f"no mark of the recording has {begin!r} in its text: {', '.join(texts) or 'it has none'}")
+        return time
     if begin is not None:
         return int(begin)
     return int(table["time"][0]) if len(table) else 0

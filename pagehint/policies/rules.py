@@ -172,6 +172,8 @@ class Recorded:
     def decide(self, recording: Recording) -> Decisions:
         """Say what it reported since the beginning, but for what a weaker view takes for memory in use.
 
+        Blocks that are less than a granule are left out, too, and counted.
+
         Raises
         ------
         PageHintError
@@ -184,8 +186,10 @@ class Recorded:
             )
         reports = recorded_reports(recording.operations)
         reports = reports[reports["position"] > recording.begin_position]
+        smaller = reports["order"] < recording.granule_order
+        reports = reports[~smaller]
         free = of_free_memory(recording.intervals, reports)
-        return Decisions(reports[free], {"not_free": int((~free).sum())})
+        return Decisions(reports[free], {"not_free": int((~free).sum()), "smaller": int(smaller.sum())})
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pagehint.policies.report_buffer cimport ReportBuffer
 from pagehint.policies.series_2019 cimport MOST_BATCH, Series2019, freed
 from pagehint.policies.threshold_engine cimport Threshold, delay_is_over, evaluate, forget_leaf, hint_leaf
 from pagehint.traces.intervals.free_pages cimport bits_set, count_granules, is_block
+from pagehint.traces.events cimport NO_TYPE
 from pagehint.traces.operations cimport OPERATION_GIVE, OPERATION_SET_TYPE, OPERATION_TAKE, OperationRow
 
 from pagehint.errors import BadPageError
@@ -171,21 +172,23 @@ cdef class Lists:
     cdef inline Change follow(self, uint32_t position, uint64_t *leaf, int *order) noexcept nogil:
         """Do what an operation says. GIVEN: a block begins at `leaf` now, unless `order` is NOT_LISTED."""
         cdef const OperationRow *row = &self.table[position]
+        cdef int migratetype = row.migratetype if row.migratetype < NR_TYPES else NO_TYPE     # the pages move all the same
         cdef uint64_t pfn
         if row.op == OPERATION_TAKE or row.op == OPERATION_GIVE or row.op == OPERATION_SET_TYPE:
-            if not is_block(&self.b.free, row.pfn, row.order) or row.migratetype >= NR_TYPES:
+            self.b.doubtful += migratetype != row.migratetype
+            if not is_block(&self.b.free, row.pfn, row.order):
                 self.b.doubtful += 1
             elif row.op == OPERATION_TAKE:
-                take_pages(&self.b, row.pfn, row.order, row.migratetype)
+                take_pages(&self.b, row.pfn, row.order, migratetype)
                 return TAKEN
             elif row.op == OPERATION_GIVE:
                 pfn = row.pfn
                 while pfn < row.pfn + (<uint64_t>1 << row.order):       # no list has more than the largest order
-                    leaf[0] = give_pages(&self.b, pfn, min(<int>row.order, self.b.max_order), order, row.migratetype)
+                    leaf[0] = give_pages(&self.b, pfn, min(<int>row.order, self.b.max_order), order, migratetype)
                     pfn += <uint64_t>1 << min(<int>row.order, self.b.max_order)
                 return GIVEN
-            elif row.migratetype >= 0:
-                set_type(&self.b, row.pfn, row.order, row.migratetype)
+            elif migratetype >= 0:
+                set_type(&self.b, row.pfn, row.order, migratetype)
         return NOTHING
 
     cdef void until(self, uint32_t position) noexcept nogil:

@@ -10,14 +10,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from pagehint.errors import PageHintError
 from pagehint.extras import require
+from pagehint.policies.comparison import recording_of
 from pagehint.policies.names import rule_of
 from pagehint.policies.policy import Rule
 from pagehint.policies.recording import ARRAYS, Recording
 from pagehint.policies.scores import evaluate
+from pagehint.traces.folder import read_recording
+from pagehint.traces.views.view import operations_of
+
+SAVED_EVERY = 1.0
+"""Seconds between two writings of the table while a sweep runs."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,11 @@ def sweep(
 
     Parameters
     ----------
-    traces : iterable of Recording, or of folders that `Recording.save` has written
-        A folder is mapped by each process, so its memory is shared. A recording is written to a temporary folder first.
-        With `client` folders must be where its workers find them.
+    traces : iterable of Recording, or of paths
+        What `Recording.save` has written is mapped by each process, so its memory is shared. Anything else is read
+        once, and written to a temporary folder first: a recording in memory, or one as `read_recording` reads it, all
+        that happened in it, from the loading of the balloon on. With `client` the folders, and where this machine has
+        its temporary ones, must be where its workers find them.
     policies : iterable of str, or of policies
         By name, as `policy_of` has it, or objects that can be pickled. No two may have one name.
     output : str or Path
@@ -100,7 +109,8 @@ def sweep(
     PageHintError
         If the extra ``policies`` is not installed, or `output` is no table of a sweep.
     KeyboardInterrupt
-        With Ctrl-C; what was done by then is in `output`, and the next call goes on from there.
+        With Ctrl-C; what was done by then is in `output`, and the next call goes on from there. So it does if the
+        process is killed, but for what was done in the last second.
     """
     output = Path(output)
     needed("pyarrow.parquet")
@@ -115,11 +125,15 @@ def sweep(
             raise ValueError("a recording is given twice")
         rows = read_rows(output)
         left = [task for task in tasks if task.key not in rows]
+        due = 0.0
         try:
             with _bar(len(tasks), len(tasks) - len(left), progress) as done:
                 for row in _on_client(client, left) if client is not None else _in_processes(jobs, left):
                     rows[row["key"]] = row
                     done()
+                    if monotonic() >= due:  # who is killed loses no more than the rows of this time
+                        _write(output, [rows[key] for key in wanted if key in rows])
+                        due = monotonic() + SAVED_EVERY
         finally:
             if rows:
                 _write(output, [rows[key] for key in wanted if key in rows])
@@ -131,15 +145,22 @@ def _tasks(
 ) -> Iterator[Task]:
     """Yield the tasks; recordings that are in no folder get one for as long as the stack lasts."""
     for trace in traces:
-        if isinstance(trace, Recording):
+        folder = None if isinstance(trace, Recording) else Path(trace).absolute()
+        if folder is None or (folder.exists() and not (folder / "recording.json").exists()):
+            recording = trace if isinstance(trace, Recording) else _read(Path(trace))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagehint-sweep-")))
-            trace.save(folder)
-        else:
-            folder = Path(trace).absolute()
+            recording.save(folder)
         content = _digest(folder)
         for rule in rules:
             key = json.dumps([content, rule.name, repr(sorted(options.items()))])
             yield Task(str(folder), content, rule, key, options)
+
+
+def _read(path: Path) -> Recording:
+    """Read a kernel's recording: the folder of one, or a trace alone."""
+    trace, before, after = read_recording(path)
+    resident = {} if before is None else {"resident": None}
+    return recording_of(operations_of(trace, "all", before, after), before, name=path.resolve().name, **resident)
 
 
 def _digest(folder: Path) -> str:

@@ -18,22 +18,36 @@ GiB·s: of keeping granules charged, and of a report each, which counts as much
 as keeping its granule for the age in the heading. "best" knows the future."""
 
 
+def _short(number: float) -> str:
+    """Return a number in six characters, up to a hundred million, with two digits behind the point if it is small."""
+    if number < 100:
+        return f"{number:.2f}"
+    if number < 1000:
+        return f"{number:.1f}"
+    return _count(number)
+
+
+def _count(number: float) -> str:
+    """Return a whole number in six characters, up to a hundred million."""
+    return f"{number:,.0f}" if number < 99_999.5 else f"{number / 1000:,.0f}k"
+
+
 def _rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
     ages = list(scores[0].cost) if scores else []
     for score in scores:
         yield (
             score.policy,
-            f"{score.reported / MIB:,.0f}",
-            f"{score.again / MIB:,.0f}",
-            *(f"{size / MIB:,.0f}" for size in score.reused.values()),
-            f"{score.free_charged:.2f}",
-            f"{score.free_charged_whole:.2f}",
-            *(f"{score.cost[age]:.2f}" for age in ages),
+            _count(score.reported / MIB),
+            _count(score.again / MIB),
+            *(_count(size / MIB) for size in score.reused.values()),
+            _short(score.free_charged),
+            _short(score.free_charged_whole),
+            *(_short(score.cost[age]) for age in ages),
         )
     if scores:
         best = scores[0].optimum
         nothing = [""] * len(scores[0].reused)
-        yield ("best", "", "", *nothing, "", "", *(f"{best[age]:.2f}" for age in ages))
+        yield ("best", "", "", *nothing, "", "", *(_short(best[age]) for age in ages))
 
 
 def _headings(scores: Sequence[Score]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -105,6 +105,8 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
 
 def _source(file: PlainFile) -> Source:
     begin = file.peek()
+    if not begin and not file.damage:
+        raise TraceError(f"{file.path} is empty")
     if begin.startswith(TRACE_CMD_MAGIC):
         return TraceCmdSource(file)
     if begin.startswith(_PERF_DATA):

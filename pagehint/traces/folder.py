@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pagehint.errors import TraceError
 from pagehint.traces.files import read
-from pagehint.traces.snapshots.files import read_snapshot
+from pagehint.traces.snapshots.files import read_snapshot, snapshot_of
 from pagehint.traces.snapshots.snapshot import Snapshot
 from pagehint.traces.table import Trace
 from pagehint.traces.views.settling import settled
@@ -71,7 +71,7 @@ def read_recording(
     path : path
         A folder, or a trace alone: `recording_files`.
     before, after : path, optional
-        Where the states are, if not in the folder: `read_snapshot`.
+        Where the states are, if not in the folder, or in the Parquet file of the trace: `read_snapshot`.
 
     Raises
     ------
@@ -80,8 +80,17 @@ def read_recording(
     """
     files = recording_files(path)
     trace = read(files.trace)
-    states = [
-        None if place is None else settled(trace, read_snapshot(place), mark)
-        for place, mark in ((before or files.before, BEFORE_MARK), (after or files.after, AFTER_MARK))
-    ]
-    return Known(trace, *states)
+    return Known(
+        trace,
+        _state(trace, files.trace, before or files.before, "before", BEFORE_MARK),
+        _state(trace, files.trace, after or files.after, "after", AFTER_MARK),
+    )
+
+
+def _state(trace: Trace, path: Path, place: str | os.PathLike[str] | None, name: str, mark: str) -> Snapshot | None:
+    """Return a state from its place, or else from the trace's own file, as of its mark; None if it is in neither."""
+    if place is not None:
+        return settled(trace, read_snapshot(place), mark)
+    if name in trace.snapshots:
+        return settled(trace, snapshot_of(trace.snapshots[name], f"{path}, {name}"), mark)
+    return None

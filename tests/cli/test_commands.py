@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import numpy as np
 import pytest
 
 import pagehint as ph
@@ -25,7 +26,7 @@ class Hello:
 
     def arguments(self, parser):
         parser.add_argument("who")
-        parser.add_argument("--fail", choices=("ctrl-c", "host", "file"))
+        parser.add_argument("--fail", choices=("ctrl-c", "host", "file", "memory"))
 
     def check(self, parser, args):
         if args.who == "nobody":
@@ -38,6 +39,8 @@ class Hello:
             raise ph.HostError("the host has gone")
         if args.fail == "file":
             raise FileNotFoundError(2, "No such file", "greeting.txt")
+        if args.fail == "memory":
+            np.zeros(1 << 62, np.uint8)
         print(f"hello, {args.who}")
         return 3
 
@@ -116,6 +119,12 @@ def test_a_mistake_is_one_line_that_names_the_right_help(args, where, capsys):
         ("ctrl-c", 130, "pagehint: interrupted\n"),
         ("host", 1, "pagehint: error: the host has gone\n"),
         ("file", 1, "pagehint: error: [Errno 2] No such file: 'greeting.txt'\n"),
+        (
+            "memory",
+            1,
+            "pagehint: error: not enough memory: Unable to allocate 4.00 EiB for an array with shape"
+            " (4611686018427387904,) and data type uint8\n",
+        ),
     ],
 )
 def test_what_ends_a_command_is_one_line_and_a_status(fail, status, line, capsys):

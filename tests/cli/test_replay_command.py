@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from recordings import DATA
@@ -92,6 +95,24 @@ def test_replay_refuses_what_cannot_end_well(more, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--plot", "--html"])
+def test_replay_told_only_at_its_end_that_a_picture_cannot_be_written(option, tmp_path, capsys):
+    for place in (tmp_path / "nowhere" / "x.png", tmp_path / "folder.png"):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as caught:
+            main([*ARGUMENTS, option, str(place)])
+        assert caught.value.code == 2
+        assert f"{option} {place}: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recording_of_one_moment_has_pictures(tmp_path, capsys):
+    trace = tmp_path / "trace.txt"
+    trace.write_text("  a-1 [000] ..... 1.000000: mm_page_alloc: page=1 pfn=0x1 order=0 migratetype=1 gfp_flags=G\n")
+    assert main(["replay", str(trace), "--plot", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_replay_of_what_is_no_recording(tmp_path, capsys):
     assert main(["replay", str(tmp_path)]) == 1
     assert "no trace in this folder; it would be named trace.parquet" in capsys.readouterr().err
@@ -99,3 +120,49 @@ def test_replay_of_what_is_no_recording(tmp_path, capsys):
     assert "missing.parquet" in capsys.readouterr().err
     assert main([*ARGUMENTS, "--begin", "no such mark"]) == 1
     assert "no mark of the recording has 'no such mark'" in capsys.readouterr().err
+
+
+def in_terminal(*more):
+    """Run the command with its standard error on a terminal; returns its output, and what the terminal was sent."""
+    ours, terminal = os.openpty()
+    command = [sys.executable, "-m", "pagehint", *ARGUMENTS, *more]
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"}) as run:
+        os.close(terminal)
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown += data
+        except OSError:  # the other end is closed
+            pass
+        output = run.stdout.read()
+    os.close(ours)
+    assert run.returncode == 0
+    return output.decode(), shown.decode()
+
+
+def test_a_long_replay_showed_nothing_until_its_end():
+    output, shown = in_terminal("--policy", "age:1s", "--policy", "linux")
+    for step in ("recording", "operations", "age:1s", "linux", "allocator"):
+        assert step in shown
+    assert "\x1b[2K" in shown  # it takes itself away in the end
+    assert "\x1b" not in output
+    assert "\nage:1s " in output
+
+
+def test_json_has_no_progress_bar_beside_it():
+    output, shown = in_terminal("--policy", "age:1s", "--json")
+    assert list(json.loads(output)["policies"]) == ["age:1s"]
+    assert shown == ""
+
+
+def test_a_replay_without_a_terminal_shows_no_bar(capfd):
+    assert main([*ARGUMENTS, "--policy", "age:1s"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_replay_on_a_terminal_without_rich_does_without_a_bar(tmp_path, monkeypatch):
+    (tmp_path / "rich.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    output, shown = in_terminal("--policy", "age:1s")
+    assert "\nage:1s " in output
+    assert shown == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -73,3 +74,33 @@ def test_traces_without_a_verb(capsys):
         main(["traces"])
     assert caught.value.code == 2
     assert "VERB" in capsys.readouterr().err
+
+
+def test_converting_a_folder_lost_its_states(tmp_path, capsys):
+    """They go into the Parquet file, which then is the whole recording."""
+    folder, target = tmp_path / NAME, tmp_path / "whole.parquet"
+    shutil.copytree(DATA / NAME, folder)
+    shutil.copy(DATA / f"{NAME}.parquet", folder / "trace.parquet")
+    assert main(["traces", "convert", str(folder), str(target)]) == 0
+    capsys.readouterr()
+    found = []
+    for place in (folder, target):
+        assert main(["replay", str(place), "--policy", "linux", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out) | {"recording": ""})
+    assert found[0] == found[1]
+    assert found[0]["wrong_pages_end"] == 0
+    before, kept = ph.traces.read_snapshot(folder / "before"), ph.traces.read_recording(target).before
+    assert {name: array.tobytes() for name, array in kept.arrays().items()} == {
+        name: array.tobytes() for name, array in before.arrays().items()
+    }
+    assert (kept.zones, kept.page_size, kept.ram) == (before.zones, before.page_size, before.ram)
+    # Another state is taken before that in the file.
+    assert main(["replay", str(target), "--policy", "linux", "--json", "--after", str(folder / "before")]) == 0
+    assert json.loads(capsys.readouterr().out)["wrong_pages_end"] > 0
+
+
+def test_a_state_in_a_parquet_file_that_is_none(tmp_path, capsys):
+    target = tmp_path / "t.parquet"
+    ph.traces.convert(DATA / f"{NAME}.parquet", target, snapshots={"before": b"something"})
+    assert main(["traces", "check", str(target)]) == 1
+    assert f"{target}, before: cut, or no .npz file" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from operation_tables import SMALL, SMALL_PAGES
+from operation_tables import SMALL, SMALL_PAGES, recordings
 
 from pagehint.policies import ZONE_DTYPE, Linux, Recording, Series2019, Threshold, evaluate
 from pagehint.policies.rules import lists_of
@@ -68,6 +68,16 @@ def test_operations_of_anything(found, in_order):
     evaluate(recording, [Threshold(1)])
 
 
+@given(recordings(), st.lists(st.integers(-128, 127), min_size=40, max_size=40))
+def test_pages_of_a_migratetype_that_is_none_did_not_move(recording, types):
+    """The lists passed such an operation over, which scores follow: a policy reported what was in use."""
+    recording.operations["migratetype"] = types[: len(recording.operations)]
+    rules = [Linux(clock="own", capacity=1, delay=0.5), Series2019(1), Threshold(1), Threshold(3)]
+    for rule, found in zip(rules, evaluate(recording, rules), strict=True):
+        decided = rule.decide(recording)
+        assert found.reported == (1 << decided.reports["order"]).sum() * recording.page_size
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,5 +98,5 @@ def test_a_damaged_report_of_a_kernel_is_counted_and_left_out():
     table = table_from([(0, 0, 1, 0, 1, 0), (10, 0, 4, 3, 1, 0), (20, 0, 5, 3, 1, 1)], True)
     recording = Recording.of(table, np.ones(64, bool), **SMALL)
     [score] = evaluate(recording, ["recorded"])
-    assert score.counts == {"not_free": 1}
+    assert score.counts == {"not_free": 1, "smaller": 0}
     assert score.reported == 0

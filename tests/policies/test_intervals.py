@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from operation_tables import GIVE, SMALL, TAKE, recordings, table_of
 
 import pagehint as ph
 from pagehint.policies import Recording
-from pagehint.traces import Operation
+from pagehint.traces import OPERATION_DTYPE, Operation
 from pagehint.traces.intervals import OPEN, granule_intervals
 
 ALL = np.ones(64, bool)
@@ -134,6 +136,40 @@ def test_a_recording_is_saved_and_mapped(tmp_path):
     assert rows_of(again.intervals) == rows_of(recording.intervals)
     assert (again.name, again.begin, again.granule_order) == ("x", 1, 3)
     assert not again.charged_words.any()
+    with pytest.raises(ph.PageHintError, match="holds no recording"):
+        Recording.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operations": np.zeros(3)},
+        {"operations": np.zeros((1, 1), OPERATION_DTYPE)},
+        {"free": np.zeros(64, np.uint8)},
+        {"zones": np.zeros(1)},
+        {"types": np.zeros(4, np.int64)},
+        {"blocks": np.zeros(1)},
+        {"resident": np.ones(5, bool)},
+        {"granule_order": -1},
+        {"granule_order": "3"},
+        {"pageblock_order": 63},
+        {"pageblock_order": -1},
+        {"max_order": 2},
+        {"page_size": 0},
+        {"begin": 2**64},
+        {"begin": "x"},
+        {"name": 5},
+    ],
+    ids=str,
+)
+def test_a_saved_recording_from_elsewhere_is_looked_at(tmp_path, change):
+    Recording.of(table_of((1, TAKE, 0, 3), (2, GIVE, 0, 3)), ALL, resident=~ALL, **SMALL).save(tmp_path)
+    [(name, value)] = change.items()
+    if isinstance(value, np.ndarray):
+        np.save(tmp_path / f"{name}.npy", value)
+    else:
+        numbers = json.loads((tmp_path / "recording.json").read_text())
+        (tmp_path / "recording.json").write_text(json.dumps(numbers | change))
     with pytest.raises(ph.PageHintError, match="holds no recording"):
         Recording.load(tmp_path)
 

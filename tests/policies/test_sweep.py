@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from operation_tables import GIVE, SMALL, TAKE, table_of
+from recordings import DATA
 
 import pagehint as ph
 from pagehint.policies import SECOND, Age, Policy, Recording, evaluate, sweep
@@ -72,6 +74,20 @@ def test_recordings_need_no_folder_and_policies_no_name(tmp_path):
     assert (row["recording"], row["policy"], row["reported"]) == ("here", "age:0.5s", 4 * 8 * 4096)
 
 
+def test_a_kernels_recording_was_refused(tmp_path):
+    """As the command line takes it: a folder, or a trace alone."""
+    name = "frag-2g-smp2-thp"
+    shutil.copytree(DATA / name, tmp_path / name)
+    shutil.copy(DATA / f"{name}.parquet", tmp_path / name / "trace.parquet")
+    output = sweep([tmp_path / name, DATA / f"{name}.parquet"], ["linux", "age:1s"], tmp_path / "out.parquet", jobs=2)
+    trace, before, after = ph.traces.read_recording(tmp_path / name)
+    whole = ph.replay(trace, ["linux", "age:1s"], before=before, after=after)
+    rows = table_in(output)
+    assert [row["recording"] for row in rows] == [name, name, f"{name}.parquet", f"{name}.parquet"]
+    assert [row["reported"] for row in rows[:2]] == [score.reported for score in whole.scores]
+    assert [row["cost_1"] for row in rows[:2]] == [score.cost[1.0] for score in whole.scores]
+
+
 def test_what_is_done_is_not_done_again(folders, tmp_path):
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -126,6 +142,27 @@ def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
     assert [(row["recording"], row["policy"]) for row in table_in(tmp_path / "out.parquet")] == [("r2", "age:1s")]
     sweep(folders, ["age:1s", "delay:1s"], tmp_path / "out.parquet", jobs=1)
     assert len(table_in(tmp_path / "out.parquet")) == 4
+
+
+def test_a_sweep_that_was_killed_lost_everything(folders, tmp_path):
+    """As by a scheduler at its time limit, or for want of memory: no handler runs."""
+    output = tmp_path / "out.parquet"
+    program = f"""if True:
+        import time
+        from pagehint.policies import Policy, sweep
+        class Slow(Policy):
+            name = "slow"
+            def start(self, recording):
+                print("started", flush=True)
+                time.sleep(60)
+        sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(output)!r}, jobs=1)
+    """
+    process = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"started\n"
+    process.kill()
+    process.communicate(timeout=60)
+    assert [(row["recording"], row["policy"]) for row in table_in(output)] == [("r2", "age:1s")]
+    assert [each.name for each in tmp_path.glob("out*")] == ["out.parquet"]
 
 
 @pytest.mark.timeout(120)

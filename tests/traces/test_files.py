@@ -197,13 +197,25 @@ def test_a_damaged_file_says_where(tmp_path, compress):
     assert "damaged before byte" in ph.traces.read(path).reading.damage
 
 
-def test_the_last_line_may_be_cut_and_is_not_used(tmp_path):
-    plain = gzip.decompress((DATA / "ftrace-6.1.txt.gz").read_bytes())
+def test_the_last_line_was_left_out_without_a_newline(tmp_path):
+    """It is used if it is understood, and that it may be cut is said: what was cut off may have been a digit."""
+    plain = gzip.decompress((DATA / "ftrace-6.1.txt.gz").read_bytes()).rstrip(b"\n")
     path = tmp_path / "trace"
-    path.write_bytes(plain.rstrip(b"\n"))
+    path.write_bytes(plain)
     trace = ph.traces.read(path)
-    assert len(trace) == 428
-    assert trace.reading.damage.startswith("the last line is cut: b'")
+    assert len(trace) == 429
+    assert trace.reading.damage.startswith("the last line has no end, and may be cut: b'")
+    path.write_bytes(plain[: plain.rindex(b"\n") + 20])
+    trace = ph.traces.read(path)
+    assert (len(trace), trace.reading.not_understood) == (428, 1)
+    assert trace.reading.damage.startswith("the last line has no end, and may be cut: b'")
+
+
+def test_an_empty_file_was_said_to_begin_with_nothing(tmp_path):
+    for name, data in (("trace", b""), ("trace.gz", gzip.compress(b""))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ph.traces.TraceError, match=rf"{name} is empty"):
+            ph.traces.read(tmp_path / name)
 
 
 def test_a_line_without_end_takes_no_memory(tmp_path):
@@ -233,7 +245,6 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no recording of a form that is known"),
         (b"hello\n", "no recording of a form that is known; it begins with b'hello"),
         (bytes(10000), "no recording of a form that is known"),
         (b"PERFILE2" + bytes(100), "perf script --show-lost-events -i"),
@@ -357,16 +368,43 @@ def with_column(table, name, values):
     return table.set_column(table.column_names.index(name), name, values)
 
 
+def with_value(table, name, value):
+    """One value in the middle of a column is another."""
+    values = table.column(name).to_numpy().copy()
+    values[len(values) // 2] = value
+    return with_column(table, name, pa.array(values))
+
+
+def with_header(table, old, new):
+    stored = table.schema.metadata
+    assert old in stored[KEY]
+    return table.replace_schema_metadata({**stored, KEY: stored[KEY].replace(old, new)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda table: table.drop_columns(["pfn"]), "its columns or its rows"),
         (lambda table: table.slice(5), "its columns or its rows"),
-        (lambda table: with_column(table, "event", pa.array(np.full(len(table), 22, "u1"))), "mean nothing, from 22"),
-        (lambda table: with_column(table, "event", pa.array(np.zeros(len(table), "u1"))), "mean nothing, from 0"),
+        (lambda table: with_column(table, "event", pa.array(np.full(len(table), 22, "u1"))), "column event has 22"),
+        (lambda table: with_column(table, "event", pa.array(np.zeros(len(table), "u1"))), "column event has 0"),
         (lambda table: with_column(table, "pfn", pa.array(np.zeros(len(table), "i4"))), "column pfn .* int32"),
         (lambda table: with_column(table, "pfn", pa.nulls(len(table), pa.uint64())), "column pfn has nulls"),
         (lambda table: with_column(table, "pfn", pa.array(["x"] * len(table))), "column pfn .* string"),
+        (lambda table: with_value(table, "time", -1), "column time has -1"),
+        (lambda table: with_value(table, "time", 2**63 // 1000), "column time has 9223372036854775"),
+        (lambda table: with_value(table, "nanoseconds", 1000), "column nanoseconds has 1000"),
+        (lambda table: with_value(table, "pfn", 2**52), "column pfn has 4503599627370496"),
+        (lambda table: with_value(table, "order", 64), "column order has 64"),
+        (lambda table: with_value(table, "order", -2), "column order has -2"),
+        (lambda table: with_value(table, "fallback_order", 127), "column fallback_order has 127"),
+        (lambda table: with_value(table, "migratetype", -5), "column migratetype has -5"),
+        (lambda table: with_value(table, "fallback_migratetype", -128), "column fallback_migratetype has -128"),
+        (lambda table: with_value(table, "pid", -2), "column pid has -2"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": "x"'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": -7'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"cpus": [1]'), "damaged: its metadata"),
+        (lambda table: with_header(table, b'"cpus": 2', b'"entries_written": "x"'), "damaged: its metadata"),
         (lambda table: table.replace_schema_metadata({}), "pagehint has not written it"),
         (lambda table: table.replace_schema_metadata({KEY: b"{"}), "damaged: its metadata"),
         (

@@ -13,13 +13,28 @@ from numpy.typing import NDArray
 
 from pagehint.errors import TraceError
 from pagehint.extras import require
-from pagehint.traces.events import EVENT_DTYPE, Event
+from pagehint.traces.events import EVENT_DTYPE, NO_ORDER, NO_PFN, NO_PID, NO_TYPE, Event
 from pagehint.traces.formats.parquet import KEY, SNAPSHOT, TYPES, VERSION
 from pagehint.traces.formats.source import Source
 from pagehint.traces.reading import Reading
 from pagehint.traces.table import Trace
 
 _READ_ROWS = 1 << 17
+_RANGES = {
+    "time": (0, (2**63 - 1) // 1000 - 1),  # microseconds, of which the nanoseconds have 63 bits
+    "nanoseconds": (0, 999),
+    "pid": (NO_PID, 2**31 - 1),
+    "order": (NO_ORDER, 63),
+    "fallback_order": (NO_ORDER, 63),
+    "migratetype": (NO_TYPE, 127),
+    "fallback_migratetype": (NO_TYPE, 127),
+    "event": (min(Event), max(Event)),
+}
+"""What the other readers can have made of a column."""
+
+PFN_BITS = np.uint64(52)
+
+_NUMBERS = ("entries_written", "entries_in_buffer", "cpus", "max_pfn")  # of the metadata, besides texts
 
 
 class ParquetSource(Source):
@@ -90,6 +105,9 @@ class ParquetSource(Source):
             self.names = {int(pid): tuple(map(str, names)) for pid, names in header["names"].items()}
             self.marks = list(map(str, header["marks"]))
             self.metadata = dict(header["metadata"])
+            for name, value in self.metadata.items():
+                if not (type(value) is int and value >= 0 if name in _NUMBERS else isinstance(value, (str, int))):
+                    raise ValueError(f"{name} is {value!r:.40}")
             self._reading = Reading(**{**header["reading"], "examples": tuple(header["reading"]["examples"])})
             self.snapshots = {
                 key.removeprefix(SNAPSHOT).decode(): base64.b64decode(value, validate=True)
@@ -119,14 +137,27 @@ class ParquetSource(Source):
     def _fill(self, rows: NDArray[np.void], batch: Any) -> None:
         """Copy a batch into rows, and see that they are what a reader could have made."""
         columns = {name: self._column(batch, name, dtype) for name, dtype in TYPES.items()}
+        for name, column in columns.items():
+            self._check_range(name, column)
         nanoseconds = columns.pop("nanoseconds")
         for name, column in columns.items():
             rows[name] = column
         rows["time"] *= 1000
         rows["time"] += nanoseconds
-        event = rows["event"]
-        if len(event) and not (event.min() >= min(Event) and event.max() <= max(Event)):
-            raise self._damaged(f"there are events with numbers that mean nothing, from {event.min()} to {event.max()}")
-        marks = rows["value"][event == Event.MARK]
+        marks = rows["value"][rows["event"] == Event.MARK]
         if len(marks) and not (marks.min() >= 0 and marks.max() < len(self.marks)):
             raise self._damaged("a marker has no text")
+
+    def _check_range(self, name: str, column: NDArray[Any]) -> None:
+        """Refuse numbers that would mislead, or run over, further on."""
+        if name == "pfn":
+            wrong = column[(column >> PFN_BITS != 0) & (column != NO_PFN)]
+        elif name in _RANGES and len(column):
+            least, most = _RANGES[name]
+            if column.min() >= least and column.max() <= most:
+                return
+            wrong = column[(column < least) | (column > most)]
+        else:
+            return
+        if len(wrong):
+            raise self._damaged(f"column {name} has {wrong[0]}, which means nothing")

@@ -20,8 +20,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
 from pagehint.sync.atomic cimport likely, unlikely
 from pagehint.traces.events cimport (EVENT_ISOLATE_RET, EVENT_MARK, NO_CPU, NO_PID, EventRow)
-from pagehint.traces.formats.fields cimport (FIELD_PAGE, caller_flag, event_named, field_named, fields_of, row_clear,
-                                             row_end, row_set)
+from pagehint.traces.formats.fields cimport (FIELD_PAGE, caller_flag, event_named, field_named, fields_of, is_text,
+                                             row_clear, row_end, row_set)
 
 cdef enum:
     NAME_BYTES = 23             # a COMM has up to 15
@@ -208,9 +208,9 @@ cdef inline bint event_name(Line *line) noexcept nogil:
 
 
 cdef inline bint is_null(const char *p, const char *end) noexcept nogil:
-    """Whether a pointer as it is printed is NULL: zeros, "(null)" or "(nil)"."""
+    """Whether a pointer as it is printed is NULL: zeros, "(null)", "(nil)" or "NULL"."""
     cdef const char *begin = p
-    if end - p == 6 and memcmp(p, b"(null)", 6) == 0 or end - p == 5 and memcmp(p, b"(nil)", 5) == 0:
+    if (is_text(p, end - p, b"(null)", 6) or is_text(p, end - p, b"(nil)", 5) or is_text(p, end - p, b"NULL", 4)):
         return True
     while p < end and (p[0] == c'0' or p[0] == c'x'):
         p += 1
@@ -246,6 +246,9 @@ cdef bint fields(EventRow *row, const char *p, const char *end) noexcept nogil:
             p += 1
         field = field_named(name, equals - name)
         if field == FIELD_PAGE:
+            name = skip_blanks(p, end)
+            if equals + 1 == p and name < end and name[0] == c'(':      # older kernels pad "(null)" like digits
+                equals, p = name - 1, skip_word(name, end)
             null_page = is_null(equals + 1, p)
         elif field & wanted:
             if unlikely(seen & field or not field_value(row, field, equals + 1, p)):

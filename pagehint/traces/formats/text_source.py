@@ -84,7 +84,7 @@ class TextSource(Source):
         """Text, and where its first line begins; what follows its last newline is not for parsing.
 
         A line over two pieces comes by itself, so that nothing else is copied. The last line of a file that does not
-        end in a newline may be cut, and is not used.
+        end in a newline may be cut: it is used as far as it is understood, unless a compressed file is known to be cut.
         """
         rest = b""
         for piece in self._file:
@@ -98,7 +98,9 @@ class TextSource(Source):
             elif len(rest) < _LONGEST_LINE:
                 rest += piece  # what is left out of a line that is far too long does not matter
         if rest:
-            self.damage = f"the last line is cut: {rest[:60]!r}"
+            self.damage = f"the last line has no end, and may be cut: {rest[:60]!r}"
+            if not self._file.damage:
+                yield rest + b"\n", 0
 
     def _parse(self, text: bytes, begin: int) -> int:
         """Parse up to the next thing that is rare, and do that; return where to go on."""

@@ -1,9 +1,9 @@
 """Snapshots from and to files: the /proc files of a machine in a folder, a recording's .npz files, and one of our own.
 
-A folder has copies of ``/proc``: zoneinfo and buddyinfo, and, if there are any, pagetypeinfo, iomem, uptime and
-kpageflags. ``/proc`` itself is such a folder. In a recording, a folder with ``before/`` and ``after/``, two more files
-lie beside these: ``kpageflags_before.npz`` (array ``raw``, uint64: one a page), and ``buddy_before.npz``, from a look
-into the kernel's memory:
+A folder has copies of ``/proc``: zoneinfo and buddyinfo, and, if there are any, pagetypeinfo, iomem, meminfo, uptime
+and kpageflags. ``/proc`` itself is such a folder. In a recording, a folder with ``before/`` and ``after/``, two more
+files lie beside these: ``kpageflags_before.npz`` (array ``raw``, uint64: one a page), and ``buddy_before.npz``, from a
+look into the kernel's memory:
 
 - ``lists`` (uint32, six columns): zone, order, migratetype, position from the list's head, PFN, reported;
 - ``pcp`` (uint32, seven columns): zone, cpu, index of the list, order, migratetype, position, PFN;
@@ -16,9 +16,12 @@ Whatever is in these files is a stranger's. Nothing is allocated by what a file 
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ _RECORDED = {
 }
 
 
-def read_snapshot(path: str | os.PathLike[str], page_size: int = 4096) -> Snapshot:
+def read_snapshot(path: str | os.PathLike[str], page_size: int | None = None) -> Snapshot:
     """Read a snapshot.
 
     Parameters
@@ -73,8 +76,9 @@ def read_snapshot(path: str | os.PathLike[str], page_size: int = 4096) -> Snapsh
     path : path
         A folder with copies of /proc files, such as ``before/`` of a recording, whose .npz files beside it are read,
         too; or a file that `write_snapshot` has written.
-    page_size : int, default 4096
-        Bytes in a page of that machine. A file of `write_snapshot` knows it.
+    page_size : int, optional
+        Bytes in a page of that machine. By default what meminfo or iomem come to, which tell sizes in bytes, or 4096
+        where neither does. A file of `write_snapshot` knows it.
 
     Raises
     ------
@@ -114,8 +118,8 @@ def live_snapshot() -> Snapshot:
 # ---- a folder
 
 
-def _read_folder(folder: Path, page_size: int) -> Snapshot:
-    if page_size < 512 or page_size & (page_size - 1):
+def _read_folder(folder: Path, page_size: int | None) -> Snapshot:
+    if page_size is not None and (page_size < 512 or page_size & (page_size - 1)):
         raise ValueError(f"page_size must be a power of two, 512 or more, not {page_size}")
     texts = {name: _text(folder / name) for name in ("zoneinfo", "buddyinfo", "pagetypeinfo", "iomem", "uptime")}
     for name in ("zoneinfo", "buddyinfo"):
@@ -123,6 +127,7 @@ def _read_folder(folder: Path, page_size: int) -> Snapshot:
             hint = "; a recording has two snapshots, before/ and after/" if (folder / "before").is_dir() else ""
             raise SnapshotError(f"{folder}: there is no {name} in it{hint}")
     zones = tuple(read_zoneinfo(texts["zoneinfo"] or "", str(folder / "zoneinfo")))
+    page_size = page_size or _page_size(_text(folder / "meminfo"), texts["iomem"], zones, folder)
     counts = read_buddyinfo(texts["buddyinfo"] or "", str(folder / "buddyinfo"))
     lacking = [zone for zone in zones if (zone.node, zone.name) not in counts]
     if lacking:
@@ -157,6 +162,18 @@ def _text(path: Path) -> str | None:
         return data.decode("ascii", "strict")
     except UnicodeDecodeError as error:
         raise SnapshotError(f"{path}: not text, from byte {error.start} on") from None
+
+
+def _page_size(meminfo: str | None, iomem: str | None, zones: tuple[SnapshotZone, ...], folder: Path) -> int:
+    """Bytes of a page, by how much memory so many pages are. 4096 if that is not known, or near no power of two."""
+    total = re.match(r"MemTotal:\s+(\d{1,15}) kB\n", meminfo or "")
+    if total:
+        ratio = int(total[1]) * 1024 / sum(zone.managed_pages for zone in zones)
+    else:
+        ram = read_iomem(iomem, 1, str(folder / "iomem")) if iomem is not None else ()
+        ratio = sum(end - start for start, end in ram) / sum(zone.present_pages for zone in zones)
+    nearest = 1 << round(math.log2(max(ratio, 1)))
+    return nearest if 4096 <= nearest <= 1 << 20 and abs(ratio / nearest - 1) < 0.05 else 4096
 
 
 def _uptime(text: str, path: Path) -> float:
@@ -327,6 +344,13 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
     place = Path(path)
     if place.suffix != ".npz":
         raise ValueError(f"{place}: the name of a snapshot's file ends in .npz")
+    data = snapshot_bytes(snapshot)
+    with place.open("wb") as file:
+        file.write(data)
+
+
+def snapshot_bytes(snapshot: Snapshot) -> bytes:
+    """Return what `write_snapshot` writes, such as for `Trace.snapshots`."""
     head = {
         "format": "pagehint snapshot",
         "version": VERSION,
@@ -340,12 +364,18 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
         "zones": [zone._asdict() for zone in snapshot.zones],
     }
     text = np.frombuffer(json.dumps(head).encode(), np.uint8)
-    with place.open("wb") as file:
-        np.savez_compressed(file, head=text, allow_pickle=False, **snapshot.arrays())
+    file = io.BytesIO()
+    np.savez_compressed(file, head=text, allow_pickle=False, **snapshot.arrays())
+    return file.getvalue()
 
 
-def _read_own(path: Path) -> Snapshot:
-    arrays = read_npz(path, {"head": (np.uint8, 1), **ARRAYS})
+def snapshot_of(data: bytes, name: str) -> Snapshot:
+    """Return the snapshot of such bytes; `name` is what they are called in the message of a SnapshotError."""
+    return _read_own(Path(name), data)
+
+
+def _read_own(path: Path, data: bytes | None = None) -> Snapshot:
+    arrays = read_npz(path, {"head": (np.uint8, 1), **ARRAYS}, data)
     if "head" not in arrays:
         raise SnapshotError(
             f"{path}: no snapshot that pagehint has written; of a recording name the folder, before/ or after/"

@@ -7,6 +7,7 @@ can become, before anything is allocated; and a member must have the dtype that 
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -37,7 +38,7 @@ _BROKEN = (
 Wanted = Mapping[str, tuple[Any, int]]  # by name: dtype, and number of dimensions
 
 
-def read_npz(path: Path, wanted: Wanted) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path, wanted: Wanted, data: bytes | None = None) -> dict[str, NDArray[Any]]:
     """Return those of the wanted arrays that are in the file.
 
     Parameters
@@ -46,6 +47,8 @@ def read_npz(path: Path, wanted: Wanted) -> dict[str, NDArray[Any]]:
         The file.
     wanted : mapping of str to (dtype, int)
         The arrays that it may hold: their dtypes, and how many dimensions they have. Others are not looked at.
+    data : bytes, optional
+        The file's content, if it is not there to be read; `path` is what it is called in messages then.
 
     Raises
     ------
@@ -56,8 +59,8 @@ def read_npz(path: Path, wanted: Wanted) -> dict[str, NDArray[Any]]:
     """
     found: dict[str, NDArray[Any]] = {}
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            length = os.fstat(file.fileno()).st_size
+        with path.open("rb") if data is None else io.BytesIO(data) as file, zipfile.ZipFile(file) as archive:
+            length = file.seek(0, os.SEEK_END)
             for name, (dtype, ndim) in wanted.items():
                 if f"{name}.npy" in archive.namelist():
                     found[name] = _read_array(archive, archive.getinfo(f"{name}.npy"), np.dtype(dtype), ndim, length)

@@ -196,6 +196,11 @@ def check(trace: Trace, before: Snapshot | None = None, after: Snapshot | None =
     return Check(len(trace), trace.duration, lost, problems, tuple(_missing(trace, made[0], before, after)), views)
 
 
+def flaws_of(trace: Trace) -> tuple[str, ...]:
+    """Say in sentences what of a recording is lost, cut or out of order, whatever view is taken of it."""
+    return (*_losses(trace, _lost(trace)), *_disorder(trace))
+
+
 def _view_check(made: Operations, name: str, belief: str) -> ViewCheck:
     return ViewCheck(
         name,
@@ -295,8 +300,8 @@ def _disorder(trace: Trace) -> Iterator[str]:
         early, late = (trace.events["time"][at] / 1e9 for at in (row, row - 1))
         yield f"times go back at {len(backwards):,} rows, first at row {row}: {early:.6f} s after {late:.6f} s"
     pfns = trace.events["pfn"][np.isin(trace.events["event"], _STANDARD)]
-    if len(pfns) > 1 and (pfns == pfns[0]).all():
-        yield f"all {len(pfns):,} events are of PFN {int(pfns[0]):#x}: the kernel has hidden the PFNs"
+    if len(pfns) > 1 and not pfns.any():  # a genuine page 0 is never handed out
+        yield f"all {len(pfns):,} events are of PFN 0x0: the kernel has hidden the PFNs"
 
 
 def _contradicted(made: Operations, before: Snapshot | None) -> Iterator[str]:

@@ -303,9 +303,10 @@ def derive(const EventRow[::1] events, int view, uint8_t[::1] places, uint8_t[::
     cdef const OperationRow *first_correction = &corrections[0] if corrections.shape[0] else NULL
     r.view, r.derivation.pageblock_order = view, pageblock_order
     set_roles(&r)
-    if nr_rows == 0 or places.shape[0] == 0:
+    if nr_rows == 0:
         return rows_of(&r.derivation.out), rows_of(&r.derivation.late), examples_of(&r.derivation.found), 0, since, (0,) * 4
-    r.derivation.places = Places(places.shape[0], &places[0], &since_view[0], &types[0])
+    if places.shape[0]:                                     # else every page is outside
+        r.derivation.places = Places(places.shape[0], &places[0], &since_view[0], &types[0])
     r.events, r.removals = &events[0], &removals_view[0]
     r.cpus = <Cpu *>calloc(nr_cpus, sizeof(Cpu))
     if r.cpus == NULL:

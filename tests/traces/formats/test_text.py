@@ -189,6 +189,7 @@ def test_the_columns_that_options_of_tracers_add_or_take_away(tmp_path):
 @pytest.mark.parametrize(
     "page",
     ["page=0000000000000000 pfn=0x0", "page=(null) pfn=0", "page=(nil) pfn=0x0", "page=0x0 pfn=0",
+     "page=          (null) pfn=0", "page=NULL pfn=0x0",
      "pfn=0xffffffffffffffff", "pfn=18446744073709551615", "page=0000000000000000 pfn=-1"],
 )  # fmt: skip
 def test_a_failed_allocation_is_an_event_of_its_own(tmp_path, page):

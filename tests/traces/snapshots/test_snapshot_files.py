@@ -152,6 +152,29 @@ def test_a_page_size_that_is_none(page_size):
         read_snapshot(DATA / SMALL, page_size)
 
 
+@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
+@pytest.mark.parametrize("told_by", ["meminfo", "iomem"])
+def test_pages_of_16_and_64_kib_were_taken_for_small_ones(tmp_path, page_size, told_by):
+    place = made_by_hand(tmp_path / "proc", np.full(4096, 1 << 10, np.uint64))
+    text = {
+        "meminfo": f"MemTotal:       {4096 * page_size >> 10} kB\nMemFree:         1234 kB\n",
+        "iomem": f"00000000-{4096 * page_size - 1:08x} : System RAM\n",
+    }
+    (place / told_by).write_text(text[told_by])
+    snapshot = read_snapshot(place)
+    assert snapshot.page_size == page_size
+    assert ph.PageAllocator.from_snapshot(snapshot).page_size == page_size
+    assert read_snapshot(place, 8192).page_size == 8192
+
+
+@pytest.mark.parametrize("meminfo", ["MemTotal: 5 kB\n", "MemTotal: x kB\n", "", f"MemTotal: {'9' * 15} kB\n"])
+def test_of_files_that_do_not_tell_the_size_of_a_page_it_is_4096(tmp_path, meminfo):
+    place = made_by_hand(tmp_path / "proc", np.full(4096, 1 << 10, np.uint64))
+    (place / "meminfo").write_text(meminfo)
+    (place / "iomem").write_text("00000000-00000000 : System RAM\n")  # as others than root see it
+    assert read_snapshot(place).page_size == 4096
+
+
 def test_a_name_that_is_no_npz(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.npz"):
         write_snapshot(read_snapshot(DATA / SMALL), tmp_path / "it.zip")

@@ -182,6 +182,10 @@ def test_hidden_pfns_are_told():
     assert "all 3 events are of PFN 0x0: the kernel has hidden the PFNs" in check(trace).problems
 
 
+def test_a_page_that_is_used_again_and_again_was_taken_for_hidden_pfns():
+    assert check(trace_of(event(Event.ALLOC, 8, 0), event(Event.FREE, 8, 0))).problems == ()
+
+
 def test_what_is_missing_is_told(trace):
     own = kernels_own(trace)
     missing = check(changed(own, metadata={**own.metadata, "cpus": 4})).missing

@@ -422,3 +422,9 @@ def test_a_pfn_alone_does_not_take_memory():
     operations = operations_of(trace, "all")
     assert operations.contradictions == {"outside every zone": 3}
     assert len(operations.free_at_end) == 8192
+
+
+def test_a_recording_whose_pages_are_all_absurd_had_neither_operations_nor_contradictions():
+    operations = made(taken(2**52 - 1), event(Event.MARK, value=0), before=None)
+    assert operations.contradictions == {"outside every zone": 1}
+    assert [int(row["op"]) for row in operations.table] == [Operation.MARK]
