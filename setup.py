@@ -28,6 +28,7 @@ MODULES = {
     "traces.formats.trace_cmd": True,
     "arena.heap": False,
     "virtio.split_queue": False,
+    "virtio.encoding": False,
     "hinting.report": True,
     "allocator.fork": False,
     "allocator.refusal": False,
