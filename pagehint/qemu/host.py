@@ -12,8 +12,6 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-import numpy as np
-
 from pagehint._core import PageHintingCallbacks
 from pagehint.errors import HintingActiveError, HostError
 from pagehint.qemu.guest_arena import GuestArena
@@ -28,6 +26,7 @@ from pagehint.virtio.timeout import require_timeout
 from pagehint.virtio.undisturbed import undisturbed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pagehint.qemu.monitor import Monitor
@@ -49,11 +48,6 @@ def _end_soon(process: QemuProcess, monitor: Monitor) -> None:
         process.send_kill()
         monitor.stop()
     process.close_sockets()
-
-
-def _bytes_of(blocks: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the guest-physical addresses of blocks, and their bytes."""
-    return blocks["pfn"] * np.uint64(PAGE_SIZE), np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
 
 
 def _require_no_memory(driver: str) -> None:
@@ -256,26 +250,13 @@ class Host:
 
     def _report(self, blocks: NDArray[np.void]) -> NDArray[np.bool_]:
         self._require_open()
-        self._require_ours(blocks)
-        starts, lengths = _bytes_of(blocks)
-        # Neighbours in one range: the host discards them in one call.
-        first = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
+        there = self.ram.blocks(blocks)
+        if there.nr_pages > self._arena.pages.memory.reporting_pages:
+            raise ValueError(f"blocks from PFN {blocks['pfn'][0]:#x} on are of another allocator than this host's arena")
         with self._last_words():
-            self.balloon.report(starts[first], np.add.reduceat(lengths, first))
-        return self.ram.are_dropped(starts, lengths)
-
-    def _require_ours(self, blocks: NDArray[np.void]) -> None:
-        """Raise ValueError unless these can be blocks of the arena that are out for a report."""
-        pfns, nr_pages = blocks["pfn"], np.uint64(1) << blocks["order"].astype(np.uint64)
-        foreign = np.flatnonzero(~self.ram.are_ram(pfns, nr_pages))
-        if len(foreign):
-            pfn, order, zone = blocks[foreign[0]]
-            raise ValueError(
-                f"PFN {pfn:#x}, order {order}, of zone {zone}: a block of another allocator than this host's arena,"
-                " and not in its RAM"
-            )
-        if nr_pages.sum() > self._arena.pages.memory.reporting_pages:
-            raise ValueError(f"blocks from PFN {pfns[0]:#x} on are of another allocator than this host's arena")
+            # Neighbours are one range: the host discards them in one call.
+            self.balloon.report(there.addresses, there.lengths)
+        return self.ram.are_blocks_dropped(there)
 
     def hint_free_pages(self, max_pages: int = 32) -> int:
         """Tell QEMU once of all that is free, if it asks, as it does when it begins to migrate the guest.
@@ -311,9 +292,9 @@ class Host:
 
         def hint(blocks: NDArray[np.void]) -> None:
             nonlocal hinted
-            starts, lengths = _bytes_of(blocks)
-            if self.balloon.hint(starts, lengths):
-                hinted += int(lengths.sum())
+            there = self.ram.blocks(blocks)
+            if self.balloon.hint(there.addresses, there.lengths):
+                hinted += there.nr_pages * PAGE_SIZE
 
         with self._last_words():
             if not self.balloon.begin_hints():
