@@ -1,9 +1,9 @@
 """Reports to a real QEMU by batch size, against the limit: holes punched into the same kind of file, without QEMU.
 
-`python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]`. Every second
-granule of a guest's RAM is touched and then reported through the whole engine; in the same round the same ranges of a
-file of ours are punched with fallocate. Both files are in ordinary pages, and then in huge ones, where the machine has
-enough of them. A batch of 128 takes a guest of 2 GiB, and as much of the pool.
+`python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]
+[--count-discards]`. Every second granule of a guest's RAM is touched and then reported through the whole engine; in the
+same round the same ranges of a file of ours are punched with fallocate. Both files are in ordinary pages, and then in
+huge ones, where the machine has enough of them. A batch of 128 takes a guest of 2 GiB, and as much of the pool.
 """
 
 from __future__ import annotations
@@ -123,14 +123,14 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
 
 
 def measured(
-    kind: str, nr_blocks: int, rounds: int, batches: list[int]
+    kind: str, nr_blocks: int, rounds: int, batches: list[int], count_discards: bool
 ) -> tuple[dict[int, list[dict[str, float]]], float]:
     """Return the rounds of each batch with such pages, and the median of the limit."""
     limits: list[float] = []
     runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
     # What is touched and what is between it; and as much that is free as the gate wants for the largest batch.
     memory = max(2 * nr_blocks + batches[-1] + 16, SMALL_ZONE * batches[-1] + 1) * GRANULE
-    with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False) as host:
+    with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False, count_discards=count_discards) as host:
         for number in range(rounds + 1):
             for batch in batches:
                 run, bare = reported(host, nr_blocks, batch), limit(nr_blocks, kind)
@@ -175,11 +175,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="blocks a report")
     parser.add_argument("--pages", nargs="+", choices=("4KiB", "2MiB", "thp"), default=("4KiB", "2MiB"))
+    parser.add_argument("--count-discards", action="store_true", help="with QEMU's trace of them")
     arguments = parser.parse_args()
     console = Console(width=150)
     for kind in arguments.pages:
         try:
-            runs, bare = measured(kind, arguments.blocks, arguments.rounds, sorted(arguments.batches))
+            runs, bare = measured(
+                kind, arguments.blocks, arguments.rounds, sorted(arguments.batches), arguments.count_discards
+            )
         except ph.HostError as error:
             console.print(f"pages of {kind}: {error}")
             continue

@@ -63,7 +63,7 @@ def firmware() -> int:
 
 
 def qemu_command(
-    binary: str, ram: GuestRam, reporting: bool, fds: Sequence[int], options: Sequence[str] = ()
+    binary: str, ram: GuestRam, reporting: bool, fds: Sequence[int], options: Sequence[str], count_discards: bool
 ) -> list[str]:
     """Return the command line of QEMU, whose memory, firmware and two connections are these file descriptors.
 
@@ -83,7 +83,7 @@ def qemu_command(
         f"free-page-reporting={'on' if reporting else 'off'}",
         "-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest", "-qtest-log", "none",
         "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control",
-        "-trace", "ram_block_discard_range",
+        *(["-trace", "ram_block_discard_range"] if count_discards else []),
         *options,
     ]  # fmt: skip
     return ending_with_us(command)
@@ -129,6 +129,8 @@ class QemuProcess:
         Whether the balloon offers free page reporting.
     options : sequence of str, default ()
         More words for its command line.
+    count_discards : bool, default True
+        Whether it traces its discards.
 
     Attributes
     ----------
@@ -136,13 +138,15 @@ class QemuProcess:
         Connected to it, until `close_sockets`.
     """
 
-    def __init__(self, binary: str, ram: GuestRam, reporting: bool, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, binary: str, ram: GuestRam, reporting: bool, options: Sequence[str] = (), count_discards: bool = True
+    ) -> None:
         self.qtest, qtest = socket.socketpair()
         self.qmp, qmp = socket.socketpair()
         image = firmware()
         # Not 0 to 2, even if those are closed here: they are QEMU's standard input, output and error.
         self._fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (ram.fd, image, qtest.fileno(), qmp.fileno())]
-        command = qemu_command(binary, ram, reporting, self._fds, options)
+        command = qemu_command(binary, ram, reporting, self._fds, options, count_discards)
         self._discards = Discards(0, 0, 0)
         self._said: deque[str] = deque(maxlen=20)
         self._started, self._ending = threading.Event(), threading.Event()
