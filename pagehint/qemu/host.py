@@ -96,7 +96,7 @@ class Host:
         machine's pool (hugetlb), "thp" transparent ones, as far as the kernel has some.
     count_discards : bool, default True
         Have QEMU trace each discard, from which `discards` is counted: its own word, beside that of the kernel, which
-        each report asks anyway. The line takes about 1 us of QEMU, a quarter of what it does for a huge page.
+        each report asks anyway. The line takes QEMU half as long as all else that it does for a huge page.
 
     Attributes
     ----------
