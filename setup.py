@@ -28,6 +28,7 @@ MODULES = {
     "traces.formats.trace_cmd": True,
     "arena.heap": False,
     "virtio.split_queue": False,
+    "virtio.encoding": True,
     "hinting.report": True,
     "allocator.fork": False,
     "allocator.refusal": False,
@@ -38,6 +39,7 @@ MODULES = {
     "policies.scoring": True,
     "traces.intervals.find": True,
     "virtio.undisturbed": False,
+    "qemu.guest_blocks": True,
     "qemu.guest_file": False,
     "available_memory": False,
 }

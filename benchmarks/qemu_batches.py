@@ -1,9 +1,9 @@
 """Reports to a real QEMU by batch size, against the limit: holes punched into the same kind of file, without QEMU.
 
-`python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]`. Every second
-granule of a guest's RAM is touched and then reported through the whole engine; in the same round the same ranges of a
-file of ours are punched with fallocate. Both files are in ordinary pages, and then in huge ones, where the machine has
-enough of them. A batch of 128 takes a guest of 2 GiB, and as much of the pool.
+`python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]
+[--count-discards]`. Every second granule of a guest's RAM is touched and then reported through the whole engine; in the
+same round the same ranges of a file of ours are punched with fallocate. Both files are in ordinary pages, and then in
+huge ones, where the machine has enough of them. A batch of 128 takes a guest of 2 GiB, and as much of the pool.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def limit(nr_blocks: int, kind: str) -> float:
     return seconds
 
 
+def way_over_the_wire(host: ph.qemu.Host) -> float:
+    """Seconds to notify QEMU of a queue in which nothing is; on another thread than the main one, as reports are."""
+    times = []
+    number, _ = host.balloon._queues["reporting"]
+
+    def notify() -> None:
+        for _ in range(30):
+            begin = time.perf_counter()
+            host.balloon._transport.notify(number)
+            times.append(time.perf_counter() - begin)
+
+    thread = threading.Thread(target=notify)
+    thread.start()
+    thread.join()
+    return statistics.median(times)
+
+
 def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]:
     """Report the blocks in such batches; seconds in all, and of it in each part."""
     arena = host.arena()
@@ -82,11 +100,11 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
     transport = host.balloon._transport
     places = {
         "kick": (transport, "notify"),
-        "running?": (transport, "is_running"),
         "wait": (transport, "interrupt_status"),
-        "dropped?": (host.ram, "are_dropped"),
+        "dropped?": (host.ram, "are_blocks_dropped"),
         "report": (host.balloon, "report"),
     }
+    way = way_over_the_wire(host)
     spent = {part: Spent(getattr(owner, name)) for part, (owner, name) in places.items()}
     for part, (owner, name) in places.items():
         setattr(owner, name, spent[part])
@@ -105,20 +123,21 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
     figures = {name: spy.seconds for name, spy in spent.items()}
     return figures | {
         "all": seconds,
-        "reports": after.reports - before.reports,
+        "reports": (reports := after.reports - before.reports),
+        "wire": reports * way,
         "qemu": cpu_seconds(host.process.pid) - cpu,
     }
 
 
 def measured(
-    kind: str, nr_blocks: int, rounds: int, batches: list[int]
+    kind: str, nr_blocks: int, rounds: int, batches: list[int], count_discards: bool
 ) -> tuple[dict[int, list[dict[str, float]]], float]:
     """Return the rounds of each batch with such pages, and the median of the limit."""
     limits: list[float] = []
     runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
     # What is touched and what is between it; and as much that is free as the gate wants for the largest batch.
     memory = max(2 * nr_blocks + batches[-1] + 16, SMALL_ZONE * batches[-1] + 1) * GRANULE
-    with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False) as host:
+    with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False, count_discards=count_discards) as host:
         for number in range(rounds + 1):
             for batch in batches:
                 run, bare = reported(host, nr_blocks, batch), limit(nr_blocks, kind)
@@ -133,14 +152,15 @@ def table_of(kind: str, nr_blocks: int, runs: dict[int, list[dict[str, float]]],
     table = Table(title=f"{nr_blocks} blocks of 2 MiB, scattered, in pages of {kind}; medians of {rounds} rounds")
     for column in ("batch", "reports/s", "blocks/s", "GiB/s", "of the limit"):
         table.add_column(column, justify="right")
-    for column in ("kick and wait", "is it dropped?", "rest of the driver", "engine", "QEMU's CPU"):
+    for column in ("the wire", "QEMU", "is it dropped?", "rest of the driver", "engine, waking", "QEMU's CPU"):
         table.add_column(f"us a block: {column}", justify="right")
     size = nr_blocks * GRANULE / (1 << 30)
     for batch, done in runs.items():
         middle = {name: statistics.median(run[name] for run in done) for name in done[0]}
-        seconds, answered = middle["all"], middle["running?"] + middle["kick"] + middle["wait"]
+        seconds, answered = middle["all"], middle["kick"] + middle["wait"]
         parts = (
-            answered,
+            middle["wire"],
+            answered - middle["wire"],
             middle["dropped?"],
             middle["report"] - answered,
             seconds - middle["report"] - middle["dropped?"],
@@ -150,8 +170,12 @@ def table_of(kind: str, nr_blocks: int, runs: dict[int, list[dict[str, float]]],
             str(batch), f"{middle['reports'] / seconds:,.0f}", f"{nr_blocks / seconds:,.0f}", f"{size / seconds:.2f}",
             f"{bare / seconds:.0%}", *(f"{part / nr_blocks * 1e6:.1f}" for part in parts),
         )  # fmt: skip
+    alone = parts[1] / nr_blocks  # of the largest batch: nothing to wait for, and nothing to do on our side
     table.add_row(
-        "limit", "", f"{nr_blocks / bare:,.0f}", f"{size / bare:.2f}", "100%", f"{bare / nr_blocks * 1e6:.1f}"
+        "QEMU alone", "", f"{1 / alone:,.0f}", f"{GRANULE / alone / (1 << 30):.2f}", f"{bare / nr_blocks / alone:.0%}"
+    )
+    table.add_row(
+        "limit", "", f"{nr_blocks / bare:,.0f}", f"{size / bare:.2f}", "100%", "", f"{bare / nr_blocks * 1e6:.1f}"
     )
     return table
 
@@ -162,11 +186,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="blocks a report")
     parser.add_argument("--pages", nargs="+", choices=("4KiB", "2MiB", "thp"), default=("4KiB", "2MiB"))
+    parser.add_argument("--count-discards", action="store_true", help="with QEMU's trace of them")
     arguments = parser.parse_args()
     console = Console(width=150)
     for kind in arguments.pages:
         try:
-            runs, bare = measured(kind, arguments.blocks, arguments.rounds, sorted(arguments.batches))
+            runs, bare = measured(
+                kind, arguments.blocks, arguments.rounds, sorted(arguments.batches), arguments.count_discards
+            )
         except ph.HostError as error:
             console.print(f"pages of {kind}: {error}")
             continue

@@ -41,6 +41,7 @@ from pagehint.zone.zone cimport PageZone
 from pagehint import errors
 
 cdef double MOST_SECONDS = 4e9              # on an injected clock: in nanoseconds, with a delay on top, 63 bits
+cdef bint making = False        # so that Python cannot make an engine without a machine, whose methods would crash
 
 cdef enum:
     MOST_PASSES = 64            # of one `run_pending`
@@ -50,9 +51,6 @@ cdef enum Claim:                # whether a calling thread may run a pass
     CLAIM_BUSY                  # a pass is on, on another thread
     CLAIM_NOTHING               # none is due, or hinting is off
     CLAIM_MINE                  # it may, and has claimed the pass
-
-
-cdef bint making = False        # so that Python cannot make an engine without a machine, whose methods would crash
 
 
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch):
@@ -71,8 +69,7 @@ cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, B
     queue.start = start_worker
     engine.batch = batch
     engine.reporter = Reporter()
-    engine.reporter.queue = queue
-    engine.reporter.batch = batch
+    engine.reporter.queue, engine.reporter.batch = queue, batch
     engine.reporter.specs = memory.specs
     return engine
 
@@ -278,7 +275,11 @@ cdef class HintingEngine:
             elif q.enabled and (everything or queue_due(q, now)):
                 queue_claim(q)
                 queue_unlock(q)
-                self.run_pass(everything, flush)
+                if self.reporter.callbacks.compiled != NULL:
+                    self.run_pass(everything, flush)
+                else:
+                    with gil, nogil:    # one thread state of Python, and one mapping of its stack, for all batches
+                        self.run_pass(everything, flush)
                 queue_lock(q)
             else:
                 sleep_until(&q.wake, &q.mutex, queue_next(q) if q.enabled else NEVER)

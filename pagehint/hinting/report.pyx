@@ -32,6 +32,12 @@ _log = logging.getLogger("pagehint")
 
 cdef cnp.ndarray as_answers(object result, uint64_t n, str what):
     """A boolean for each of `n` blocks, from what a callback has returned."""
+    cdef cnp.ndarray given
+    if isinstance(result, np.ndarray):
+        given = result
+        if given.ndim == 1 and <uint64_t>given.shape[0] == n and cnp.PyArray_TYPE(given) == cnp.NPY_BOOL:
+            if cnp.PyArray_IS_C_CONTIGUOUS(given):
+                return given
     answers = np.asarray(result)
     if answers.dtype != bool or np.shape(answers) not in ((), (n,)):
         raise TypeError(

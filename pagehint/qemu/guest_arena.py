@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
 
-import numpy as np
-
 from pagehint._core import PageHintingCallbacks
 from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.mapping import Mapping
@@ -18,6 +16,7 @@ from pagehint.qemu.huge_pages import THP
 from pagehint.qemu.ram import FREE, PAGE_SIZE, GuestRam, Part
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
 
@@ -100,9 +99,7 @@ class GuestArena(BaseArena):
     def _is_dropped(self, blocks: NDArray[np.void]) -> NDArray[np.bool_] | None:
         if self._ram.fd < 0:  # the host is closed
             return None
-        starts = blocks["pfn"] * np.uint64(PAGE_SIZE)
-        lengths = np.uint64(PAGE_SIZE) << blocks["order"].astype(np.uint64)
-        return self._ram.are_dropped(starts, lengths)
+        return self._ram.are_blocks_dropped(self._ram.blocks(blocks))
 
     def _require_usable(self) -> None:
         self._ram.owner.require()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from pagehint.errors import HostError, OutOfMemoryError
+from pagehint.qemu.guest_blocks import GuestBlocks, Places
 from pagehint.qemu.guest_file import Holes
 from pagehint.qemu.huge_pages import HUGE_PAGE, HUGETLB, THP, no_pool, require_transparent, shortage
 from pagehint.sizes import format_size
@@ -100,6 +101,7 @@ class GuestRam:
             why = self._promise(0, nr_bytes)
             if why:
                 raise HostError(shortage(nr_bytes, f"a guest of {format_size(nr_bytes)}", why))
+        self._places = Places(self.parts)
         self._holes = Holes(self.fd, nr_bytes, HUGE_PAGE if hugepages == HUGETLB else 0)
         self.driver_memory = memoryview(mmap.mmap(self.fd, FREE))[DRIVER:]
 
@@ -108,13 +110,9 @@ class GuestRam:
         """Bytes of the guest's RAM that the host has memory for. O(1)."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def are_ram(self, pfns: NDArray[np.uint64], nr_pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return for each run of the guest's pages whether it is RAM, in one piece."""
-        inside = np.zeros(len(pfns), np.bool_)
-        for part in self.parts:
-            first, end = part.address // PAGE_SIZE, (part.address + part.nr_bytes) // PAGE_SIZE
-            inside |= (pfns >= first) & (pfns < end) & (nr_pages <= end - np.minimum(pfns, end))
-        return inside
+    def blocks(self, blocks: NDArray[np.void]) -> GuestBlocks:
+        """Return where the engine's blocks are in the guest and in the file; ValueError if one is not RAM."""
+        return self._places.of(blocks)
 
     def is_dropped(self, address: int, nr_bytes: int) -> bool:
         """Whether the host has no memory for a range of guest-physical addresses, that is, it is a hole of the file."""
@@ -129,6 +127,10 @@ class GuestRam:
             In bytes. Of hugetlb memory whole huge pages.
         """
         return self._holes.are(self.fd, self._offsets(addresses), lengths)
+
+    def are_blocks_dropped(self, blocks: GuestBlocks) -> NDArray[np.bool_]:
+        """Return for each of the engine's blocks whether the host has no memory for it."""
+        return self._holes.are(self.fd, blocks.offsets, blocks.sizes)
 
     def _offsets(self, addresses: ArrayLike) -> NDArray[np.uint64]:
         """Return where in the file guest-physical addresses of RAM are."""

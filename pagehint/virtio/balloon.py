@@ -28,7 +28,7 @@ from pagehint.virtio.pci import ACCESS_PLATFORM, EVENT_IDX, NEEDS_RESET, VERSION
 from pagehint.virtio.queue_numbers import FREE_PAGE_HINT, REPORTING, STATS_VQ, queue_numbers
 from pagehint.virtio.split_queue import SplitQueue
 from pagehint.virtio.timeout import require_timeout
-from pagehint.virtio.transport import Transport
+from pagehint.virtio.transport import LostError, Transport
 from pagehint.virtio.undisturbed import interrupted, undisturbed
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ PAGE_POISON: Final = 1 << 4  # a feature bit (section 5.5.3); those that have qu
 
 _NUM_PAGES, _ACTUAL, _HINT_COMMAND, _POISON_VAL = 0, 4, 8, 12  # device configuration (section 5.5.4)
 PAGE_SIZE: Final = 4096  # of the balloon, on all machines
-STATISTICS: Final = {"free": 4, "total": 5, "available": 6}  # tags (section 5.5.6.4)
 _STOP, _DONE = 0, 1  # hinting commands that ask for no pass (section 5.5.6.5)
 POISON: Final = 0xAAAAAAAA  # as Linux fills free pages with page_poison=1
 
@@ -221,20 +220,24 @@ class Balloon:
         """Return ranges that the host may drop, or raise."""
         if self._poison:
             raise HostError(f"free pages hold the poison value {self._poison:#x}, so that the host must not drop them")
-        ranges = whole_ranges(addresses, lengths, self._page_bytes)
-        for address, nr_bytes in ranges:
-            if address < self._address + len(self._memory) and self._address < address + nr_bytes:
-                raise ValueError(f"the driver's own memory is in the {nr_bytes} bytes from {address:#x}")
-        return ranges
+        return whole_ranges(addresses, lengths, self._page_bytes, self._address, len(self._memory))
 
     def _report(self, ranges: list[tuple[int, int]]) -> None:
-        with self._device(), self._request("a report"):
-            if "reporting" not in self._queues:
-                raise HostError("the device that was plugged in does not offer free page reporting")
-            for chain in chains(ranges, self._queues["reporting"][1].size):
-                if interrupted():
-                    return
-                self._send("reporting", chain)
+        with self._device(), self._request("a report", look=False):
+            try:
+                self._send_reports(ranges)
+            except LostError:  # before this request, which then begins as others do that look first
+                self._stop()
+                self._start()
+                self._send_reports(ranges)
+
+    def _send_reports(self, ranges: list[tuple[int, int]]) -> None:
+        if "reporting" not in self._queues:
+            raise HostError("the device that was plugged in does not offer free page reporting")
+        for chain in chains(ranges, self._queues["reporting"][1].size):
+            if interrupted():
+                return
+            self._send("reporting", chain, looked=False)
 
     # -- free page hinting
 
@@ -314,15 +317,15 @@ class Balloon:
             yield
 
     @contextmanager
-    def _request(self, what: str) -> Iterator[bool]:
+    def _request(self, what: str, look: bool = True) -> Iterator[bool]:
         """Begin with a device in operation; reset or fence it after an exception.
 
         So it has let go of the memory when the exception goes on. A machine may be reset, and a device unplugged and
         plugged in, at any time. The device that is there then knows nothing, and is started. A host that has asked for
-        statistics is answered first; gives whether it was.
+        statistics is answered first; gives whether it was. Without `look` it is for the caller to find the device lost.
         """
         try:
-            if not self._queues or not self._transport.is_running():
+            if not self._queues or (look and not self._transport.is_running()):
                 self._stop()
                 self._start()
             yield self._answer_statistics()
@@ -371,9 +374,11 @@ class Balloon:
         *chains: Sequence[tuple[int, int]],
         nr_readable: int = 0,
         wanted: Callable[[], bool] = lambda: True,
+        looked: bool = True,
     ) -> bool:
         """Send chains, not more buffers than the queue has descriptors, and wait; returns whether all came back.
 
+        If nobody has looked whether the device is in operation, it is LostError that it was not before it was notified.
         A machine that has stopped answers no hint until it goes on. So what is not `wanted` any more is not waited for:
         a reset takes it back.
         """
@@ -382,8 +387,9 @@ class Balloon:
         for chain in chains:
             addresses, lengths = zip(*chain, strict=True)
             heads.add(queue.add(addresses, lengths, nr_readable))
-        if queue.must_notify():
-            self._transport.notify(number)
+        lost = self._transport.notify(number) if queue.must_notify() else not (looked or self._transport.is_running())
+        if lost and not looked:
+            raise LostError("the device was reset or unplugged before it was notified")
         deadline = time.monotonic() + self._timeout
         looks = 0
         while heads:
@@ -560,10 +566,7 @@ class Balloon:
     def _put_statistics(self) -> None:
         """Give the statistics to the device, which keeps them until its host asks for new ones."""
         number, queue = self._queues["statistics"]
-        stats = self._allocator().stats()
-        free = stats.free_pages + stats.pcp_pages
-        figures = {"free": free, "available": free, "total": stats.managed_pages}
-        entries = encode_statistics((tag, figures[name] * stats.page_size) for name, tag in STATISTICS.items())
+        entries = encode_statistics(self._allocator().stats())
         self._memory[self._SCRATCH : self._SCRATCH + entries.nbytes] = entries.tobytes()
         queue.add([self._address + self._SCRATCH], [entries.nbytes], nr_readable=1)
         if queue.must_notify():

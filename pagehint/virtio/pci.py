@@ -409,9 +409,14 @@ class VirtioPci:
         self._set_status(_RUNNING)
         _ = self.status
 
-    def notify(self, number: int) -> None:
-        """Tell the device that a queue has buffers for it (section 4.1.5.2)."""
-        self._wire.write(self._doorbells[number], 2, number)
+    def notify(self, number: int) -> bool:
+        """Tell the device that a queue has buffers for it (section 4.1.5.2); returns whether it was in no operation.
+
+        One that was reset or unplugged before this does not hear it, so no harm is done if it is only known afterwards.
+        """
+        status = self._structures[_COMMON].address + _DEVICE_STATUS.offset, _DEVICE_STATUS.nr_bytes
+        before = self._wire.read_then_write(status, (self._doorbells[number], 2), number)
+        return not self._status_set == _RUNNING == before
 
     def interrupt_status(self) -> int:
         """Read and clear the ISR status (section 4.1.4.5). The device answers when it has done what it was at."""

@@ -36,6 +36,9 @@ class Wire(Protocol):
     def write(self, address: int, nr_bytes: int, value: int) -> None:
         """Write a number to memory."""
 
+    def read_then_write(self, source: tuple[int, int], target: tuple[int, int], value: int) -> int:
+        """Return a number in memory, and then write another one elsewhere; a place is an address and its bytes."""
+
     def read_port(self, port: int, nr_bytes: int) -> int:
         """Return a number at a port."""
 

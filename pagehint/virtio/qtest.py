@@ -50,24 +50,24 @@ class Qtest:
         HostError
             If the other end has gone, or refuses the command.
         """
-        return undisturbed(self._command, text)
+        return str(undisturbed(self._commands, [text])[0])
 
-    def _command(self, text: str) -> str:
+    def _commands(self, texts: list[str]) -> list[str]:
+        """Send commands together, which are done one after the other; returns what follows OK in their answers."""
+        text = "; ".join(texts)
         with self._lock:
             try:
-                self._owed += 1
-                self._connection.sendall(text.encode() + b"\n")
+                self._owed += len(texts)
+                self._connection.sendall("".join(f"{each}\n" for each in texts).encode())
                 deadline = time.monotonic() + self.timeout
+                answers = []
                 while self._owed:
-                    answer = self._line(deadline)
+                    answers.append(self._line(deadline))
             except TimeoutError:
                 raise HostTimeoutError(f"QEMU did not answer {text!r} in {self.timeout:g} s") from None
             except OSError as error:
                 raise HostError(f"QEMU has gone: {error.strerror or error} at {text!r}") from None
-        status, _, rest = answer.partition(" ")
-        if status != "OK":
-            raise HostError(f"QEMU refused {text!r}: {answer}")
-        return rest
+        return [_after_ok(*each) for each in zip(texts, answers[-len(texts) :], strict=True)]
 
     def _line(self, deadline: float) -> str:
         """Return the next answer. Lines about interrupts are not answers, and are skipped."""
@@ -90,14 +90,19 @@ class Qtest:
 
     def read(self, address: int, nr_bytes: int) -> int:
         """Return the number of 1, 2, 4 or 8 bytes at a physical address."""
-        _require_place("", address, nr_bytes, _MEMORY)
-        return self._number(f"read{_WIDTHS[nr_bytes]} {address:#x}", nr_bytes)
+        return self._number(_read(address, nr_bytes), nr_bytes)
 
     def write(self, address: int, nr_bytes: int, value: int) -> None:
         """Write a number of 1, 2, 4 or 8 bytes at a physical address."""
-        _require_place("", address, nr_bytes, _MEMORY)
-        _require_fit(address, nr_bytes, value)
-        self.command(f"write{_WIDTHS[nr_bytes]} {address:#x} {value:#x}")
+        self.command(_write(address, nr_bytes, value))
+
+    def read_then_write(self, source: tuple[int, int], target: tuple[int, int], value: int) -> int:
+        """Return a number at one place, and then write another one to another; a place is an address and its bytes.
+
+        Both commands go out together: one wait for the other end, not two.
+        """
+        read = _read(*source)
+        return _as_number(read, undisturbed(self._commands, [read, _write(*target, value)])[0], source[1])
 
     def read_port(self, port: int, nr_bytes: int) -> int:
         """Return the number of 1, 2 or 4 bytes at an I/O port."""
@@ -111,16 +116,37 @@ class Qtest:
         self.command(f"out{_WIDTHS[nr_bytes]} {port:#x} {value:#x}")
 
     def _number(self, text: str, nr_bytes: int) -> int:
-        answer = self.command(text)
-        if _NUMBER.fullmatch(answer) and (number := int(answer, 16)) < 1 << 8 * nr_bytes:
-            return number
-        raise HostError(f"QEMU answered {text!r} with {answer!r}, which is no number of {nr_bytes} bytes")
+        return _as_number(text, self.command(text), nr_bytes)
 
 
 _WIDTHS = {1: "b", 2: "w", 4: "l", 8: "q"}
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+")
 _LONGEST_ANSWER = 1 << 16
 _MEMORY, _PORTS = 1 << 64, 1 << 16  # bytes of the address spaces
+
+
+def _read(address: int, nr_bytes: int) -> str:
+    _require_place("", address, nr_bytes, _MEMORY)
+    return f"read{_WIDTHS[nr_bytes]} {address:#x}"
+
+
+def _write(address: int, nr_bytes: int, value: int) -> str:
+    _require_place("", address, nr_bytes, _MEMORY)
+    _require_fit(address, nr_bytes, value)
+    return f"write{_WIDTHS[nr_bytes]} {address:#x} {value:#x}"
+
+
+def _after_ok(text: str, answer: str) -> str:
+    status, _, rest = answer.partition(" ")
+    if status != "OK":
+        raise HostError(f"QEMU refused {text!r}: {answer}")
+    return rest
+
+
+def _as_number(text: str, answer: str, nr_bytes: int) -> int:
+    if _NUMBER.fullmatch(answer) and (number := int(answer, 16)) < 1 << 8 * nr_bytes:
+        return number
+    raise HostError(f"QEMU answered {text!r} with {answer!r}, which is no number of {nr_bytes} bytes")
 
 
 def _require_place(space: str, at: int, nr_bytes: int, end: int) -> None:

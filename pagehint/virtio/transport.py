@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pagehint.errors import HostError
 from pagehint.virtio.split_queue import SplitQueue
+
+
+class LostError(HostError):
+    """The device was in no operation before it was notified."""
 
 
 class Transport(Protocol):
@@ -20,7 +25,7 @@ class Transport(Protocol):
     def enable_queue(self, number: int, queue: SplitQueue) -> None: ...  # noqa: D102
     def start(self) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102
-    def notify(self, number: int) -> None: ...  # noqa: D102
+    def notify(self, number: int) -> bool: ...  # noqa: D102
     def interrupt_status(self) -> int: ...  # noqa: D102
     def read_config(self, offset: int, nr_bytes: int) -> int: ...  # noqa: D102
     def config_generation(self) -> int: ...  # noqa: D102

@@ -130,6 +130,11 @@ class BalloonModel:
         if offset is not None:
             self.set_register(offset, value)
 
+    def read_then_write(self, source, target, value):
+        number = self.read(*source)
+        self.write(*target, value)
+        return number
+
     # -- the device
 
     def roles(self):

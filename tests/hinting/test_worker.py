@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 
 import pytest
 from allocators import real
@@ -191,3 +192,20 @@ def test_a_worker_in_a_report_while_its_allocator_is_collected_in_a_cycle():
             del cycle, pages
             gc.collect()
     """)
+
+
+def test_each_batch_of_a_pass_had_a_thread_state_of_its_own():
+    """What a callback had kept for its thread was gone with the next batch, and its stack was mapped anew."""
+    here = threading.local()
+    seen = []
+
+    def hint_pages(blocks):
+        here.batches = getattr(here, "batches", 0) + 1
+        seen.append(here.batches)
+
+    pages = real("256MiB")
+    pages.enable_hinting(ph.PageHintingCallbacks(hint_pages, 4), delay=None)
+    pages.flush_hinting()
+    pages.disable_hinting()
+    assert len(seen) > 3
+    assert seen == list(range(1, len(seen) + 1))

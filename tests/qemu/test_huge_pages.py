@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import mmap
 import os
 import re
@@ -99,8 +101,6 @@ def test_memory_that_qemu_has_read_is_there_again_also_where_nobody_here_has_tou
 
 def test_blocks_that_qemu_cannot_drop_are_failures_also_if_only_qemu_has_touched_them(host, tmp_path):
     """The kernel's word on our own page tables would have been that they are gone."""
-    import fcntl
-
     arena = host.arena()
     host.qmp("pmemsave", val=FREE, size=62 * MIB, filename=os.fspath(tmp_path / "dump"))
     fcntl.fcntl(host.ram.fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE: no hole can be made any more
@@ -108,6 +108,62 @@ def test_blocks_that_qemu_cannot_drop_are_failures_also_if_only_qemu_has_touched
         arena.pages.flush_hinting()
         assert arena.pages.stats().blocks_failed > 0
         assert arena.pages.stats().pages_reported == 0
+
+
+def asked(host, monkeypatch):
+    """Return a list that grows with each report after which the kernel was asked for each page."""
+    asked, real = [], host.ram.are_blocks_dropped
+
+    def ask(blocks):
+        asked.append(blocks)
+        return real(blocks)
+
+    monkeypatch.setattr(host.ram, "are_blocks_dropped", ask)
+    return asked
+
+
+def test_the_kernel_was_asked_for_each_page_of_a_report_where_one_look_at_the_file_is_enough(host, monkeypatch):
+    arena = host.arena()
+    pages = arena.pages
+    blocks = [pages.alloc_pages(9) for _ in range(10)]
+    for pfn in blocks:
+        ctypes.memset(arena.address(pfn), 1, 1)
+    calls, before = asked(host, monkeypatch), host.resident_bytes
+    with arena.hinting(delay=None, workqueue="manual", mark_free=False, threshold=1):
+        for pfn in blocks:
+            pages.free_pages(pfn, 9)
+        pages.run_pending()  # not a flush, which asks whether what was reported came back
+        stats = pages.stats()
+    assert (stats.pages_reported, before - host.resident_bytes) == (5120, 10 * HUGE)
+    assert calls == []
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_pages_that_another_touches_during_a_report_hide_no_page_that_stays(host, monkeypatch, sealed):
+    arena = host.arena()
+    pages = arena.pages
+    blocks = [pages.alloc_pages(9) for _ in range(10)]
+    other = pages.alloc_pages(9)
+    for pfn in blocks:
+        ctypes.memset(arena.address(pfn), 1, 1)
+    real = host.balloon.report
+
+    def report(addresses, lengths):
+        if sealed:
+            fcntl.fcntl(host.ram.fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE: no hole can be made any more
+        ctypes.memset(arena.address(other), 1, 1)
+        real(addresses, lengths)
+
+    with arena.hinting(delay=None, workqueue="manual", mark_free=False, threshold=1000):
+        for pfn in blocks:
+            pages.free_pages(pfn, 9)
+        monkeypatch.setattr(host.balloon, "report", report)
+        calls = asked(host, monkeypatch)
+        pages.flush_hinting()
+        stats = pages.stats()
+    assert len(calls) >= 1
+    assert stats.pages_reported == (0 if sealed else 5120)
+    assert bool(stats.blocks_failed) == sealed
 
 
 @pytest.fixture

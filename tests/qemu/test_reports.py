@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,27 @@ def test_what_is_free_leaves_the_host_and_what_is_in_use_stays_byte_for_byte(hos
         again = filled(arena, 100 * MIB, 3)
         assert is_whole(again, 3)
     arena.pages.verify()
+
+
+def test_a_host_that_does_not_count_its_discards_traces_none_and_drops_as_ever():
+    with ph.qemu.Host("64MiB", count_discards=False) as host:
+        arena = host.arena()
+        kept, gone = filled(arena, 10 * MIB), filled(arena, 40 * MIB, 2)
+        del gone
+        with arena.hinting(delay=None, workqueue="manual"):
+            arena.pages.flush_hinting()
+            assert arena.pages.last_error is None
+        assert host.resident_bytes <= 10 * MIB + 2 * FREE
+        assert is_whole(kept)
+        with pytest.raises(ph.HostError, match="count_discards=False: its QEMU does not trace them"):
+            _ = host.discards
+        assert "ram_block_discard_range" not in Path(f"/proc/{host.process.pid}/cmdline").read_text()
+        fcntl.fcntl(host.ram.fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE: no hole can be made any more
+        filled(arena, 40 * MIB)
+        with arena.hinting(delay=None, workqueue="manual"):
+            arena.pages.flush_hinting()
+            assert arena.pages.stats().blocks_failed > 0
+        wait_for(lambda: "Failed" in host.process.said, "QEMU's word for it, which is no trace")
 
 
 def test_reported_memory_comes_back_zeroed_from_the_host(host):

@@ -223,3 +223,74 @@ def test_a_reset_is_confirmed_by_the_device_and_not_by_a_bar_that_is_not_mapped(
     model.set_register = lambda offset, value: None
     with pytest.raises(ph.HostTimeoutError, match="was not reset in"):
         transport.reset()
+
+
+class Counted:
+    """The wire of a model, on which each access waits for the other end once."""
+
+    def __init__(self, model):
+        self.model = model
+        self.waits = 0
+
+    def __getattr__(self, name):
+        def access(*arguments):
+            self.waits += 1
+            return getattr(self.model, name)(*arguments)
+
+        return access
+
+
+def test_a_report_waited_for_the_device_twice(model):
+    """To look first whether it was still in operation took as long as the report of some huge pages."""
+    balloon = driven(model)
+    wire = balloon._transport._wire = Counted(model)
+    for _ in range(3):
+        wire.waits = 0
+        balloon.report([0, 8192], [4096, 4096])
+        assert wire.waits == 1
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_a_reset_before_a_report_of_which_the_device_wants_no_word(model, pages, lose):
+    balloon = driven(model, pages=pages)
+    balloon.inflate(10)
+    model.forbid_notifications("reporting")
+    lose(model)
+    balloon.report([0], [4096])
+    assert model.names()[-1] == "reporting"
+    assert (model.status, model.actual, model.fenced) == (0xF, 10, 0)
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_a_device_that_is_lost_before_each_notification_is_an_error_and_not_tried_for_ever(model, pages, lose):
+    balloon = driven(model, pages=pages)
+    balloon.inflate(10)
+    real = model.read_then_write
+
+    def lost(*arguments):
+        lose(model)
+        return real(*arguments)
+
+    model.read_then_write = lost
+    with pytest.raises(ph.HostError, match="reset or unplugged before it was notified; the device has been reset"):
+        balloon.report([0], [4096])
+    del model.read_then_write
+    balloon.report([0], [4096])
+    assert (balloon.actual, model.actual, model.fenced) == (10, 10, 0)
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_a_reset_between_the_look_and_the_notification_fails_a_report_and_the_next_one_works(model, lose):
+    balloon = driven(model)
+    real = model.write
+
+    def lost(*arguments):
+        del model.write
+        lose(model)
+        real(*arguments)
+
+    model.write = lost
+    with pytest.raises(ph.HostError, match="the device has been reset"):
+        balloon.report([0], [4096])
+    balloon.report([0], [4096])
+    assert model.fenced == 0
