@@ -62,8 +62,7 @@ cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, B
         engine = HintingEngine.__new__(HintingEngine)
     finally:
         making = False      # also where there was no memory for it
-    engine.memory = memory
-    engine.m = m
+    engine.memory, engine.m = memory, m
     engine.queue = queue
     queue.engine = <void *> engine
     queue.start = start_worker
