@@ -5,6 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+from pagehint.hinting.callbacks import BLOCK_DTYPE as BLOCK_DTYPE
+
 class GuestBlocks(NamedTuple):
     addresses: list[int]
     lengths: list[int]
