@@ -55,7 +55,7 @@ MODULES = {"policies", "qemu", "traces", "virtio"}
 
 FUNCTIONS = {
     ph.replay: "(trace, policies=('linux', 'threshold', 'age:1s'), *, before=None, after=None, events=None, begin=None,"
-    " resident=False, name='recording', break_evens=(0.1, 1.0, 5.0), **options)",
+    " resident=False, name='recording', break_evens=(0.1, 1.0, 5.0), progress=None, **options)",
     ph.get_include: "()",
 }
 
