@@ -295,7 +295,7 @@ inline zone_unlock(z, tell) {                   /* zone_unlock, unlock_and_notif
     :: zone[z].notify_at != NEVER && zone[z].free_pages >= zone[z].notify_at ->
         zone[z].notify_at = NEVER;
         zone[z].queued = zone[z].queued || zone[z].hint_count >= zone[z].threshold;
-        tell = (zone[z].queued -> (LATER(z) -> TELL_LATER : TELL_WORK) : TELL_DELAY)
+        tell = (zone[z].queued -> (LATER(z) -> TELL_LATER : TELL_WORK) : (zone[z].hint_count -> TELL_DELAY : 0))
     :: else -> tell = 0
     fi;
     zone[z].locked = 0;

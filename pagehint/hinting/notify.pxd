@@ -18,7 +18,8 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
 
     A zone with a reserve keeps runs for as long as passes look at it.
 
-    Count and limit are looked at again here, since a zone that waited for its gate has not been queued for either.
+    Count and limit are looked at again here, since a zone that waited for its gate has not been queued for either. If
+    it has no hint any more, there is nothing to ask for.
     """
     cdef Hints *h = hints_of(z)
     cdef bint queued
@@ -29,6 +30,9 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     if h.count >= h.threshold:
         queue_zone(h)
     queued = h.queued
+    if not queued and h.count == 0:
+        lock_release(&z.lock)
+        return
     if queued and h.reserve:
         keep_runs(z, queue_now(<WorkQueue *> h.queue))
     h.told_at = look_at = h.look_at

@@ -59,6 +59,27 @@ def test_a_worker_that_waits_for_the_gate_wakes_when_the_watermarks_are_lowered(
         wait_for(lambda: pages.stats().hints_pending == 0, "the report")
 
 
+def test_a_gate_that_opens_with_no_hint_behind_it_made_a_pass_for_nothing(make, few_host, clock):
+    """What was hinted under the gate is in use by the time that there is memory enough."""
+    pages = make("64MiB", watermarks=(0, 512, 512))
+    for pfn in range(0, 16384, 256):
+        pages.alloc_pages_at(pfn, 8)
+    with pages.hinting(few_host.callbacks, workqueue="manual", threshold=1, delay=2.0, clock=clock):
+        pages.free_pages(0, 8)
+        pages.free_pages(256, 8)
+        pages.run_pending()
+        pages.alloc_pages_at(0, 8)
+        for granule in range(1, 8):
+            pages.free_pages(512 * granule, 8)
+        assert (pages.stats().isolation_refused, pages.stats().hints_pending) == (1, 0)
+        clock.sleep(3)
+        assert pages.run_pending() == 0
+        assert pages.stats().work_runs == 1
+        pages.free_pages(768, 8)
+        pages.run_pending()
+        assert few_host.blocks == [(512, 9)]
+
+
 def test_every_free_queueing_a_run_under_the_gate(few_host):
     """While a zone is gated, only memory coming back wakes the engine; and then it does."""
     pages = real("64MiB", watermarks=(0, 8192, 8192))
