@@ -90,3 +90,28 @@ def test_a_buffer_that_is_no_number_of_its_width_makes_nothing_available(chain):
         queue.add(*chain)
     assert queue.nr_free == 32
     assert queue.add([1], [1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("addresses", "lengths", "words"),
+    [
+        ([0, 8192], [4096], "2 addresses and 1 lengths"),
+        ([0], [0], "no range of guest-physical addresses: 0 bytes from 0x0"),
+        ([-4096], [4096], "4096 bytes from -0x1000"),
+        ([1 << 64], [4096], "4096 bytes from 0x10000000000000000"),
+        ([(1 << 64) - 4096], [8192], "8192 bytes from 0xfffffffffffff000"),
+        ([0], [2048], "2048 bytes from 0x0: the host drops whole 4096 bytes only"),
+        ([2048], [4096], "4096 bytes from 0x800: the host drops whole 4096 bytes only"),
+        ([ADDRESS - 4096], [8192], "the driver's own memory is in the 8192 bytes from 0xff000"),
+    ],
+)
+def test_a_range_that_cannot_be_is_named_and_nothing_is_sent(addresses, lengths, words):
+    model = BalloonModel()
+    balloon = driven(model)
+    for as_given in (list, lambda numbers: np.array(numbers, object)):
+        with pytest.raises(ValueError, match=words):
+            balloon.report(as_given(addresses), as_given(lengths))
+    with pytest.raises(TypeError):
+        balloon.report([0.5], [4096])
+    assert "reporting" not in model.names()
+    balloon.report([(1 << 64) - 4096], [4096])
