@@ -39,28 +39,40 @@ cdef inline void look_later(PageZone *z) noexcept nogil:
     z.notify_at = 0
 
 
-cdef inline void look_at_runs(PageZone *z, int64_t now, bint everything) noexcept nogil:
-    """Have a zone give up the runs that it keeps, if none was kept since the last look at them: they are free since then.
+cdef inline bint runs_are_wanted(PageZone *z, int64_t now) noexcept nogil:
+    """Whether the zone is to keep its runs: one was kept since the last look at them, or it is too early to look.
 
-    A look at its hints is next.
+    If not, it keeps no more. Zone lock held.
+    """
+    cdef Hints *h = hints_of(z)
+    if not run_set_is_open(z) or now < h.runs_at:
+        return True
+    if run_set_was_used(z.run_set):
+        h.runs_at = now + runs_pause(h)
+        return True
+    run_set_close(z)
+    return False
+
+
+cdef inline void look_at_runs(PageZone *z, int64_t now, bint everything) noexcept nogil:
+    """Have a zone give up the runs that it keeps, unless they are wanted; a look at its hints is next.
+
+    They have been free since the last look at them.
     """
     cdef Hints *h = hints_of(z)
     cdef uint64_t page = 0, n = 0
     if everything or must_yield(z):
         run_set_close(z)
         run_set_drain(z)
-    elif run_set_is_open(z) and now >= h.runs_at:
-        if run_set_was_used(z.run_set):
-            h.runs_at = now + runs_pause(h)
-            return
-        run_set_close(z)
-        while run_set_take_any(z.run_set, &page, &n):
-            lock_acquire(&z.lock, True)
-            if check_run(z, page, n) == OK:
-                run_free_allocated(z, page, n)
-                age_begun(z, page, n, h.runs_at - runs_pause(h))
+    elif run_set_is_open(z):
+        lock_acquire(&z.lock, True)
+        if not runs_are_wanted(z, now):
+            while run_set_take_any(z.run_set, &page, &n):
+                if check_run(z, page, n) == OK:
+                    run_free_allocated(z, page, n)
+                    age_begun(z, page, n, h.runs_at - runs_pause(h))
             z.notify_at = INT64_MAX     # the look that follows is what the zone asks for
-            end_round(z)
+        end_round(z)
 
 
 cdef inline void look_at_runs_later(PageZone *z) noexcept nogil:

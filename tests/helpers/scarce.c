@@ -9,9 +9,10 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
-enum { MODULES = 16 };
+enum { MODULES = 64 };
 static uintptr_t first[MODULES], last[MODULES];
 static int modules;
 static long left = -1;          /* allocations until one fails; negative: none does */
@@ -24,6 +25,8 @@ static uintptr_t held[PLACES];
 
 void scarce_watch(uintptr_t from, uintptr_t to)
 {
+    if (modules == MODULES)
+        abort();                /* else those after it would not be watched */
     first[modules] = from;
     last[modules++] = to;
 }

@@ -11,23 +11,22 @@ There is no lock. A run is one word, which a thread takes by exchanging it.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
-from posix.stdlib cimport posix_memalign
 from pagehint.sync.atomic cimport RELAXED, SEQ_CST, load64, load_i32, store_i32, swap64_if, unlikely
 from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.check cimport check_run
 from pagehint.zone.hook cimport zone_unlock
+from pagehint.zone.metadata cimport aligned_alloc
 from pagehint.zone.run cimport run_free_allocated
 from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport PageZone, RUNS, RunSet
 
 cdef inline RunSet *run_set_create(uint32_t longest) noexcept nogil:
     """A closed set; NULL where memory lacks. To be freed by `free`."""
-    cdef void *p = NULL
-    if posix_memalign(&p, 64, sizeof(RunSet)) != 0:
-        return NULL
-    memset(p, 0, sizeof(RunSet))
-    (<RunSet *> p).longest = longest
-    return <RunSet *> p
+    cdef RunSet *s = <RunSet *> aligned_alloc(64, sizeof(RunSet))
+    if s != NULL:
+        memset(s, 0, sizeof(RunSet))
+        s.longest = longest
+    return s
 
 
 cdef inline uint64_t run_pages(uint64_t run) noexcept nogil:
