@@ -84,13 +84,20 @@ class ArenaMachine(RuleBasedStateMachine):
         return np.array([word >> granule & 1 for granule in range(NR_GRANULES)], bool)
 
     @property
+    def warm(self):
+        """Granules that are hinted, or free but for what is kept for a loop's next array: it goes when it is given up."""
+        words = self.pages.free_bitmap().view(np.uint8)
+        free = self.by_granule(np.unpackbits(words, bitorder="little")[: len(self.used)])
+        return self.hinted | ~self.in_use & (free < GRANULE)
+
+    @property
     def gate_is_open(self):
         batch = min(self.pages.max_pages, max(self.pages.zones[0].managed_pages // 8 // GRANULE, 1))
         return (~self.used).sum() >= batch * GRANULE
 
     def over_the_limit(self):
         """Pages, by what is in use or warm."""
-        kept = int((self.in_use | self.hinted).sum()) * GRANULE
+        kept = int((self.in_use | self.warm).sum()) * GRANULE
         return 0 if self.arena.limit is None else max(kept - self.arena.limit // PAGE, 0)
 
     def gone(self, granules, *, at_once):
@@ -102,8 +109,8 @@ class ArenaMachine(RuleBasedStateMachine):
             self.perhaps &= ~pages
 
     def reported(self, before):
-        """Those hinted before are hinted no more: they were given back."""
-        gone = before & ~self.hinted
+        """Those that were warm before are so no more: they were given back."""
+        gone = before & ~self.warm
         self.gone(gone, at_once=self.advice == "dontneed")
         return gone
 
@@ -229,8 +236,8 @@ class ArenaMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 3000.0]))
     def run(self, seconds):
         self.clock.sleep(seconds)
-        before, excess, min_age = self.hinted, self.over_the_limit(), self.pages.min_age or 0.0
-        wanted = before.sum() >= (self.pages.threshold or self.pages.max_pages) or self.delay is not None
+        before, excess, min_age = self.warm, self.over_the_limit(), self.pages.min_age or 0.0
+        wanted = self.hinted.sum() >= (self.pages.threshold or self.pages.max_pages) or self.delay is not None
         self.pages.run_pending()
         gone = self.reported(before)
         young = gone & (self.freed_at + min_age > self.clock.now)
@@ -244,7 +251,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self):
-        on, before, resident = self.context is not None, self.hinted, self.arena.resident_bytes
+        on, before, resident = self.context is not None, self.warm, self.arena.resident_bytes
         nr_bytes = self.arena.trim()
         assert nr_bytes == resident - self.arena.resident_bytes
         assert self.pages.hinting_enabled == on
