@@ -58,8 +58,8 @@ def comes(condition, seconds=30):
 
 @pytest.fixture
 def limited() -> Iterator[Path]:
-    """A cgroup of 400 MiB that gives the alarm before somebody is killed."""
-    with cgroup(LIMIT, "memory.high" if unified() else "memory.max") as folder:
+    """A cgroup that gives the alarm at 350 MiB in use: by a high mark there, or as an eighth of a limit is left."""
+    with cgroup(LIMIT - LIMIT // 8, "memory.high") if unified() else cgroup(LIMIT) as folder:
         yield folder
 
 
