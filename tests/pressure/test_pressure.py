@@ -82,6 +82,10 @@ def said(result: tuple[int, str, str]) -> list[str]:
 @pytest.mark.parametrize("pressure", [True, False])
 def test_warm_memory_goes_at_once_near_the_limit_of_the_cgroup(limited: Path, pressure: bool) -> None:
     """Without the watch it stays, for the ten minutes that were asked for."""
+    if not pressure and unified():
+        pytest.skip(
+            "version 2 of cgroups slows a process over its high mark until it gives memory back, and it does not"
+        )
     code = f"""
 arena = ph.numpy.install(min_age=600, reserve="64MiB", reserve_age=600, pressure={pressure})
 print(warm(arena) >= 190)
