@@ -42,6 +42,7 @@ MODULES = {
     "qemu.guest_blocks": True,
     "qemu.guest_file": False,
     "available_memory": False,
+    "pressure.watcher": False,
 }
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones. And without room to
 # grow, in all and for each function, the compiler leaves calls in what should be one piece.

@@ -307,10 +307,18 @@ cdef inline bint look_at_limit(const char *folder, const char *limit_name, const
     return True
 
 
+cdef inline bint level_up(const Cgroup *c, char *folder) noexcept nogil:
+    """Go from a cgroup's folder to that of the one above it; False at the top of the mount."""
+    cdef char *end = strrchr(folder, c'/')
+    if end == NULL or <size_t>(end - folder) < c.top:
+        return False
+    end[0] = 0
+    return True
+
+
 cdef inline void cgroup_look(Cgroup *c, Allowance *a) noexcept nogil:
     """What the cgroup and those above it allow at this moment."""
     cdef char folder[PATH_BYTES]
-    cdef char *end
     cgroup_find(c)
     a.limit = a.left = UNLIMITED
     a.known = c.known
@@ -324,10 +332,8 @@ cdef inline void cgroup_look(Cgroup *c, Allowance *a) noexcept nogil:
         elif look_at_limit(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", a):
             # The limit with swap is never less than the one without.
             look_at_limit(folder, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", a)
-        end = strrchr(folder, c'/')
-        if end == NULL or <size_t>(end - folder) < c.top:
+        if not level_up(c, folder):
             return
-        end[0] = 0
 
 
 cdef inline uint64_t machine_left(const char *root) noexcept nogil:

@@ -22,6 +22,7 @@ FLOORS = (
     ("zone",),
     ("hinting",),
     ("allocator",),
+    ("pressure",),
     ("stats",),
     ("traces",),
     ("replaying",),

@@ -12,8 +12,11 @@ cdef struct ForkRecord:         # one `Memory`; the list is protected by a lock 
     ForkRecord *prev
     ForkRecord *next
 
+ctypedef void (*memory_fn)(Machine *m, WorkQueue *queue) noexcept nogil
+
 cdef void fork_record_add(ForkRecord *r) noexcept nogil
 cdef void fork_record_remove(ForkRecord *r) noexcept nogil
 cdef uint64_t forks_so_far() noexcept nogil
 cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil
 cdef void zone_resume(PageZone *z, int nr_cpus) noexcept nogil
+cdef void each_memory(memory_fn visit) noexcept nogil

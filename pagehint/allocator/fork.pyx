@@ -55,6 +55,20 @@ cdef void fork_record_remove(ForkRecord *r) noexcept nogil:
     lock_release(&records_lock)
 
 
+cdef void each_memory(memory_fn visit) noexcept nogil:
+    """Call a function for each memory. Meanwhile none comes or goes, and the process does not fork.
+
+    The function may take locks of zones and the queue's mutex, as a fork does.
+    """
+    cdef ForkRecord *r
+    lock_acquire(&records_lock, True)
+    r = records.next
+    while r != NULL:
+        visit(r.m, r.queue)
+        r = r.next
+    lock_release(&records_lock)
+
+
 cdef void zone_stop(PageZone *z, int nr_cpus) noexcept nogil:
     """Take all locks of a zone: those of its page sets, then its own, which is their order."""
     sets_hold(z, nr_cpus, False)

@@ -23,10 +23,11 @@ from pagehint.allocator.hotplug cimport Change, change, finish, swap, zone_offli
 from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages
-from pagehint.hinting.limit cimport NO_LIMIT, enforce_limit
-from pagehint.hinting.look cimport say_kept
+from pagehint.hinting.limit cimport NO_LIMIT, settle_limit
+from pagehint.hinting.look cimport go_by_limit
 from pagehint.hinting.notify cimport unlock_and_notify
-from pagehint.hinting.queue cimport SIGNAL_CHECK, queue_init, queue_resume, queue_wait_batch
+from pagehint.hinting.queue cimport (SIGNAL_CHECK, queue_init, queue_lock, queue_resume, queue_unlock,
+                                     queue_wait_batch)
 from pagehint.hinting.verify cimport verify_hints
 from pagehint.numbers cimport as_count, as_pfn
 from pagehint.sync.atomic cimport RELAXED, peek64, store64
@@ -92,7 +93,7 @@ cdef class Memory:
         self.absent = <Absent *> calloc(m.nr_zones, sizeof(Absent))
         if m.zones == NULL or m.zonelists == NULL or m.zonelist_length == NULL or self.absent == NULL:
             raise MemoryError("no memory for the zones")
-        self.limit.pages = <uint64_t>NO_LIMIT
+        self.limit.pages = self.limit.chosen = <uint64_t>NO_LIMIT
         self.limit.zones = m.zones
         self.limit.nr_zones = m.nr_zones
         for i, spec in enumerate(self.specs):
@@ -305,17 +306,12 @@ cdef class Memory:
     def set_limit(self, limit):
         """Set how many pages all zones together keep at most, in use or warm, while hinting is on; None for no limit."""
         cdef uint64_t pages = <uint64_t>NO_LIMIT if limit is None else as_count(limit, "limit", 0)
-        cdef PageZone *z
-        cdef int i
         with nogil:
-            store64(&self.limit.pages, pages, RELAXED)
-            for i in range(self.m.nr_zones):
-                say_kept(self.m.zones[i])
-            for i in range(self.m.nr_zones):
-                z = self.m.zones[i]
-                lock_acquire(&z.lock, True)
-                enforce_limit(z)
-                zone_unlock(z)
+            queue_lock(&self.queue)
+            self.limit.chosen = pages
+            settle_limit(&self.limit)
+            queue_unlock(&self.queue)
+            go_by_limit(&self.limit)
 
     # -- how long granules have been free
 

@@ -56,6 +56,7 @@ class Arena(BaseArena):
 
     _place = "in the arena"
     _max_batch = 16
+    _of_process = True
 
     def __init__(self, size: str | SupportsIndex | None = None, hugepages: bool = True) -> None:
         page_size = mmap.PAGESIZE

@@ -11,7 +11,7 @@ import operator
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, SupportsIndex
 
@@ -31,6 +31,7 @@ from pagehint.errors import (
 )
 from pagehint.hinting.context import HintingContext
 from pagehint.layout import ZoneSpec
+from pagehint.pressure.watcher import Pressure, heed, pressure_of
 from pagehint.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class BaseArena(ABC):
 
     _place: ClassVar[str]  # where a page of it is, for messages
     _max_batch: ClassVar[int]  # blocks out at once, unless the arena is small
+    _of_process: ClassVar[bool] = False  # it is memory of this process, so that it helps when that is short of memory
 
     def __init__(self, mapping: Mapping, zones: Sequence[ZoneSpec]) -> None:
         self._mapping = mapping
@@ -291,8 +293,32 @@ class BaseArena(ABC):
         self.pages.memory.set_limit(None if nr_bytes is None else min(nr_bytes, self.size) // self._mapping.page_size)
         self._limit = nr_bytes
 
+    @property
+    def pressure(self) -> Pressure:
+        """What is known of memory pressure: whether this arena heeds it, whether memory is short, who says so.
+
+        With ``pressure=True`` in `enable_hinting` or `hinting`, and by default with `pagehint.numpy.install`, what is
+        free goes back at once while memory is short, whatever its age: `min_age`, `reserve`, `threshold` and `delay` do
+        not count, and a `limit` is nothing. That is so from an alarm of the kernel's on until none has come for 5
+        seconds.
+
+        Alarms are: the tasks of this process's cgroup have waited for memory for 0.2 seconds of 2 (PSI); those of the
+        machine have, and less than an eighth of its memory is left; the cgroup, or one above it, has gone over its
+        limit or high mark, and without files' cached pages less than an eighth is left. In a cgroup of version 1: less
+        than an eighth is left, or the kernel finds little to reclaim. Each is there if the kernel, or who made the
+        container, offers it; `refused` says in words which are not.
+
+        A thread of the process waits for them. It does nothing until one comes. What is watched is looked up when the
+        first arena heeds it; in a forked child when its worker begins.
+        """
+        return pressure_of(self.pages.memory)
+
+    def _heed(self, on: bool) -> None:
+        """Heed memory pressure from now on, or not any more."""
+        heed(self.pages.memory, on)
+
     def hinting(
-        self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any
+        self, advice: str = "dontneed", *, max_pages: int | None = None, pressure: bool = False, **options: Any
     ) -> AbstractContextManager[PageAllocator]:
         """Return a context manager in which free blocks are given back to the host: `enable_hinting` until its end.
 
@@ -300,7 +326,7 @@ class BaseArena(ABC):
 
         Parameters
         ----------
-        advice, max_pages, **options
+        advice, max_pages, pressure, **options
             As for `enable_hinting`.
 
         Raises
@@ -312,13 +338,18 @@ class BaseArena(ABC):
         ArenaClosedError
             If the arena is closed, or is when it is entered.
         """
-        callbacks = self._checked_callbacks(advice, max_pages)
+        callbacks = self._checked_callbacks(advice, max_pages, pressure)
         check_hinting(self.pages, callbacks, **options)
         return HintingContext(
-            self.pages, lambda: self._enable(callbacks, options), self.pages.disable_hinting, "arena.hinting()"
+            self.pages,
+            lambda: self._enable(callbacks, pressure, options),
+            self.pages.disable_hinting,
+            "arena.hinting()",
         )
 
-    def enable_hinting(self, advice: str = "dontneed", *, max_pages: int | None = None, **options: Any) -> None:
+    def enable_hinting(
+        self, advice: str = "dontneed", *, max_pages: int | None = None, pressure: bool = False, **options: Any
+    ) -> None:
         """Begin to give free blocks back to the host, until `disable_hinting`, `close`, or the end of the arena.
 
         Parameters
@@ -329,6 +360,8 @@ class BaseArena(ABC):
         max_pages : int, optional
             Most blocks out at once, neighbours among them in one system call. None goes out while less than so many
             times 2 MiB is free. Default: 16, in a guest's RAM 32; but at most a sixteenth of the arena's granules.
+        pressure : bool, default False
+            Keep nothing warm while memory is short, see `pressure`. For memory of this process only.
         **options
             Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, reserve, reserve_age, max_report_order,
             mark_free, workqueue, clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory;
@@ -348,9 +381,9 @@ class BaseArena(ABC):
         Hinting runs on a thread of this process (but with ``workqueue="manual"``), and some system calls refuse a
         process with more than one: ``unshare(CLONE_NEWUSER)`` and ``setns`` into a user namespace fail with EINVAL, as
         they do beside any other thread, such as those of NumPy's BLAS. Make such calls before, or after
-        `disable_hinting`.
+        `disable_hinting`; but the thread that `pressure` needs stays until the process ends.
         """
-        self._enable(self._checked_callbacks(advice, max_pages), options)
+        self._enable(self._checked_callbacks(advice, max_pages, pressure), pressure, options)
 
     def disable_hinting(self) -> None:
         """Stop giving free blocks back; do nothing if hinting is off.
@@ -362,16 +395,21 @@ class BaseArena(ABC):
         """
         self.pages.disable_hinting()
 
-    def _checked_callbacks(self, advice: str, max_pages: int | None) -> PageHintingCallbacks:
+    def _checked_callbacks(self, advice: str, max_pages: int | None, pressure: bool) -> PageHintingCallbacks:
         if advice not in ADVICE:
             raise ValueError(f"advice must be one of {', '.join(ADVICE)}, not {advice!r}")
+        if pressure and not self._of_process:
+            raise ValueError("pressure is for memory of this process, and that of a guest is its host's")
         self._require_usable()
         if max_pages is None:
             max_pages = min(max(self.size // HUGE_PAGE // 16, 1), self._max_batch)
         return self._callbacks(advice, max_pages)
 
-    def _enable(self, callbacks: PageHintingCallbacks, options: dict[str, Any]) -> None:
+    def _enable(self, callbacks: PageHintingCallbacks, pressure: bool, options: dict[str, Any]) -> None:
         self.pages.enable_hinting(callbacks, **options)
+        if pressure:
+            with suppress(HintingInactiveError):  # another thread has disabled it already
+                self._heed(True)
         # The check comes last: a close that begins after it finds hinting on, and ends it.
         if self.closed:
             self.pages.disable_hinting()

@@ -46,3 +46,4 @@ cdef class HintingEngine:
     cdef void switch_off(self) noexcept nogil
 
 cdef HintingEngine hinting_engine(object memory, Machine *m, WorkQueue *queue, Batch *batch)
+cdef int start_worker(void *engine) noexcept nogil

@@ -575,7 +575,6 @@ cdef class HintingEngine:
         cdef WorkQueue *q = self.queue
         queue_lock(q)
         queue_stop(q)
-        q.orphaned = False
         if q.worker:
             self.abandoned = True
             Py_INCREF(self)

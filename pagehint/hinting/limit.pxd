@@ -1,7 +1,7 @@
 """A limit on the memory that all zones of a machine keep: what is in use, and what is *warm*, free and not reported.
 
 Over the limit, warm memory is reported whatever its age (`min_age`), and at once. Memory in use cannot be reported, so
-what may remain over the limit is in use.
+what may remain over the limit is in use. While memory is short the limit is nothing, so all that is warm goes.
 
 A zone's lock protects its own numbers only. So each zone says how much it keeps (`Hints.kept`), and the limit has the
 sum of what they said, which is changed by one atomic operation. A zone says it anew in the hook, where an allocation
@@ -10,7 +10,7 @@ reported may be another zone's.
 """
 from libc.stdint cimport uint64_t
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
-from pagehint.sync.atomic cimport RELAXED, fetch_add64, load64, load_i32, peek64
+from pagehint.sync.atomic cimport RELAXED, atomic_i32, fetch_add64, load64, load_i32, peek64, store64
 from pagehint.sync.lock cimport assert_held
 from pagehint.zone.zone cimport NR_TYPES, PageZone
 
@@ -18,11 +18,19 @@ cdef enum:
     NO_LIMIT = -1               # as a number of pages
 
 cdef struct Limit:              # read without a lock, and changed by atomic operations
-    uint64_t pages              # at most, in use or warm; or NO_LIMIT
+    uint64_t pages              # at most, in use or warm; or NO_LIMIT. None while memory is short, else what was chosen
     uint64_t kept               # sum of the zones' `Hints.kept`
     uint64_t asked              # how often a zone found the limit exceeded while there was something to report
     PageZone **zones
     int nr_zones
+    # Protected by the mutex of the machine's queue.
+    uint64_t chosen             # pages, or NO_LIMIT
+    atomic_i32 memory_short     # everything warm is to go (`pressure/`); also read without it
+
+
+cdef inline void settle_limit(Limit *limit) noexcept nogil:
+    """Have what is chosen, and whether memory is short, count from now on. Mutex of the machine's queue held."""
+    store64(&limit.pages, 0 if limit.memory_short else limit.chosen, RELAXED)
 
 
 cdef inline bint limit_is_on(const Limit *limit) noexcept nogil:

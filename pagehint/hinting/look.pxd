@@ -4,7 +4,7 @@ from pagehint.hinting.age cimport Ripe, age_begun, find_reserve, has_ages, ripe_
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round
-from pagehint.hinting.limit cimport must_yield, zone_excess
+from pagehint.hinting.limit cimport Limit, enforce_limit, must_yield, zone_excess
 from pagehint.hinting.queue cimport WorkQueue, queue_hurried
 from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.lock cimport lock_acquire, usleep
@@ -133,3 +133,16 @@ cdef inline void say_kept(PageZone *z) noexcept nogil:
     lock_acquire(&z.lock, True)
     zone_excess(z)
     zone_unlock(z)
+
+
+cdef inline void go_by_limit(Limit *limit) noexcept nogil:
+    """Have every zone of a machine go by its limit, which has just changed."""
+    cdef PageZone *z
+    cdef int i
+    for i in range(limit.nr_zones):
+        say_kept(limit.zones[i])
+    for i in range(limit.nr_zones):
+        z = limit.zones[i]
+        lock_acquire(&z.lock, True)
+        enforce_limit(z)
+        zone_unlock(z)

@@ -5,7 +5,7 @@ So no thread holds both, and a thread that waits for the queue's mutex keeps no 
 from libc.stdint cimport INT64_MAX, int64_t
 from pagehint.hinting.age cimport keep_runs
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
-from pagehint.hinting.limit cimport queue_over_limit
+from pagehint.hinting.limit cimport Limit, queue_over_limit
 from pagehint.hinting.queue cimport WorkQueue, queue_notify, queue_now
 from pagehint.sync.atomic cimport RELAXED, store_i32
 from pagehint.sync.lock cimport lock_release
@@ -16,7 +16,7 @@ from pagehint.zone.zone cimport PageZone
 cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     """`PageZone.notify`: release the zone lock, then tell the queue whether the zone asks for a pass. Zone lock held.
 
-    A zone with a reserve keeps runs for as long as passes look at it.
+    A zone with a reserve keeps runs for as long as passes look at it, but none while memory is short.
 
     Count and limit are looked at again here, since a zone that waited for its gate has not been queued for either. If
     it has no hint any more, there is nothing to ask for.
@@ -33,7 +33,7 @@ cdef inline void unlock_and_notify(PageZone *z) noexcept nogil:
     if not queued and h.count == 0:
         lock_release(&z.lock)
         return
-    if queued and h.reserve:
+    if queued and h.reserve and not (<const Limit *> h.limit).memory_short:
         keep_runs(z, queue_now(<WorkQueue *> h.queue))
     h.told_at = look_at = h.look_at
     lock_release(&z.lock)

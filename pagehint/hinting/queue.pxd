@@ -61,6 +61,7 @@ cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also r
     void *engine                # what `start` is called with
     atomic_i32 in_children      # a session goes on in forked children, if its callbacks are compiled
     bint compiled               # the session's callbacks are
+    atomic_i32 heeds_pressure   # while memory is short, the session keeps nothing warm (`pressure/`)
     atomic_i32 injected_clock   # the time is `clock_read`, since only Python code can call the clock
     atomic_i64 clock_read       # nanoseconds that the injected clock has shown last, or that it was set to
     atomic_i32 driven           # a thread sets the time, in `run_until` or a replay: no clock is called meanwhile
@@ -233,7 +234,7 @@ cdef inline void queue_over(WorkQueue *q) noexcept nogil:
     `delay_armed` stays set, so that no zone tells a queue that is off. Flushes that wait find another session.
     """
     q.session += 1
-    q.enabled = q.enabling = q.worker = q.orphaned = q.injected_clock = False
+    q.enabled = q.enabling = q.worker = q.orphaned = q.injected_clock = q.heeds_pressure = False
     q.work_at = INT64_MAX
     q.flush_done = q.flush_wanted
     queue_release(q)

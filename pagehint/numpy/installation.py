@@ -42,6 +42,7 @@ def install(
     min_age: float | None = None,
     reserve: str | SupportsIndex | None = None,
     reserve_age: float | None = None,
+    pressure: bool | None = None,
     hugepages: bool | None = None,
 ) -> Arena:
     """Have NumPy's new arrays made in an arena, in all threads, also in those that start later.
@@ -57,12 +58,15 @@ def install(
         is installed, it stays.
     min_age : float, optional
         Of an arena that this function makes or has made: seconds for which a granule must have been free before it goes
-        back. Default: 0.01 for a new one; one that is installed keeps its age. So it is with the next two.
+        back. Default: 0.01 for a new one; one that is installed keeps its age. So it is with the next three.
     reserve : str or int, optional
         Bytes, or a size such as "16MiB", of the free memory at the lowest addresses, which must have been free for
         longer. Default: 64 MiB.
     reserve_age : float, optional
         Seconds for which that must have been free; 0 for no reserve. Default: 1.5.
+    pressure : bool, optional
+        Whether everything that is free goes back at once, whatever its age, while memory is short: see
+        `Arena.pressure`, which also says what the kernel offers for that. Default: True.
     hugepages : bool, optional
         Of a new one: whether to ask for huge pages, as for `Arena`. Default: True. Without them an array has no more in
         memory than what was touched of it, as with the C heap, but touching it takes several times as long.
@@ -81,8 +85,8 @@ def install(
     ArenaClosedError
         If it is closed.
     ValueError
-        If the size is none or too large, or an age or the reserve is, or these are given for an arena that was not made
-        here; or if `hugepages` is given and no arena is made.
+        If the size is none or too large, or an age or the reserve is, or these or `pressure` are given for an arena
+        that was not made here; or if `hugepages` is given and no arena is made.
     TypeError
         If `arena` is neither an arena nor a size, or there is a `size` as well.
 
@@ -98,7 +102,7 @@ def install(
     here. What of it is in memory is in `Arena.status`.
 
     With hinting on this process has another thread, beside which ``unshare(CLONE_NEWUSER)`` fails: see
-    `Arena.enable_hinting`.
+    `Arena.enable_hinting`. With `pressure` it has a second one, which sleeps until memory is short.
 
     Where no thread can be made, as in some sandboxes, a new arena has hinting off, and a warning is logged once.
     """
@@ -114,8 +118,8 @@ def install(
         arena = installed()
     if arena is not None and hugepages is not None:
         raise ValueError("hugepages is for an arena that is made here; for another it is an argument of Arena")
-    ages = {"min_age": min_age, "reserve": reserve, "reserve_age": reserve_age}
-    given = {name: value for name, value in ages.items() if value is not None}
+    settings = {"min_age": min_age, "reserve": reserve, "reserve_age": reserve_age, "pressure": pressure}
+    given = {name: value for name, value in settings.items() if value is not None}
     if arena is None:
         arena = _new(size, given, hugepages is None or hugepages)
     elif given:
@@ -127,21 +131,21 @@ def install(
 _made: weakref.WeakSet[Arena] = weakref.WeakSet()  # by `install`, which alone may change their settings
 
 
-def _new(size: str | SupportsIndex | None, ages: dict[str, Any], hugepages: bool) -> Arena:
+def _new(size: str | SupportsIndex | None, settings: dict[str, Any], hugepages: bool) -> Arena:
     arena = Arena(size, hugepages)
     try:
-        _give_back(arena, ages)
+        _give_back(arena, settings)
     except (PageHintError, RuntimeError, MemoryError) as error:
         say_once("hinting", str(error), "of the installed arena nothing goes back by itself, only with trim()")
     _made.add(arena)
     return arena
 
 
-def _give_back(arena: Arena, ages: dict[str, Any]) -> None:
-    """Enable hinting until the arena is collected, with these ages and the reserve, and the defaults of others."""
-    ages = {"min_age": MIN_AGE, "reserve": RESERVE, "reserve_age": RESERVE_AGE, **ages}
+def _give_back(arena: Arena, settings: dict[str, Any]) -> None:
+    """Enable hinting until the arena is collected, with these settings, and the defaults of others."""
+    settings = {"min_age": MIN_AGE, "reserve": RESERVE, "reserve_age": RESERVE_AGE, "pressure": True, **settings}
     # What is free now has never been in memory, or has been given back: it need not be reported.
-    arena.enable_hinting(threshold=1, delay=None, mark_free=False, **ages)
+    arena.enable_hinting(threshold=1, delay=None, mark_free=False, **settings)
 
 
 def _installed_of(size: Any) -> Arena | None:
@@ -155,16 +159,20 @@ def _installed_of(size: Any) -> Arena | None:
     return arena
 
 
-def _change(arena: Arena, ages: dict[str, Any]) -> None:
+def _change(arena: Arena, settings: dict[str, Any]) -> None:
     if arena not in _made:
         raise ValueError(
-            f"{' and '.join(ages)} can be set for an arena that is made here; for another it is Arena.enable_hinting's"
+            f"{' and '.join(settings)} can be set for an arena that is made here;"
+            " for another it is Arena.enable_hinting's"
         )
     try:
-        for name, value in ages.items():
-            setattr(arena.pages, name, value)
+        for name, value in settings.items():
+            if name == "pressure":
+                arena._heed(value)
+            else:
+                setattr(arena.pages, name, value)
     except HintingInactiveError:
-        _give_back(arena, ages)
+        _give_back(arena, settings)
 
 
 def installed() -> Arena | None:

@@ -13,6 +13,8 @@ NUMBERS = {
     "clock_nanosleep": (230, 115),
     "clone3": (435, 435),
     "close": (3, 57),
+    "close_range": (436, 436),
+    "eventfd2": (290, 19),
     "futex": (202, 98),
     "getcpu": (309, 168),
     "getpid": (39, 172),
@@ -27,6 +29,8 @@ NUMBERS = {
     "munmap": (11, 215),
     "nanosleep": (35, 101),
     "openat": (257, 56),
+    "poll": (7, 73),  # arm64 has ppoll only
+    "pread64": (17, 67),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "read": (0, 63),

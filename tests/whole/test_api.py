@@ -102,8 +102,8 @@ METHODS = {
     ph.Arena: {
         "address": "(self, pfn)",
         "empty": "(self, shape, dtype=<class 'float'>, order='C')",
-        "hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
-        "enable_hinting": "(self, advice='dontneed', *, max_pages=None, **options)",
+        "hinting": "(self, advice='dontneed', *, max_pages=None, pressure=False, **options)",
+        "enable_hinting": "(self, advice='dontneed', *, max_pages=None, pressure=False, **options)",
         "disable_hinting": "(self)",
         "numpy": "(self)",
         "status": "(self)",
@@ -153,7 +153,16 @@ PROPERTIES = {
         "hint_bitmap",
     },
     ph.PageHintingCallbacks: {"max_pages"},
-    ph.Arena: {"size", "closed", "live_arrays", "numpy_counts", "populated_bytes", "resident_bytes", "limit"},
+    ph.Arena: {
+        "size",
+        "closed",
+        "live_arrays",
+        "numpy_counts",
+        "populated_bytes",
+        "pressure",
+        "resident_bytes",
+        "limit",
+    },
     ph.ZoneSpec: {"end_pfn"},
 }
 
