@@ -85,7 +85,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @property
     def warm(self):
-        """Granules that are hinted, or free but for what is kept for a loop's next array: it goes when it is given up."""
+        """Granules that are hinted, or free but for what is kept for a loop's next array, which goes when given up."""
         words = self.pages.free_bitmap().view(np.uint8)
         free = self.by_granule(np.unpackbits(words, bitorder="little")[: len(self.used)])
         return self.hinted | ~self.in_use & (free < GRANULE)
