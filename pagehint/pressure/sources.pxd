@@ -88,6 +88,14 @@ cdef struct Sources:
 
 # ---- each kind
 
+cdef inline int open_in(const char *folder, const char *file, int flags) noexcept nogil:
+    """Open a file of a folder; -1, and errno says why not. A path that is too long is no file's."""
+    cdef char path[PATH_BYTES]
+    if snprintf(path, PATH_BYTES, "%s%s", folder, file) >= PATH_BYTES:
+        path[0] = 0
+    return open_file(path, flags | O_CLOEXEC)
+
+
 cdef inline Source *add_source(Sources *s, SourceKind kind, const char *folder, const char *file) noexcept nogil:
     """One more, which cannot be had yet; NULL if there is no room for it."""
     cdef Source *one
@@ -99,7 +107,8 @@ cdef inline Source *add_source(Sources *s, SourceKind kind, const char *folder, 
     one.fd = -1
     one.failed = 0
     one.seen = 0
-    snprintf(one.name, NAME_BYTES, "%s%s", folder, file)
+    if snprintf(one.name, NAME_BYTES, "%s%s", folder, file) >= NAME_BYTES:
+        strcpy(one.name + NAME_BYTES - 4, "...")
     return one
 
 
@@ -112,12 +121,10 @@ cdef inline void source_ends(Source *one, int failed) noexcept nogil:
 
 cdef inline void add_stalls(Sources *s, SourceKind kind, const char *folder, const char *file) noexcept nogil:
     """A trigger of PSI: it is written to the file, and lasts as long as that is open."""
-    cdef char path[PATH_BYTES]
     cdef Source *one = add_source(s, kind, folder, file)
     if one == NULL:
         return
-    snprintf(path, PATH_BYTES, "%s%s", folder, file)
-    one.fd = open_file(path, O_RDWR | O_NONBLOCK | O_CLOEXEC)
+    one.fd = open_in(folder, file, O_RDWR | O_NONBLOCK)
     if one.fd < 0:
         one.failed = errno
     elif write(one.fd, TRIGGER, strlen(TRIGGER) + 1) < 0:
@@ -145,11 +152,8 @@ cdef inline bint count_events(int fd, uint64_t *count) noexcept nogil:
 
 cdef inline void add_events(Sources *s, const char *folder) noexcept nogil:
     """The events of one level. One that has no such file has no limit."""
-    cdef char path[PATH_BYTES]
     cdef Source *one
-    cdef int fd
-    snprintf(path, PATH_BYTES, "%s/memory.events.local", folder)
-    fd = open_file(path, O_RDONLY | O_CLOEXEC)
+    cdef int fd = open_in(folder, "/memory.events.local", O_RDONLY)
     if fd < 0 and errno == ENOENT:
         return
     one = add_source(s, CGROUP_EVENTS, folder, "/memory.events.local")
@@ -166,13 +170,10 @@ cdef inline void add_events(Sources *s, const char *folder) noexcept nogil:
 cdef inline int register_eventfd(const char *folder, const char *file, const char *when, int fd) noexcept nogil:
     """Have the kernel write to an eventfd, as version 1 does it: by its cgroup.event_control; 0 or an errno."""
     cdef char text[PATH_BYTES]
-    cdef int of, control, failed = 0
-    snprintf(text, PATH_BYTES, "%s%s", folder, file)
-    of = open_file(text, O_RDONLY | O_CLOEXEC)
+    cdef int of = open_in(folder, file, O_RDONLY), control, failed = 0
     if of < 0:
         return errno
-    snprintf(text, PATH_BYTES, "%s/cgroup.event_control", folder)
-    control = open_file(text, O_WRONLY | O_CLOEXEC)
+    control = open_in(folder, "/cgroup.event_control", O_WRONLY)
     if control < 0:
         failed = errno
     else:
