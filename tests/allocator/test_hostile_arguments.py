@@ -207,6 +207,7 @@ HOSTILE = {
     ),
     "max_report_order": ([3, 10, *BUT_NONE], [None, 4, np.int64(5)]),
     "mark_free": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
+    "pressure": ([Angry(), np.array([1, 2])], [None, "no", NAN]),
     "clock": ([-1, INF, 1e10, "time", [], object(), NAN], [None, 5, 2.5]),
     "seconds": (
         [None, -1, NAN, INF, 1e10, 2**200, *[value for value in NO_NUMBERS if value is not None]],
