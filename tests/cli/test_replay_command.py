@@ -125,7 +125,7 @@ def test_replay_of_what_is_no_recording(tmp_path, capsys):
 def in_terminal(*more):
     """Run the command with its standard error on a terminal; returns its output, and what the terminal was sent."""
     ours, terminal = os.openpty()
-    command = [sys.executable, "-m", "pagehint", *ARGUMENTS, *more]
+    command = [sys.executable, "-P", "-m", "pagehint", *ARGUMENTS, *more]
     shown = b""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"}) as run:
         os.close(terminal)
