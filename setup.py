@@ -7,6 +7,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 # A debug build checks that locks are held where the code says so, and aborts where they are not.
 debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
@@ -21,6 +22,7 @@ MODULES = {
     "arena.mapping": True,
     "hinting.engine": True,
     "numpy.handler": True,
+    "malloc.serving": True,
     "replaying.replay": True,
     "traces.views.derive": True,
     "allocator.memory": False,
@@ -43,6 +45,7 @@ MODULES = {
     "qemu.guest_file": False,
     "available_memory": False,
     "pressure.watcher": False,
+    "observing.answering": False,
 }
 # The slow paths have one caller each; inlined there, they would take registers from the fast ones. And without room to
 # grow, in all and for each function, the compiler leaves calls in what should be one piece.
@@ -64,13 +67,30 @@ def optimization(hot: bool) -> str:
     return "-O3" if hot and not debug else "-O1"
 
 
+# For the dynamic linker, and not for Python, so that it needs nothing of ours and is no module.
+PRELOADED = "pagehint.malloc.libpagehint_malloc"
+
+
+def preloaded() -> Extension:
+    """Return the library that takes the place of malloc."""
+    return Extension(
+        PRELOADED,
+        ["pagehint/malloc/preload.c"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        # The compiler knows malloc, and would make a call of one of these functions out of the code of another.
+        extra_compile_args=["-std=gnu11", "-O2", "-fno-builtin", "-fvisibility=hidden", *DEBUG_FLAGS, "-pthread"],
+        extra_link_args=["-pthread", "-ldl"],
+        depends=["pagehint/malloc/preload.h"],
+    )
+
+
 def extensions() -> list[Extension]:
     """Return the modules to build."""
     return [
         Extension(
             f"pagehint.{name}",
             [f"pagehint/{name.replace('.', '/')}.pyx"],
-            include_dirs=["pagehint", numpy.get_include()],
+            include_dirs=["pagehint", "pagehint/malloc", numpy.get_include()],
             define_macros=[
                 ("_GNU_SOURCE", "1"),
                 ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
@@ -79,7 +99,7 @@ def extensions() -> list[Extension]:
             + ([("PAGEHINT_DEBUG", "1")] if debug else []),
             extra_compile_args=["-std=gnu11", optimization(hot), *HOT_FLAGS, *MACHINE_FLAGS, *DEBUG_FLAGS, "-pthread"],
             extra_link_args=["-pthread"],
-            depends=["pagehint/pagehint.h"],
+            depends=["pagehint/pagehint.h", "pagehint/malloc/preload.h"],
         )
         for name, hot in MODULES.items()
     ]
@@ -99,6 +119,12 @@ def generate(modules: list[Extension], processes: int | None) -> list[Extension]
 class BuildExt(build_ext):
     """Generates the C code just before it is compiled: neither an sdist nor a package's metadata needs it."""
 
+    def get_ext_filename(self, ext_name: str) -> str:
+        """Return where a module goes. The preloaded library has no name that Python would import."""
+        filename: str = super().get_ext_filename(ext_name)
+        at, is_preloaded = filename.rfind("/") + 1, ext_name.endswith(PRELOADED.rpartition(".")[2])
+        return f"{filename[:at]}{PRELOADED.rpartition('.')[2]}.so.1" if is_preloaded else filename
+
     def build_extensions(self) -> None:
         """Run Cython on all processors, then the C compiler."""
         for extension, generated in zip(self.extensions, generate(self.extensions, self.parallel), strict=True):
@@ -106,9 +132,25 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
+HOOK = "pagehint.pth"  # beside the package, among the installed ones, where each Python reads it when it starts
+
+
+class BuildPy(build_py):
+    """Puts the hook into the root of the wheel, whose RECORD then has it, so that an uninstallation removes it.
+
+    An editable wheel is made of what its build puts where `install` would: there nothing else is copied.
+    """
+
+    def run(self) -> None:
+        """Copy the package, and the hook."""
+        super().run()
+        folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        self.copy_file(HOOK, f"{folder}/{HOOK}", preserve_mode=False)
+
+
 if __name__ == "__main__":  # Cython's processes may import this file, too
     setup(
-        ext_modules=extensions(),
-        cmdclass={"build_ext": BuildExt},
+        ext_modules=[*extensions(), preloaded()],
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
         options={"build_ext": {"parallel": os.cpu_count()}},
     )

@@ -36,7 +36,9 @@ WAIT = 20.0  # seconds in which memory has to come back, at most
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "never": None,
     "auto": {"min_age": "auto"},
+    "auto, 0.1 s": {"min_age": "auto", "cost": 0.1},
     "installed": {"min_age": ph.numpy.MIN_AGE, "reserve": ph.numpy.RESERVE, "reserve_age": ph.numpy.RESERVE_AGE},
+    "0.01 s, reserve": {"min_age": 0.01, "reserve": ph.numpy.RESERVE, "reserve_age": ph.numpy.RESERVE_AGE},
     "0.25 s": {"min_age": 0.25},
     "2 s": {"min_age": 2.0},
 }

@@ -4,8 +4,8 @@
 workload runs for some seconds in a process of its own with each allocator, which take turns, and as long before that
 counts; then it deletes everything and sleeps, and is looked at after 1 and 10 seconds. The figures are medians of the
 rounds. The others come in by LD_PRELOAD (Debian: libjemalloc2, libmimalloc2.0, libtcmalloc-minimal4); what is not
-installed is left out, and said. "pagehint" is `pagehint.numpy.install` as it is, "pagehint, 1 s" the same with a
-`min_age` of a second.
+installed is left out, and said. "pagehint" is `pagehint.numpy.install` as it is, which learns its age; the others of it
+have a constant one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from pathlib import Path
 import numpy as np
 
 KIB, MIB = 1 << 10, 1 << 20
+SETTINGS = {  # of `pagehint.numpy.install`
+    "pagehint": {},
+    "pagehint, 1 s": {"min_age": 1.0},
+    "pagehint, 0.01 s": {"min_age": 0.01},
+}
 WARM = 2048 * MIB
 AFTER = (1, 10)  # seconds
 SAMPLE = 0.005
 LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
 ALLOCATORS: dict[str, dict[str, str]] = {
-    "pagehint": {},
-    "pagehint, 1 s": {},
+    **{name: {} for name in SETTINGS},
     "glibc": {},
     # Nothing mapped on its own, nothing given back: the heap is the cache.
     "glibc, tuned": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 46), "MALLOC_TOP_PAD_": str(64 * MIB)},
@@ -144,7 +148,7 @@ def work(workload: str, allocator: str, seconds: float) -> None:
     if allocator.startswith("pagehint"):
         import pagehint as ph
 
-        ph.numpy.install(min_age=1.0 if allocator.endswith("1 s") else None)
+        ph.numpy.install(**SETTINGS[allocator])
     tell(start=resident(os.getpid()))
     once = WORKLOADS[workload]()
     repeat(once, seconds)  # a virtual machine has to get memory from its host, and that is not what is to be measured

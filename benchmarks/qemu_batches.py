@@ -1,9 +1,10 @@
 """Reports to a real QEMU by batch size, against the limit: holes punched into the same kind of file, without QEMU.
 
 `python -m benchmarks.qemu_batches [--blocks N] [--rounds N] [--batches N...] [--pages 4KiB 2MiB thp]
-[--count-discards] [--least]`. Every second granule of a guest's RAM is touched and then reported through the whole
-engine; in the same round the same ranges of a file of ours are punched with fallocate. Both files are in ordinary
-pages, and then in huge ones, where the machine has enough of them. A batch of 128 takes a guest of 2 GiB, and as much
+[--count-discards] [--least] [--adjacent]`. Every second granule of a guest's RAM is touched and then reported through
+the whole engine, or with `--adjacent` granules side by side; in the same round the same granules of a file of ours are
+punched with fallocate, one a call. Both files are in ordinary pages, and then in huge ones, where the machine has
+enough of them. A batch of 128 takes a guest of 2 GiB, and as much
 of the pool.
 """
 
@@ -52,15 +53,15 @@ class Spent:
             self.seconds += time.perf_counter() - begin
 
 
-def limit(nr_blocks: int, kind: str) -> float:
-    """Seconds to punch the blocks out of a memfd, one call each."""
+def limit(nr_blocks: int, kind: str, step: int) -> float:
+    """Seconds to punch every `step`-th granule out of a memfd, one call each."""
     fd = os.memfd_create("limit", os.MFD_HUGETLB | os.MFD_HUGE_2MB if kind == "2MiB" else 0)
-    os.ftruncate(fd, 2 * nr_blocks * GRANULE)
-    with mmap.mmap(fd, 2 * nr_blocks * GRANULE, mmap.MAP_SHARED | MAP_NORESERVE) as memory:
+    os.ftruncate(fd, step * nr_blocks * GRANULE)
+    with mmap.mmap(fd, step * nr_blocks * GRANULE, mmap.MAP_SHARED | MAP_NORESERVE) as memory:
         if kind == "thp":
             memory.madvise(mmap.MADV_HUGEPAGE)
         where = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        offsets = [2 * i * GRANULE for i in range(nr_blocks)]
+        offsets = [step * i * GRANULE for i in range(nr_blocks)]
         for offset in offsets:
             ctypes.memset(where + offset, 1, GRANULE)
         begin = time.perf_counter()
@@ -89,12 +90,12 @@ def way_over_the_wire(host: ph.qemu.Host) -> float:
     return statistics.median(times)
 
 
-def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]:
-    """Report the blocks in such batches; seconds in all, and of it in each part."""
+def reported(host: ph.qemu.Host, nr_blocks: int, batch: int, step: int) -> dict[str, float]:
+    """Report every `step`-th granule in such batches; seconds in all, and of it in each part."""
     arena = host.arena()
     pages = arena.pages
-    blocks = sorted(pages.alloc_pages(9) for _ in range(2 * nr_blocks))
-    gone = blocks[::2]
+    blocks = sorted(pages.alloc_pages(9) for _ in range(step * nr_blocks))
+    gone = blocks[::step]
     for pfn in gone:
         ctypes.memset(arena.address(pfn), 1, GRANULE)
     before = pages.stats()
@@ -116,8 +117,8 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
         pages.flush_hinting()
         seconds = time.perf_counter() - begin
         after = pages.stats()
-        assert after.blocks_reported - before.blocks_reported == nr_blocks, after
-    for pfn in blocks[1::2]:
+        assert (after.pages_reported - before.pages_reported) * mmap.PAGESIZE == nr_blocks * GRANULE, after
+    for pfn in set(blocks) - set(gone):
         pages.free_pages(pfn, 9)
     for part, (owner, name) in places.items():
         setattr(owner, name, spent[part].function)
@@ -131,17 +132,17 @@ def reported(host: ph.qemu.Host, nr_blocks: int, batch: int) -> dict[str, float]
 
 
 def measured(
-    kind: str, nr_blocks: int, rounds: int, batches: list[int], count_discards: bool
+    kind: str, nr_blocks: int, rounds: int, batches: list[int], count_discards: bool, step: int
 ) -> tuple[dict[int, list[dict[str, float]]], list[float]]:
     """Return the rounds of each batch with such pages, and those of the limit."""
     limits: list[float] = []
     runs: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
     # What is touched and what is between it; and as much that is free as the gate wants for the largest batch.
-    memory = max(2 * nr_blocks + batches[-1] + 16, SMALL_ZONE * batches[-1] + 1) * GRANULE
+    memory = max(step * nr_blocks + batches[-1] + 16, SMALL_ZONE * batches[-1] + 1) * GRANULE
     with ph.qemu.Host(memory, hugepages=kind if kind != "4KiB" else False, count_discards=count_discards) as host:
         for number in range(rounds + 1):
             for batch in batches:
-                run, bare = reported(host, nr_blocks, batch), limit(nr_blocks, kind)
+                run, bare = reported(host, nr_blocks, batch, step), limit(nr_blocks, kind, step)
                 if number:  # the first touches memory that the machine has not given before
                     runs[batch].append(run)
                     limits.append(bare)
@@ -157,11 +158,11 @@ def least_round(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def table_of(
-    kind: str, nr_blocks: int, runs: dict[int, list[dict[str, float]]], limits: list[float], least: bool
+    kind: str, nr_blocks: int, where: str, runs: dict[int, list[dict[str, float]]], limits: list[float], least: bool
 ) -> Table:
     rounds = len(next(iter(runs.values())))
     what = "the quickest" if least else "medians"
-    table = Table(title=f"{nr_blocks} blocks of 2 MiB, scattered, in pages of {kind}; {what} of {rounds} rounds")
+    table = Table(title=f"{nr_blocks} blocks of 2 MiB, {where}, in pages of {kind}; {what} of {rounds} rounds")
     bare = min(limits) if least else statistics.median(limits)
     for column in ("batch", "reports/s", "blocks/s", "GiB/s", "of the limit"):
         table.add_column(column, justify="right")
@@ -203,17 +204,19 @@ def main() -> None:
     parser.add_argument(
         "--least", action="store_true", help="the quickest round: for a machine that does something else"
     )
+    parser.add_argument("--adjacent", action="store_true", help="granules side by side, instead of every second")
     arguments = parser.parse_args()
+    step, where = (1, "side by side") if arguments.adjacent else (2, "scattered")
     console = Console(width=150)
     for kind in arguments.pages:
         try:
             runs, limits = measured(
-                kind, arguments.blocks, arguments.rounds, sorted(arguments.batches), arguments.count_discards
+                kind, arguments.blocks, arguments.rounds, sorted(arguments.batches), arguments.count_discards, step
             )
         except ph.HostError as error:
             console.print(f"pages of {kind}: {error}")
             continue
-        console.print(table_of(kind, arguments.blocks, runs, limits, arguments.least))
+        console.print(table_of(kind, arguments.blocks, where, runs, limits, arguments.least))
 
 
 if __name__ == "__main__":

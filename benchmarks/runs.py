@@ -32,6 +32,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.numpy_workloads import warm_up
+
 KIB, MIB = 1 << 10, 1 << 20
 PAGE = os.sysconf("SC_PAGESIZE")
 GRANULE = 2 * MIB // PAGE  # pages
@@ -109,7 +111,7 @@ def population(allocator: str, name: str, nr_bytes: int, steps: int) -> dict[str
             arrays[i] = np.empty(draw(rng), np.uint8)
             arrays[i][::PAGE] = 1  # a byte of each page makes all of it resident
         replaced = time.perf_counter() - began
-        time.sleep(1)  # what is old enough goes back
+        time.sleep(2.5)  # what is old enough goes back, also of the reserve
         total = sum(-(-a.nbytes // PAGE) * PAGE for a in arrays)
         after = (resident() - before) / total
         figures = {"arrays": len(arrays), "made": made, "made_cpu": made_cpu, "fresh": fresh, "replaced": replaced}
@@ -134,6 +136,7 @@ def libraries() -> dict[str, str]:
 def measure(allocator: str, library: str, name: str, nr_bytes: int, steps: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.runs", "--run", allocator, name, str(nr_bytes), str(steps)]
     env = {**os.environ, "LD_PRELOAD": library} if library else os.environ
+    warm_up()
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 

@@ -4,8 +4,8 @@
 an array, writes to all of it, drops it, and sleeps until the next. What counts is the time from making to dropping. The
 allocators take turns, each in a process of its own, which is looked at once more two seconds after its last tick. The
 figures are medians of the rounds. Both the median and the mean of the ticks are shown, since a tick that has to fault
-its memory in may be a rare one. "no reserve" is `pagehint.numpy.install` with ``reserve_age=0``. jemalloc and mimalloc
-come in by LD_PRELOAD; what is not installed is left out, and said.
+its memory in may be a rare one. "no reserve" is `pagehint.numpy.install` with ``reserve_age=0``, "0.01 s" with
+a constant age. jemalloc and mimalloc come in by LD_PRELOAD; what is not installed is left out, and said.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ import numpy as np
 
 MIB = 1 << 20
 LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
+SETTINGS: dict[str, dict[str, Any]] = {  # of `pagehint.numpy.install`
+    "pagehint": {},
+    "pagehint, no reserve": {"reserve_age": 0.0},
+    "pagehint, 0.01 s": {"min_age": 0.01},
+}
 ALLOCATORS = {
     "glibc": (),
-    "pagehint": (),
-    "pagehint, no reserve": (),
+    **dict.fromkeys(SETTINGS, ()),
     "jemalloc": ("libjemalloc.so.2",),
     "mimalloc": ("libmimalloc.so.2", "libmimalloc.so.2.0"),
 }
@@ -47,7 +51,7 @@ def work(allocator: str, nr_bytes: int, hertz: float, seconds: float) -> None:
     if allocator.startswith("pagehint"):
         import pagehint as ph
 
-        ph.numpy.install(**({"reserve_age": 0.0} if "no reserve" in allocator else {}))
+        ph.numpy.install(**SETTINGS[allocator])
     start, took = resident(), []
     due = time.perf_counter()
     for i in range(FIRST + max(int(hertz * seconds), 20)):

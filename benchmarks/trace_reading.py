@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import resource
 import statistics
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -29,7 +31,18 @@ WORK = {
     "read text": lambda text, parquet: len(ph.traces.read(text)),
     "convert to Parquet": lambda text, parquet: ph.traces.convert(text, parquet).lines,
     "read Parquet": lambda text, parquet: len(ph.traces.read(parquet)),
+    "touch as much": lambda text, parquet: touched(parquet),
 }
+"""The last is no more than a table of the same size, of which each page is written to: what the kernel, and the host
+of a virtual machine, take to find the memory."""
+
+
+def touched(parquet: str) -> int:
+    from pyarrow.parquet import read_metadata
+
+    table = np.empty(read_metadata(parquet).num_rows, ph.traces.EVENT_DTYPE)
+    table.view(np.uint8)[:: mmap.PAGESIZE] = 1
+    return len(table)
 
 
 def one_round(what: str, text: str, parquet: str) -> None:

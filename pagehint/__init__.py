@@ -27,6 +27,7 @@ try:
     )
     from pagehint.layout import Watermarks, ZoneSpec
     from pagehint.stats.explain import Explanation
+    from pagehint.stats.regret import Regret
     from pagehint.stats.stats import LockStats, Stats
 except (ImportError, ValueError):  # ValueError: an editable install has put in modules of another build
     from pagehint.errors import refuse_what_is_not_compiled
@@ -37,6 +38,7 @@ except (ImportError, ValueError):  # ValueError: an editable install has put in 
 if typing.TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from pagehint import memory as memory
     from pagehint import policies as policies
     from pagehint import traces as traces
     from pagehint.policies import replay as replay
@@ -61,12 +63,14 @@ __all__ = [
     "PageAllocator",
     "PageHintError",
     "PageHintingCallbacks",
+    "Regret",
     "SnapshotError",
     "Stats",
     "Watermarks",
     "Zone",
     "ZoneSpec",
     "get_include",
+    "memory",
     "policies",
     "qemu",
     "replay",
@@ -76,10 +80,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import `traces`, `policies` and its `replay` when asked for: most programs never read a recording."""
+    """Import what most programs never use when it is asked for: `memory`, `traces`, `policies` and its `replay`."""
     if name == "replay":
         return importlib.import_module("pagehint.policies").replay
-    if name not in ("policies", "traces"):
+    if name not in ("memory", "policies", "traces"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"pagehint.{name}")
 

@@ -10,7 +10,7 @@
 4. Keep orders, migratetypes and zones in range. Unlike the methods, these calls check only what is freed.
 5. E_NOMEM may mean that the pages are in page sets or out with the host. `PageAllocator.alloc_pages` brings them back.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 cimport numpy as cnp
 from pagehint.allocator.memory cimport Memory
 from pagehint.hinting.batch cimport pagehint_block
@@ -36,6 +36,8 @@ cdef class PageAllocator:
     cdef bint marked                    # what was free when hinting was last enabled has been hinted then
 
     cdef int zone_index(self, object zone) except -1
+    cdef object regret(self)
+    cdef int set_break_even(self, int64_t nanoseconds) except -1
     cdef int out_of_memory(self, object what) except -1
     cdef int check_runs(self, cnp.ndarray starts, cnp.ndarray counts, int order, object places) except -1
     cdef object refuse_run(self, int rc, cnp.ndarray starts, cnp.ndarray counts, uint64_t bad, int order, object places)

@@ -38,7 +38,8 @@ class _HintingOptions(TypedDict, total=False):
     delay: float | None
     max_report_order: _Order | None
     mark_free: bool
-    min_age: float | None
+    min_age: float | Literal["auto"] | None
+    cost: float | None
     reserve: str | SupportsIndex | None
     reserve_age: float
     clock: Callable[[], float] | float | None
@@ -152,7 +153,8 @@ class PageAllocator:
         delay: float | None = 2.0,
         max_report_order: _Order | None = None,
         mark_free: bool = True,
-        min_age: float | None = None,
+        min_age: float | Literal["auto"] | None = None,
+        cost: float | None = None,
         reserve: str | SupportsIndex | None = None,
         reserve_age: float = 1.5,
         clock: Callable[[], float] | float | None = None,
@@ -195,9 +197,13 @@ class PageAllocator:
     @delay.setter
     def delay(self, value: float | None) -> None: ...
     @property
-    def min_age(self) -> float | None: ...
+    def min_age(self) -> float | Literal["auto"] | None: ...
     @min_age.setter
-    def min_age(self, value: float | None) -> None: ...
+    def min_age(self, value: float | Literal["auto"] | None) -> None: ...
+    @property
+    def cost(self) -> float | None: ...
+    @cost.setter
+    def cost(self, value: float | None) -> None: ...
     @property
     def reserve(self) -> int | None: ...
     @reserve.setter

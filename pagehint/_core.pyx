@@ -24,7 +24,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pagehint.allocator.arguments cimport (as_duration, as_moment, as_order, as_order_at, as_reserve, as_reserve_age,
-                                           as_settings)
+                                           as_settings, set_min_age)
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.migratetype_names cimport as_type, migratetypes
 from pagehint.allocator.refusal cimport order_refusal, refusal
@@ -35,8 +35,9 @@ from pagehint.hinting.count cimport hints_in_isolation, hints_too_young
 from pagehint.hinting.engine cimport hinting_engine
 from pagehint.hinting.gate cimport report_gate
 from pagehint.hinting.hinted_zone cimport HintedZone, hinted_zone_metadata_bytes, hints_of
-from pagehint.hinting.queue cimport (SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_RESERVE, SET_RESERVE_AGE, SET_THRESHOLD,
-                                     Settings, WorkQueue)
+from pagehint.hinting.learning.regret cimport zone_regret
+from pagehint.hinting.queue cimport (SET_BREAK_EVEN, SET_DELAY, SET_MAX_PAGES, SET_MIN_AGE, SET_RESERVE, SET_RESERVE_AGE,
+                                     SET_THRESHOLD, Settings, WorkQueue)
 from pagehint.hinting.reported cimport GROUP_GRANULES, GROUP_WORDS, mark_free_granules, reported_granules
 from pagehint.hinting.timed cimport due_at, run_until
 from pagehint.numbers cimport as_count, as_pfn, as_positive
@@ -65,6 +66,7 @@ from pagehint.refusals import say_no_barrier
 from pagehint.stats import procfs
 from pagehint.stats.explain import explain_zones
 from pagehint.sizes import format_size, parse_size, shown
+from pagehint.stats.regret import regret_of
 from pagehint.stats.stats import LockStats, Stats
 
 cnp.import_array()
@@ -76,7 +78,7 @@ OP_ALLOC = _OP_ALLOC
 OP_FREE = _OP_FREE
 FREE_BLOCK_DTYPE = np.dtype([("pfn", np.uint64), ("order", np.uint32)])
 MIGRATETYPES = migratetypes()
-HINTING_OPTIONS = ("workqueue", "threshold", "delay", "max_report_order", "mark_free", "min_age", "reserve",
+HINTING_OPTIONS = ("workqueue", "threshold", "delay", "max_report_order", "mark_free", "min_age", "cost", "reserve",
                    "reserve_age", "clock")
 # Python finds no type here that is only cimported, so they are added by name.
 globals().update(Memory=Memory, PageHintingCallbacks=PageHintingCallbacks)
@@ -1117,7 +1119,7 @@ cdef class PageAllocator:
     # -- hinting
 
     def enable_hinting(self, callbacks, *, workqueue="thread", threshold=None, delay=2.0, max_report_order=None,
-                       mark_free=True, min_age=None, reserve=None, reserve_age=1.5, clock=None):
+                       mark_free=True, min_age=None, cost=None, reserve=None, reserve_age=1.5, clock=None):
         """Begin to report free blocks.
 
         Parameters
@@ -1128,7 +1130,7 @@ cdef class PageAllocator:
             Report on a worker thread, or on the threads that call `run_pending` and `flush_hinting`.
         threshold : int, optional
             Hinted granules in a zone at which it is reported at once, from 1 to 2**20. Default: the callbacks'
-            `max_pages`.
+            `max_pages`; 1 with ``min_age="auto"``.
         delay : float or None, default 2.0
             Seconds after which fewer are reported, too. None: never.
         max_report_order : int, optional
@@ -1136,9 +1138,13 @@ cdef class PageAllocator:
             `min_order`.
         mark_free : bool, default True
             Also report what is free already.
-        min_age : float or None, default None
+        min_age : float, "auto" or None, default None
             Seconds that a granule must have been free before it is reported, so that memory which is used again soon is
-            not. What is free already counts from now. A block is as old as its youngest granule.
+            not. What is free already counts from now. A block is as old as its youngest granule. "auto": learnt in each
+            zone from how long its granules stay free, for a `cost`.
+        cost : float, optional
+            Seconds for which keeping a granule costs as much as reporting it, and faulting it in again. Only with
+            ``min_age="auto"``. Default: 1.0. A reserve whose age is not longer is none.
         reserve : str or int, optional
             Bytes, or a size such as "64MiB", rounded up to granules: in each zone so much of the hinted memory, that at
             the lowest addresses, is reported only when it has been free for `reserve_age`. Default: none.
@@ -1171,6 +1177,13 @@ cdef class PageAllocator:
         zone is looked at again when the oldest of that comes of age, at most eight times in each `min_age`, O(hinted
         granules) without its lock. This takes 8 bytes a granule, and a reading of the clock for each block freed.
 
+        With ``min_age="auto"`` the cost is at most twice the optimum over any longer stretch, whatever happens, and as a
+        rule much nearer (``pagehint/hinting/learning/learnt_age.pxd`` says how, ``docs/results.md`` how near). It takes
+        6 KiB a zone, and a reading of the clock for each block that is taken out of a free granule, too. While memory
+        is warm, the zone is looked at sixteen to thirty-two times in each `cost`. A report of 2 MiB and its faults take
+        about 0.2 ms of a processor (in pages of 4 KiB over 1 ms); where a GiB costs as much as a tenth of a processor,
+        so do 2 MiB for a second.
+
         A `reserve` is for loops that want a little memory again and again, more slowly than `min_age`. They find it
         still warm. What is in the reserve is decided at each look: granules
         keep their ages as they move in and out of it. When nothing is used any more, all of it is reported.
@@ -1182,7 +1195,7 @@ cdef class PageAllocator:
         if not isinstance(callbacks, PageHintingCallbacks):
             raise TypeError(f"callbacks must be PageHintingCallbacks, not {type(callbacks).__name__}")
         settings = as_settings(self.memory, (<PageHintingCallbacks> callbacks).most, workqueue, threshold, delay,
-                               max_report_order, min_age, reserve, reserve_age, clock)
+                               max_report_order, min_age, cost, reserve, reserve_age, clock)
         self.engine.enable(callbacks, &settings, mark_free, clock)
         self.marked = bool(mark_free)
 
@@ -1434,18 +1447,47 @@ cdef class PageAllocator:
         """Seconds that a granule must have been free before it is reported, or None. May be set while hinting is on.
 
         What is free counts from when it was freed; from now on, if there was no age before. MemoryError if there is no
-        memory for the stamps.
+        memory for the stamps. What was learnt is forgotten with another age than "auto"; its `cost` is 1.0 at first.
         """
         self.engine.require_hinting("min_age")
+        if self.memory.queue.break_even:
+            return "auto"
         return None if self.memory.queue.min_age == NEVER else self.memory.queue.min_age / <double>SECOND
 
     @min_age.setter
     def min_age(self, value):
-        nanoseconds = as_duration(value, "min_age")
+        cdef Settings settings
+        set_min_age(&settings, value, None)
         self.engine.require_hinting("min_age")
-        if nanoseconds > 0:
+        if settings.break_even:
+            if not self.memory.queue.break_even:
+                self.set_break_even(settings.break_even)
+            return
+        if settings.min_age > 0:
             self.memory.keep_ages()     # first, since it may fail
-        self.engine.change(SET_MIN_AGE, nanoseconds)
+        self.engine.change(SET_MIN_AGE, settings.min_age)
+        self.engine.change(SET_BREAK_EVEN, 0)
+
+    @property
+    def cost(self):
+        """Seconds for which keeping a granule costs as much as reporting it; None unless `min_age` is "auto".
+
+        May be set while it is. What was learnt is forgotten with another cost.
+        """
+        self.engine.require_hinting("cost")
+        return self.memory.queue.break_even / <double>SECOND or None
+
+    @cost.setter
+    def cost(self, value):
+        cdef Settings settings
+        self.engine.require_hinting("cost")
+        set_min_age(&settings, self.min_age, value)
+        if settings.break_even:
+            self.set_break_even(settings.break_even)
+
+    cdef int set_break_even(self, int64_t nanoseconds) except -1:
+        self.memory.keep_ages(True)     # first, since it may fail
+        return self.engine.change(SET_BREAK_EVEN, nanoseconds)
 
     @property
     def reserve(self):
@@ -1582,7 +1624,13 @@ cdef class PageAllocator:
                 max(zone["longest_hold"] for zone in zones),
                 tuple([(1 << i, count) for i, count in enumerate(holds) if count]),
             ) if locks else None,
+            "regret": self.regret(),
         })
+
+    cdef object regret(self):
+        """The `Regret` of the session; None where no age is learnt."""
+        found = [counts for counts in [zone_regret((<Zone> zone).z) for zone in self.zone_objects] if counts is not None]
+        return regret_of(found, self.memory.page_size << self.memory.min_order) if found else None
 
     def explain(self):
         """Return where the free memory is, and why not with the host: an `Explanation`, which prints as a table.
@@ -1596,7 +1644,7 @@ cdef class PageAllocator:
         return explain_zones(
             [{**zone.figures(), "came_back": count_back(zone) if count_back else 0} for zone in self.zone_objects],
             page_size=self.memory.page_size, min_order=self.memory.min_order, hinting=self.hinting_enabled,
-            marked=self.marked, warm=count_warm and count_warm(),
+            marked=self.marked, warm=count_warm and count_warm(), regret=self.regret(),
         )
 
     def buddyinfo(self):
@@ -1646,7 +1694,8 @@ def check_hinting(PageAllocator pages not None, callbacks, **options):
     bool(options.get("mark_free"))
     as_settings(pages.memory, (<PageHintingCallbacks> callbacks).most, options.get("workqueue", "thread"),
                 options.get("threshold"), options.get("delay"), options.get("max_report_order"),
-                options.get("min_age"), options.get("reserve"), options.get("reserve_age", 0.0), options.get("clock"))
+                options.get("min_age"), options.get("cost"), options.get("reserve"), options.get("reserve_age", 0.0),
+                options.get("clock"))
 
 
 # ---- at exit ------------------------------------------------------------------------------------------------

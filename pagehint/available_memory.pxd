@@ -64,10 +64,16 @@ cdef struct Allowance:
 
 # ---- files
 
+cdef inline int open_in(const char *folder, const char *file, int flags) noexcept nogil:
+    """Open a file of a folder; -1, and errno says why not. `file` begins with a slash."""
+    cdef char path[PATH_BYTES + NUMBER_BYTES]       # what is cut is still too long for `open`
+    snprintf(path, sizeof(path), "%s%s", folder, file)
+    return open_file(path, flags | O_CLOEXEC)
+
+
 cdef inline bint lines_open(Lines *f, const char *root, const char *name) noexcept nogil:
     """Open a file to read its lines; errno says why not."""
-    snprintf(f.buffer, LINES_BYTES, "%s%s", root, name)
-    f.fd = open_file(f.buffer, O_RDONLY | O_CLOEXEC)
+    f.fd = open_in(root, name, O_RDONLY)
     f.begin = f.end = 0
     return f.fd >= 0
 
@@ -102,12 +108,10 @@ cdef inline char *next_line(Lines *f) noexcept nogil:
 
 cdef inline int read_limit(const char *folder, const char *name, uint64_t *value) noexcept nogil:
     """Read a file of one number, or "max"; returns 0 or an errno."""
-    cdef char text[PATH_BYTES + NUMBER_BYTES]
+    cdef char text[NUMBER_BYTES]
     cdef char *end
     cdef ssize_t n
-    cdef int fd
-    snprintf(text, sizeof(text), "%s/%s", folder, name)
-    fd = open_file(text, O_RDONLY | O_CLOEXEC)
+    cdef int fd = open_in(folder, name, O_RDONLY)
     if fd < 0:
         return errno
     n = read(fd, text, NUMBER_BYTES - 1)
@@ -327,11 +331,11 @@ cdef inline void cgroup_look(Cgroup *c, Allowance *a) noexcept nogil:
     strcpy(folder, c.folder)
     while True:
         if c.version == 2:
-            look_at_limit(folder, "memory.max", "memory.current", a)
-            look_at_limit(folder, "memory.high", "memory.current", a)
-        elif look_at_limit(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", a):
+            look_at_limit(folder, "/memory.max", "/memory.current", a)
+            look_at_limit(folder, "/memory.high", "/memory.current", a)
+        elif look_at_limit(folder, "/memory.limit_in_bytes", "/memory.usage_in_bytes", a):
             # The limit with swap is never less than the one without.
-            look_at_limit(folder, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", a)
+            look_at_limit(folder, "/memory.memsw.limit_in_bytes", "/memory.memsw.usage_in_bytes", a)
         if not level_up(c, folder):
             return
 

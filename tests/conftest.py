@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, as the pagehint beside it may not be built
 from allocators import real
+from asked import runtime_folder
 from clocks import Clock
 from hosts import RecordingHost
 
@@ -45,6 +46,13 @@ def host() -> RecordingHost:
 def few_host() -> RecordingHost:
     """Takes two blocks at a time, so that zones of a few granules are above the watermark gate."""
     return RecordingHost(max_pages=2)
+
+
+@pytest.fixture
+def runtime():
+    """The folder for the sockets of this user's processes, with none in it."""
+    with runtime_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

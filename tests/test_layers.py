@@ -12,12 +12,12 @@ from imports import Import, circles, imports_of
 from sources import functions_of, source_files, without_prose
 
 ROOT = Path(__file__).parents[1]
-PACKAGE, COMMAND = "pagehint", "pagehint_command"
+PACKAGE, COMMAND, HOOK = "pagehint", "pagehint_command", "pagehint_hook"
 
 # From the ground up: rooms, and files that are in none. Each floor may use those below it. Files of one room may use
 # each other, and so may the files of the lowest floor.
 FLOORS = (
-    ("sizes", "numbers", "errors", "extras", "refusals", "layout", "process_memory", "available_memory"),
+    ("sizes", "numbers", "errors", "extras", "refusals", "layout", "process_memory", "available_memory", HOOK),
     ("sync",),
     ("zone",),
     ("hinting",),
@@ -29,7 +29,11 @@ FLOORS = (
     ("_core",),
     ("policies",),
     ("arena",),
-    ("numpy",),
+    ("numpy", "malloc"),
+    ("observing",),
+    ("running",),
+    ("memory",),
+    ("dask",),
     ("virtio",),
     ("qemu",),
     ("notebook",),
@@ -45,6 +49,7 @@ FLOORS = (
 DOORS = {
     ("arena", "Arena.numpy", "numpy"),  # a method of the lower room that is a context of the upper one
     ("__init__", "load_ipython_extension", "notebook"),  # IPython is optional
+    (HOOK, "install", "running"),  # every Python imports the hook at its start, and few need the package then
 }
 
 MOST_FILES, MOST_LINES, MOST_LINES_OF_FUNCTION = 20, 600, 60
@@ -140,7 +145,7 @@ def none_of(findings: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def imports() -> list[Import]:
-    return imports_of(ROOT, PACKAGE, COMMAND)
+    return imports_of(ROOT, PACKAGE, COMMAND, HOOK)
 
 
 def test_every_file_has_a_floor(imports: list[Import]) -> None:

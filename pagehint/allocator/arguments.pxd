@@ -7,9 +7,13 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
 from pagehint.allocator.memory cimport Memory
 from pagehint.allocator.refusal cimport order_refusal
+from pagehint.hinting.learning.learnt_age cimport is_break_even
 from pagehint.hinting.queue cimport Settings
 from pagehint.numbers cimport as_positive, small_int
 from pagehint.sync.clock cimport NEVER, SECOND
+
+cdef enum:
+    DEFAULT_COST = 1            # seconds, of a granule: `PageAllocator.enable_hinting` says why
 
 
 cdef inline int as_order_at(Memory memory, object order, object pfn) except -1:
@@ -62,17 +66,36 @@ cdef inline int64_t as_reserve_age(object reserve_age) except -2:
     return as_duration(reserve_age, "reserve_age")
 
 
+cdef inline int set_min_age(Settings *settings, object min_age, object cost) except -1:
+    """Take over an age, or "auto" and what a report costs, in seconds: it is what the age is learnt by."""
+    cdef bint learns = isinstance(min_age, str) and min_age == "auto"
+    settings.min_age, settings.break_even = NEVER, 0
+    if isinstance(min_age, str) and not learns:
+        raise TypeError(f"min_age must be 'auto', None, or from 0 to 1e9 seconds, not {min_age!r}")
+    if not learns:
+        if cost is not None:
+            raise ValueError(f"cost={cost!r} is for min_age='auto', and not for min_age={min_age!r}")
+        settings.min_age = as_duration(min_age, "min_age")
+        return 0
+    settings.break_even = as_duration(DEFAULT_COST if cost is None else cost, "cost")
+    if not is_break_even(settings.break_even):
+        raise ValueError(f"cost must be from 1e-6 to 1e9 seconds, not {cost!r}")
+    return 0
+
+
 cdef inline Settings as_settings(Memory memory, uint64_t max_pages, object workqueue, object threshold, object delay,
-                                 object max_report_order, object min_age, object reserve, object reserve_age,
-                                 object clock) except *:
+                                 object max_report_order, object min_age, object cost, object reserve,
+                                 object reserve_age, object clock) except *:
     """The settings of a session, from the arguments of `PageAllocator.enable_hinting`."""
     cdef Settings settings
     settings.max_pages = max_pages
     settings.delay = as_duration(delay, "delay")
-    settings.min_age = as_duration(min_age, "min_age")
+    set_min_age(&settings, min_age, cost)
     settings.reserve = as_reserve(memory, reserve)
     settings.reserve_age = as_reserve_age(reserve_age)
-    settings.threshold = 0 if threshold is None else as_positive(threshold, "threshold")
+    settings.threshold = settings.break_even > 0        # each granule has an age of its own, whatever their number
+    if threshold is not None:
+        settings.threshold = as_positive(threshold, "threshold")
     settings.max_report_order = max(memory.min_order, min(10, memory.max_page_order))
     if max_report_order is not None:
         settings.max_report_order = as_order(memory, max_report_order)

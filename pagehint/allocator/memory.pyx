@@ -22,7 +22,8 @@ from pagehint.allocator.fork cimport fork_record_add, fork_record_remove, forks_
 from pagehint.allocator.hotplug cimport Change, change, finish, swap, zone_offline, zone_online, zone_retype
 from pagehint.allocator.migratetype_names cimport as_type
 from pagehint.hinting.gate cimport report_gate
-from pagehint.hinting.hinted_zone cimport hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages
+from pagehint.hinting.hinted_zone cimport (hinted_zone_create, hinted_zone_destroy, hinted_zone_open, hints_of, keep_ages,
+                                           keep_pauses)
 from pagehint.hinting.limit cimport NO_LIMIT, settle_limit
 from pagehint.hinting.look cimport go_by_limit
 from pagehint.hinting.notify cimport unlock_and_notify
@@ -315,14 +316,14 @@ cdef class Memory:
 
     # -- how long granules have been free
 
-    def keep_ages(self):
-        """Have stamps in every zone from now on. Raises MemoryError where the kernel refuses the memory."""
+    def keep_ages(self, bint learn=False):
+        """Have stamps in every zone from now on, and room to `learn` an age; MemoryError where there is no memory."""
         cdef int i, failed      # an errno, or 0
         with self.hotplug():
             for i in range(self.m.nr_zones):
                 with nogil:
                     lock_acquire(&self.m.growing, True)
-                    failed = errno if keep_ages(self.m.zones[i]) else 0
+                    failed = errno if keep_ages(self.m.zones[i]) or learn and keep_pauses(self.m.zones[i]) else 0
                     lock_release(&self.m.growing)
                 if failed:
                     raise errors.no_mapping(failed, f"no stamps for the granules of zone {self.specs[i].name}")

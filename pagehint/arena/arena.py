@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -18,6 +19,15 @@ from pagehint.sizes import format_size, parse_size, shown
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_living: dict[weakref.ref[Mapping], weakref.ref[Arena]] = {}
+
+
+def living() -> list[tuple[Mapping, Arena | None]]:
+    """Return the mappings of all arenas of this process, with the arena, unless only arrays in it have been left."""
+    found = ((mapping(), arena()) for mapping, arena in list(_living.items()))
+    return [(mapping, arena) for mapping, arena in found if mapping is not None]
 
 
 class Arena(BaseArena):
@@ -71,6 +81,7 @@ class Arena(BaseArena):
         super().__init__(mapping, [zone])
         mapping.know_zeroes(self.pages)
         self._heap = ArenaHeap(mapping, self.pages)
+        _living[weakref.ref(mapping, _living.pop)] = weakref.ref(self)
 
     @property
     def live_arrays(self) -> int:

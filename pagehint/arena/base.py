@@ -363,9 +363,10 @@ class BaseArena(ABC):
         pressure : bool, default False
             Keep nothing warm while memory is short, see `pressure`. For memory of this process only.
         **options
-            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, reserve, reserve_age, max_report_order,
-            mark_free, workqueue, clock. With ``min_age=1.0``, say, what a loop frees and uses again stays in memory;
-            with ``reserve="64MiB"`` so much of it, at the lowest addresses, for 1.5 seconds.
+            Those of `PageAllocator.enable_hinting`: threshold, delay, min_age, cost, reserve, reserve_age,
+            max_report_order, mark_free, workqueue, clock. With ``min_age=1.0``, say, what a loop frees and uses again
+            stays in memory; with ``min_age="auto"`` for as long as it has learnt that it should; with
+            ``reserve="64MiB"`` so much of it, at the lowest addresses, for 1.5 seconds.
 
         Raises
         ------

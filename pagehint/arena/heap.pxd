@@ -1,8 +1,8 @@
 """An arena as a heap: allocations of whole pages, known by their address, which become longer and shorter.
 
-This serves NumPy's requests, mostly with the GIL, but also without it: NumPy grows an array without the GIL while it reads
-one from text. So there is no Python object in here. The functions are inline, so that a request and what it calls, down to
-the zone, are one piece of code.
+This serves NumPy's requests, and malloc's of any thread. NumPy's come mostly with the GIL, but also without it: it grows an
+array without the GIL while it reads one from text. So there is no Python object in here. The functions are inline, so that
+a request and what it calls, down to the zone, are one piece of code.
 """
 cimport cython
 from libc.stdint cimport UINT32_MAX, int32_t, uint32_t, uint64_t
@@ -13,12 +13,12 @@ from pagehint.arena.huge_pages cimport HugePages, choose_pages, probe_freed
 from pagehint.arena.mapping cimport Mapping
 from pagehint.arena.populate cimport Populator, mincore, populate_ahead, populate_end
 from pagehint.sync.atomic cimport (ACQUIRE, RELAXED, RELEASE, SEQ_CST, atomic_i32, fetch_add64, fetch_add_i32, load64,
-                                   load_i32, store_i32, swap64_if)
+                                   load_i32, store_i32, swap64_if, unlikely)
 from pagehint.zone.page_alloc cimport Machine, machine_resize_run, machine_take_run
 from pagehint.zone.page_sets.run_set cimport run_set_drain, run_set_pages, run_set_put, run_set_take, zone_give_run
 from pagehint.zone.status cimport OK
 from pagehint.zone.zeroed cimport was_zero_from, was_zeroed
-from pagehint.zone.zone cimport MT_MOVABLE, PageZone, RunSet
+from pagehint.zone.zone cimport MT_MOVABLE, PageZone
 
 cdef extern from *:
     # Cython has no atomic pointers.
@@ -46,11 +46,10 @@ cdef struct Heap:
     uint64_t reached
     Machine *m
     PageZone *zone              # the arena's one zone, whose first PFN is 0
-    RunSet *run_set             # the zone's
     int page_shift
-    # By its first page, the pages of each allocation; the mapping's. The size that NumPy gives with a free cannot be used:
-    # NumPy computes it from the array's shape, which other libraries change, and where an array could not grow while it
-    # was read from text, the shape is that of the first attempt.
+    # By its first page, the pages of each allocation, and 0 where none begins; the mapping's. The size that NumPy gives with
+    # a free cannot be used: NumPy computes it from the array's shape, which other libraries change, and where an array
+    # could not grow while it was read from text, the shape is that of the first attempt.
     uint32_t *lengths
     atomic_i32 open
     uint64_t live               # allocations now; the counts after it are since the beginning
@@ -77,6 +76,7 @@ cdef class ArenaHeap:
     cdef Mapping mapping
     cdef Memory memory
     cdef bint was_listed        # threads may still read `h` in the list, without a lock: it is never freed
+    cdef bint serves_malloc     # it does for as long as the process lives: `malloc/serving.pyx`
 
 cdef inline bint heap_has(const Heap *h, const void *p) noexcept nogil:
     return <uint64_t>(<const char *> p - h.base) < load64(&h.reached, ACQUIRE)
@@ -124,14 +124,14 @@ cdef inline void *heap_take(Heap *h, size_t size, bint *fresh, Heap **current) n
     if n > UINT32_MAX or not h.open or (current != NULL and load_heap(current, SEQ_CST) != h):
         fetch_add64(&h.full, 1, RELAXED)
         return NULL
-    fresh[0] = not run_set_take(h.run_set, n, &pfn)
+    fresh[0] = not run_set_take(h.zone.run_set, n, &pfn)
     if fresh[0]:
         if not take_pages(h, n, &pfn):
             fetch_add64(&h.full, 1, RELAXED)
             return NULL
-        h.lengths[pfn] = <uint32_t>n
         heap_reaches(h, (pfn + n) << h.page_shift)
         choose_pages(h.huge_pages, h.base, h.page_shift, h.zone, pfn, n)
+    h.lengths[pfn] = <uint32_t>n
     fetch_add64(&h.from_arena, 1, RELAXED)
     return h.base + (pfn << h.page_shift)
 
@@ -226,13 +226,20 @@ cdef inline void end_lazy(Heap *h) noexcept nogil:
     store_pointer(&h.lazy, NULL, RELAXED)
 
 
-cdef inline void heap_give(Heap *h, void *p) noexcept nogil:
-    """Free the pages of an allocation, or keep them for the next one. It counts as live until `heap_drop`."""
+cdef inline bint heap_give(Heap *h, void *p) noexcept nogil:
+    """Free the pages of an allocation, or keep them for the next one. It counts as live until `heap_drop`.
+
+    False if no allocation begins in this page; then nothing was done.
+    """
     cdef uint64_t pfn = page_of(h, p), n = h.lengths[pfn]
+    if unlikely(n == 0):
+        return False
+    h.lengths[pfn] = 0
     if run_set_put(h.zone, pfn, n):
-        return
+        return True
     if p == load_pointer(&h.lazy, ACQUIRE):
         end_lazy(h)
     probe_freed(h.huge_pages, h.base, h.page_shift, pfn)
     heap_leave(h, p, n)
     zone_give_run(h.zone, pfn, n)
+    return True

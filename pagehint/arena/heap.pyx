@@ -37,8 +37,7 @@ cdef class ArenaHeap:
         h.m = &self.memory.m
         h.zone = self.memory.m.zones[self.memory.m.default_zone]
         h.zone.run_set = run_set_create(max(KEPT >> h.page_shift, 1))
-        h.run_set = h.zone.run_set
-        if h.run_set == NULL:
+        if h.zone.run_set == NULL:
             raise MemoryError("no memory for an arena's page set")
         h.lengths = mapping.opening.lengths
         h.huge_pages = &mapping.huge_pages

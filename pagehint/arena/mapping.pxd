@@ -7,6 +7,7 @@ from pagehint.arena.opening cimport Opening
 from pagehint.arena.populate cimport Populator
 
 cdef class Mapping:
+    cdef object __weakref__
     cdef char *base
     cdef readonly size_t nr_bytes
     cdef readonly size_t page_size

@@ -234,6 +234,7 @@ cdef class Mapping:
         watch_broken(z)
         z.growable_pages = (self.nr_bytes - self.opening.open) // self.page_size
         self.opening.m = &pages.memory.m
+        self.opening.given_back = &self.returned.given_back
         pages.memory.m.grower = &self.opening
         pages.memory.m.grow = grow_arena
         # An arena without huge pages keeps no more memory than is touched: nothing is populated ahead.

@@ -38,6 +38,10 @@ cdef struct Opening:
     int denied                  # an errno, if they were refused
     uint32_t *lengths           # what the arena's heap notes of each page, opened as far as the pages are
     Machine *m                  # its zone is to grow; NULL: there is none yet
+    const uint64_t *given_back  # bytes that went back so far and were in memory until then: the mapping's count; atomic
+    # Of this and of what was handed out again, what the process that forked this one had done; `growing` held.
+    uint64_t inherited_back     # bytes
+    uint64_t inherited_again    # granules
 
 
 cdef inline bint reserve(Opening *o) noexcept nogil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 from pagehint.sizes import parse_size
 
@@ -18,6 +19,22 @@ def memory_size(text: str) -> int:
 def seconds(text: str) -> float:
     """Return a time in seconds, at most a day."""
     return _time(text, "seconds", 24 * 60 * 60)
+
+
+def age(text: str) -> float | Literal["auto"]:
+    """Return a time in seconds, at most a day, which may be 0, or "auto"."""
+    if text == "auto":
+        return "auto"
+    return 0.0 if text == "0" else seconds(text)
+
+
+def address(text: str) -> tuple[str, int]:
+    """Return a host and a port: "127.0.0.1:9464", "[::1]:9464"; ":9464" for every interface."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535 or (bare == host and ":" in host):
+        raise argparse.ArgumentTypeError(f"not an address such as 127.0.0.1:9464: {text!r}")
+    return bare, int(port)
 
 
 def minutes(text: str) -> float:

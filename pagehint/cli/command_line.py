@@ -23,14 +23,29 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """The parser of one command. It refuses what it does not know itself, so that the error names its --help."""
+    """The parser of one command. It refuses what it does not know itself, so that the error names its --help.
+
+    Of a command with a default for `program`, what follows the options is another program's: `program` is that, and
+    argparse, which would take its options for the command's, does not see it.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse what follows the command's name."""
-        found, unknown = super().parse_known_args(args, namespace)
+        nr_own = len(args) if self.get_default("program") is None else self._nr_options(args)
+        found, unknown = super().parse_known_args(args[:nr_own], namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if nr_own < len(args):
+            found.program = args[nr_own:]
         return found, unknown
+
+    def _nr_options(self, args: Sequence[str]) -> int:
+        """Return how many are options, with their values, up to what Python takes as a program: its name, -, or -m."""
+        n = 0
+        while n < len(args) and args[n].startswith("-") and args[n] != "-" and not args[n].startswith("-m"):
+            action = self._option_string_actions.get(args[n])
+            n += 1 if action is None or action.nargs == 0 else 2
+        return n
 
 
 def make_parser() -> Parser:

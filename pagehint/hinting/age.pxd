@@ -15,7 +15,9 @@ under the zone lock, before the bit. A search for ripe granules needs no lock: i
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from pagehint.hinting.bitmap cimport hint_find, hint_select
-from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.hinted_zone cimport Hints, forget_ages, hints_of
+from pagehint.hinting.learning.learnt_age cimport LearntAge, is_old_enough
+from pagehint.hinting.learning.pauses cimport pauses_begin, pauses_start
 from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load64, peek64, store64
 from pagehint.sync.lock cimport assert_held
@@ -33,6 +35,11 @@ cdef struct Ripe:               # what one look at a zone takes for ripe, and ha
     uint64_t reserve_end        # granules below this one are in the reserve; the next two are as the last two, for them
     int64_t reserve_until
     int64_t reserve_oldest
+    const LearntAge *learnt     # of an age that is learnt; else NULL
+    # `is_of_age`. A pointer, so that it is called out of line: the code around has the registers.
+    bint (*is_of_age)(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil
+    int64_t now
+    int64_t kept                # nanoseconds: the oldest stamp of what is older, but not ripe; INT64_MAX: there was none
     uint64_t excess             # pages over the zone's limit (`limit.pxd`): while there are any, each granule is ripe
 
 
@@ -43,9 +50,19 @@ cdef inline void set_longest_age(Hints *h, int64_t age) noexcept nogil:
 
 cdef inline void set_ages(Hints *h, const WorkQueue *q) noexcept nogil:
     """Take over the ages of the session. Zone lock held."""
-    h.min_age = max(q.min_age, <int64_t>0)
-    h.reserve = q.reserve if q.reserve_age > h.min_age else 0
-    set_longest_age(h, q.reserve_age if h.reserve else h.min_age)
+    cdef int64_t longest = q.break_even if h.learns else max(q.min_age, <int64_t>0)
+    if not h.learns:
+        h.min_age = longest
+    h.reserve = q.reserve if q.reserve_age > longest else 0
+    set_longest_age(h, q.reserve_age if h.reserve else longest)
+
+
+cdef inline void begin_ages(Hints *h, const WorkQueue *q) noexcept nogil:
+    """A session begins, with its ages; if they are learnt, no stamp stands for anything. Zone lock held."""
+    h.learns = False
+    if q.break_even:
+        pauses_start(h, q.break_even, queue_now(q))
+    set_ages(h, q)
 
 
 cdef inline bint has_ages(const Hints *h) noexcept nogil:
@@ -63,7 +80,9 @@ cdef inline Ripe ripe_at(const Hints *h, int64_t now, bint everything) noexcept 
     ripe.reserve = h.reserve
     ripe.until = now - h.min_age
     ripe.reserve_until = now - h.reserve_age
-    ripe.oldest = ripe.reserve_oldest = INT64_MAX
+    ripe.oldest = ripe.reserve_oldest = ripe.kept = INT64_MAX
+    ripe.learnt = h.learnt if h.learns else NULL
+    ripe.is_of_age, ripe.now = is_of_age, now
     ripe.reserve_end = ripe.excess = 0
     return ripe
 
@@ -93,6 +112,9 @@ cdef inline void age_begin(PageZone *z, uint64_t granule, uint64_t n) noexcept n
         h.look_at = due
         if h.queued and due < h.told_at:
             z.notify_at = 0         # the queue waits for a later time
+    if h.learns:
+        pauses_begin(h, granule, n, now)
+        return
     for i in range(granule, granule + n):
         store64(&h.freed_at[i], <uint64_t>now, RELAXED)
 
@@ -112,10 +134,13 @@ cdef inline void keep_runs(PageZone *z, int64_t now) noexcept nogil:
 
 
 cdef inline void age_begun(PageZone *z, uint64_t page, uint64_t n, int64_t since) noexcept nogil:
-    """Stamp the granules of pages that have just become free, but were given up before, at `since`. Zone lock held."""
+    """Stamp the granules of pages that have just become free, but were given up before, at `since`. Zone lock held.
+
+    A learner knows of a pause from now on only: until then the run was kept for whoever wants it.
+    """
     cdef Hints *h = hints_of(z)
     cdef uint64_t granule = page >> z.min_order, end = ((page + n - 1) >> z.min_order) + 1
-    while granule < end:
+    while granule < end and not h.learns:
         granule = hint_find(h, granule, end)
         if granule < end:
             store64(&h.freed_at[granule], min(h.freed_at[granule], <uint64_t>since), RELAXED)
@@ -124,18 +149,27 @@ cdef inline void age_begun(PageZone *z, uint64_t page, uint64_t n, int64_t since
 
 
 cdef inline void age_change(PageZone *z, const WorkQueue *q) noexcept nogil:
-    """Have a zone go by the ages of now. Zone lock held. O(hinted granules) if it had none before, else O(1)."""
+    """Have a zone go by the ages of now. Zone lock held.
+
+    O(hinted granules) if it had none before, O(granules) if it begins to learn, else O(1).
+    """
     cdef Hints *h = hints_of(z)
     cdef int64_t min_age = h.min_age, reserve_age = h.reserve_age
     cdef uint64_t reserve = h.reserve, granule
+    cdef bint other_way = q.break_even != (h.learnt.break_even if h.learns else 0)
     if not h.on:
         return
-    set_ages(h, q)
+    if not other_way:
+        set_ages(h, q)
+    else:
+        if q.break_even:
+            forget_ages(z)      # what is hinted gets stamps below, of now
+        begin_ages(h, q)
     if not h.reserve:
         run_set_close(z)
-    if h.min_age == min_age and h.reserve == reserve and h.reserve_age == reserve_age:
+    if h.min_age == min_age and h.reserve == reserve and h.reserve_age == reserve_age and not other_way:
         return
-    if reserve_age == 0:        # what was hinted meanwhile has no stamps
+    if reserve_age == 0 or other_way and h.learns:      # what was hinted meanwhile has no stamps
         granule = hint_find(h, 0, z.nr_granules)
         while granule < z.nr_granules:
             age_begin(z, granule, 1)
@@ -147,18 +181,23 @@ cdef inline void age_change(PageZone *z, const WorkQueue *q) noexcept nogil:
 
 cdef inline bint is_ripe(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:
     """Whether a granule whose bit is set may be reported. Exact under the zone lock; without it, a guess."""
-    cdef int64_t freed_at
-    if ripe.any_age or ripe.excess:
-        return True
-    freed_at = <int64_t>load64(&h.freed_at[granule], RELAXED)
+    return ripe.any_age or ripe.excess or ripe.is_of_age(h, granule, ripe)
+
+
+cdef inline bint is_of_age(const Hints *h, uint64_t granule, Ripe *ripe) noexcept nogil:
+    """Whether a granule has been free for as long as it must; if not, `ripe` takes note of when it will have been."""
+    cdef int64_t freed_at = <int64_t>load64(&h.freed_at[granule], RELAXED)
     if granule < ripe.reserve_end:
         if freed_at <= ripe.reserve_until:
             return True
         ripe.reserve_oldest = min(ripe.reserve_oldest, freed_at)
     else:
         if freed_at <= ripe.until:
-            return True
-        ripe.oldest = min(ripe.oldest, freed_at)
+            if ripe.learnt == NULL or is_old_enough(ripe.learnt, ripe.now - freed_at):
+                return True
+            ripe.kept = min(ripe.kept, freed_at)
+        else:
+            ripe.oldest = min(ripe.oldest, freed_at)
     return False
 
 

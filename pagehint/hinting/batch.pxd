@@ -4,11 +4,13 @@ From isolation to put-back a block is *withheld*: it is on no free list, in no p
 be so, since the host may drop its contents at any moment. Isolating a batch is one hold of the zone lock, putting it
 back another; no lock is held between. The cycle is that of Linux's page hinting series (v10, June 2019).
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from pagehint.hinting.age cimport Ripe, is_ripe, ripe_order
 from pagehint.hinting.bitmap cimport HintScan, granules_of, hint_assign, hint_find, hints_all_set, scan_begin, scan_next
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.learning.pauses cimport pauses_reported
+from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.hinting.watch cimport hint_block
 from pagehint.sync.atomic cimport PH_ASSERT, add64, sub64, unlikely
 from pagehint.sync.lock cimport assert_held
@@ -142,6 +144,17 @@ cdef inline uint64_t isolate_batch(PageZone *z, uint64_t *cursor, uint64_t max_b
     return n
 
 
+cdef inline void tell_learner(PageZone *z, const pagehint_block *blocks, uint64_t n,
+                              const uint8_t *failed) noexcept nogil:
+    """Have the learner know what of a batch the host has taken. Zone lock held. O(granules)."""
+    cdef Hints *h = hints_of(z)
+    cdef int64_t now = queue_now(<WorkQueue *> h.queue)
+    cdef uint64_t i
+    for i in range(n):
+        if not failed[i]:
+            pauses_reported(h, (blocks[i].pfn - z.base_pfn) >> z.min_order, granules_of(z, blocks[i].order), now)
+
+
 cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n, const uint8_t *failed) noexcept nogil:
     """Put a batch back by the ordinary merge path, without telling the hook. Zone lock held. O(n * max_page_order).
 
@@ -152,6 +165,8 @@ cdef inline void put_back(PageZone *z, const pagehint_block *blocks, uint64_t n,
     cdef uint64_t i, page
     cdef int order
     assert_held(&z.lock)
+    if unlikely(h.learns):
+        tell_learner(z, blocks, n, failed)
     for i in range(n):
         page = blocks[i].pfn - z.base_pfn
         order = blocks[i].order

@@ -24,6 +24,7 @@ cdef inline uint64_t hints_too_young(PageZone *z, const Hints *copy) noexcept no
     """
     cdef uint64_t count = 0, end = load64(&z.nr_granules, RELAXED), granule = hint_find(hints_of(z), 0, end)
     cdef Ripe ripe = ripe_at(copy, queue_now(<WorkQueue *> hints_of(z).queue), False)
+    ripe.learnt = NULL          # a pass may be deciding anew; so what is kept for longer than the age counts as due
     find_reserve(z, &ripe)
     while granule < end:
         count += (load8(&z.types[(granule << z.min_order) >> PAGEBLOCK_ORDER], RELAXED) != MT_ISOLATE

@@ -9,6 +9,10 @@ from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.zone cimport PageZone
 
 ctypedef void (*host_fn)(void *owner) noexcept nogil
+ctypedef void (*beside_fn)() noexcept nogil
+
+# Called with each worker that is started, a forked child's above all, with its queue's mutex held; or NULL.
+cdef beside_fn beside_workers
 
 cdef class HintingEngine:
     cdef readonly object memory         # keeps the zones alive while the worker uses them

@@ -13,11 +13,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
-from pagehint.hinting.age cimport Ripe, age_change, has_ages, set_ages
+from pagehint.hinting.age cimport Ripe, begin_ages, has_ages
 from pagehint.hinting.batch cimport Batch, batch_grow, isolate_batch, next_ripe, put_back
 from pagehint.hinting.callbacks cimport PageHintingCallbacks
 from pagehint.hinting.gate cimport gate_is_open, zone_batch
-from pagehint.hinting.hinted_zone cimport Hints, hints_of
+from pagehint.hinting.hinted_zone cimport Hints, forget_ages, hints_of
 from pagehint.hinting.hold_times cimport end_round, note_hold
 from pagehint.hinting.limit cimport Limit, must_yield, zone_excess
 from pagehint.hinting.look cimport begin_look, end_look, rest, say_kept
@@ -26,8 +26,8 @@ from pagehint.hinting.queue cimport (SIGNAL_CHECK, Setting, Settings, WorkQueue,
                                      queue_lock, queue_next, queue_now, queue_overdue, queue_release, queue_set,
                                      queue_stop, queue_take_thread, queue_unlock, queue_wake)
 from pagehint.hinting.report cimport Reporter
-from pagehint.hinting.watch cimport evaluate, hint_free_blocks, hint_on, unhook
-from pagehint.sync.atomic cimport RELAXED, load64, store_i32
+from pagehint.hinting.watch cimport evaluate, go_by_settings, hint_free_blocks, hint_on, unhook
+from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.clock cimport NEVER, SECOND, monotonic_ns
 from pagehint.sync.condition cimport pthread_cond_broadcast, pthread_cond_signal, sleep_until
 from pagehint.sync.lock cimport lock_acquire, lock_acquire_last, pthread_t, thread_id
@@ -35,7 +35,7 @@ from pagehint.sync.thread cimport name_this_thread, pthread_detach, pthread_join
 from pagehint.sync.testpoint cimport (AT_BEFORE_DISABLE_WAITS, AT_BEFORE_THE_HOOK, AT_BEFORE_THE_REPORT,
                                       AT_END_OF_A_RUN, AT_FLUSH_ASKED_FOR, AT_HOOK_ON_ENGINE_OFF, test_point)
 from pagehint.zone.hook cimport zone_unlock
-from pagehint.zone.page_alloc cimport Machine, machine_drain, machine_drain_runs
+from pagehint.zone.page_alloc cimport Machine, machine_drain
 from pagehint.zone.zone cimport PageZone
 
 from pagehint import errors
@@ -102,8 +102,8 @@ cdef class HintingEngine:
         try:
             if batch_grow(self.batch, settings.max_pages) < settings.max_pages:
                 raise MemoryError("no memory for a batch")
-            if settings.min_age > 0 or settings.reserve:
-                self.memory.keep_ages()
+            if settings.min_age > 0 or settings.reserve or settings.break_even:
+                self.memory.keep_ages(settings.break_even > 0)
             self.reporter.set_callbacks(None)
             self.reporter.last_error = None
             self.reporter.burst_logged = False
@@ -175,11 +175,13 @@ cdef class HintingEngine:
         cdef Hints *h = hints_of(z)
         cdef uint64_t page = 0
         cdef bint more = True
+        if q.break_even:
+            forget_ages(z)                      # which nobody reads yet
         lock_acquire(&z.lock, True)
         h.threshold = q.threshold or q.max_pages
         h.queued = False
         z.notify_at = INT64_MAX
-        set_ages(h, q)
+        begin_ages(h, q)
         hint_on(z)
         while mark_free and more:
             more = hint_free_blocks(z, &page, MARK_BLOCKS)
@@ -204,18 +206,9 @@ cdef class HintingEngine:
 
     cdef void after_change(self) noexcept nogil:
         """Have every zone go by the new settings: its threshold changes, and its gate is looked at again."""
-        cdef PageZone *z
         cdef int i
         for i in range(self.m.nr_zones):
-            z = self.m.zones[i]
-            lock_acquire(&z.lock, True)
-            hints_of(z).threshold = self.queue.threshold or self.queue.max_pages
-            z.notify_at = INT64_MAX
-            store_i32(&hints_of(z).at_gate, False, RELAXED)
-            age_change(z, self.queue)
-            evaluate(z)
-            zone_unlock(z)
-        machine_drain_runs(self.m)              # those that are not kept any more are free
+            go_by_settings(self.m.zones[i], self.queue)
 
     # -- when a pass begins: on the worker, or on callers
 
@@ -587,6 +580,8 @@ cdef class HintingEngine:
 cdef int start_worker(void *engine) noexcept nogil:
     """Start the worker of the session that is on; an errno where the kernel gives no thread. Queue's mutex held."""
     cdef WorkQueue *q = (<HintingEngine> engine).queue
+    if beside_workers != NULL:
+        beside_workers()
     cdef int failed = thread_start(&q.thread, NULL, worker, engine)
     q.worker = q.joinable = failed == 0
     return failed

@@ -4,10 +4,14 @@ A `HintedZone` begins with a `PageZone`, so a pointer to the one is a pointer to
 first part only. `Hints` stands at a fixed distance behind it, so that reaching them follows no further pointer.
 
 Bytes: a bit a granule (of 2 MiB: 0.0002 a page), and a bit for each word of these; with `min_age`, 8 a granule for its
-stamp. The bitmap has a reservation of address space of its own, opened as far as the zone reaches; so have the stamps.
+stamp, and with an age that is learnt 6 KiB more. The bitmap has a reservation of address space of its own, opened as far
+as the zone reaches; so have the stamps.
 """
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, mmap, munmap
+from pagehint.hinting.learning.learnt_age cimport LearntAge
 from pagehint.sync.atomic cimport atomic_i32
 from pagehint.zone.metadata cimport (granules_for, open_array, whole_pages, zone_create, zone_destroy,
                                      zone_metadata_bytes, zone_open)
@@ -52,6 +56,8 @@ cdef struct Hints:                  # protected by the zone lock, but for the tw
     void *queue                     # the WorkQueue of the zone's machine; set when the zone is made, as the next one is
     void *limit                     # the Limit of the zone's machine
     uint64_t rounds_seen            # `lock.acquired` at the end of a pass's last round; written by its thread
+    bint learns                     # `min_age` is learnt (`learning/pauses.pxd`)
+    LearntAge *learnt               # NULL until needed
 
 cdef struct HintedZone:
     PageZone zone                   # first, see above
@@ -105,6 +111,7 @@ cdef inline void hints_close(PageZone *z) noexcept nogil:
     munmap(h.bits, reserved_bytes(z))
     if h.freed_at != NULL:
         munmap(h.freed_at, stamps_bytes(z, z.limit_leaves))
+    free(h.learnt)
 
 
 cdef inline HintedZone *hinted_zone_create(uint64_t start_pfn, uint64_t end_pfn, uint64_t limit_pfn, int max_order,
@@ -159,8 +166,22 @@ cdef inline int keep_ages(PageZone *z) noexcept nogil:
     return 0
 
 
+cdef inline int keep_pauses(PageZone *z) noexcept nogil:
+    """Have room for what is learnt of a zone; -1 where there is no memory. One thread at a time."""
+    cdef Hints *h = hints_of(z)
+    if h.learnt == NULL:
+        h.learnt = <LearntAge *> calloc(1, sizeof(LearntAge))
+    return 0 if h.learnt != NULL else -1
+
+
+cdef inline void forget_ages(PageZone *z) noexcept nogil:
+    """Have no stamp stand for anything. Zone lock held, or hinting is off. O(granules)."""
+    memset(hints_of(z).freed_at, 0, stamps_bytes(z, z.nr_leaves))
+
+
 cdef inline uint64_t hinted_zone_metadata_bytes(const PageZone *z) noexcept nogil:
     """Bytes of metadata that are open for use, without the per-CPU page sets."""
     cdef uint64_t stamps = stamps_bytes(z, z.nr_leaves) if hints_of(z).freed_at != NULL else 0
+    cdef uint64_t learnt = sizeof(LearntAge) if hints_of(z).learnt != NULL else 0
     return (sizeof(HintedZone) + zone_metadata_bytes(z) + bits_bytes(z, z.nr_leaves) + filled_bytes(z, z.nr_leaves)
-            + stamps)
+            + stamps + learnt)

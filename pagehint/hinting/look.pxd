@@ -4,15 +4,14 @@ from pagehint.hinting.age cimport Ripe, age_begun, find_reserve, has_ages, ripe_
 from pagehint.hinting.gate cimport gate_is_open
 from pagehint.hinting.hinted_zone cimport Hints, hints_of
 from pagehint.hinting.hold_times cimport end_round
+from pagehint.hinting.learning.pauses cimport learnt_next_look, pauses_ask
 from pagehint.hinting.limit cimport Limit, enforce_limit, must_yield, zone_excess
 from pagehint.hinting.queue cimport WorkQueue, queue_hurried
 from pagehint.sync.atomic cimport RELAXED, load64
 from pagehint.sync.lock cimport lock_acquire, usleep
-from pagehint.zone.check cimport check_run
 from pagehint.zone.hook cimport zone_unlock
-from pagehint.zone.page_sets.run_set cimport (run_set_close, run_set_drain, run_set_is_open, run_set_take_any,
-                                              run_set_was_used)
-from pagehint.zone.run cimport run_free_allocated
+from pagehint.zone.page_sets.run_set cimport (run_give, run_set_close, run_set_give_up, run_set_is_open,
+                                              run_set_take_any, run_set_was_used)
 from pagehint.zone.status cimport OK
 from pagehint.zone.zone cimport PageZone
 
@@ -62,14 +61,12 @@ cdef inline void look_at_runs(PageZone *z, int64_t now, bint everything) noexcep
     cdef Hints *h = hints_of(z)
     cdef uint64_t page = 0, n = 0
     if everything or must_yield(z):
-        run_set_close(z)
-        run_set_drain(z)
+        run_set_give_up(z)
     elif run_set_is_open(z):
         lock_acquire(&z.lock, True)
         if not runs_are_wanted(z, now):
             while run_set_take_any(z.run_set, &page, &n):
-                if check_run(z, page, n) == OK:
-                    run_free_allocated(z, page, n)
+                if run_give(z, page, n) == OK:
                     age_begun(z, page, n, h.runs_at - runs_pause(h))
             z.notify_at = INT64_MAX     # the look that follows is what the zone asks for
         end_round(z)
@@ -90,6 +87,8 @@ cdef inline bint begin_look(PageZone *z, WorkQueue *q, Ripe *ripe, int64_t now, 
     look_at_runs(z, now, flush)
     rest(z, q)
     lock_acquire(&z.lock, True)
+    if h.learns:
+        pauses_ask(h, now)
     ripe[0] = ripe_at(h, now, flush)
     h.queued = False
     open = h.count > 0
@@ -120,6 +119,8 @@ cdef inline void end_look(PageZone *z, int64_t now, const Ripe *ripe, bint whole
     cdef int64_t next
     lock_acquire(&z.lock, True)
     next = min(next_look(ripe.oldest, h.min_age, now), next_look(ripe.reserve_oldest, h.reserve_age, now))
+    if ripe.learnt != NULL and min(next, ripe.kept) != INT64_MAX:
+        next = min(next, learnt_next_look(ripe.learnt, ripe.kept, now))
     if not whole:
         h.look_at = 0                   # there may still be ripe granules
     elif next != INT64_MAX and h.count:

@@ -24,6 +24,7 @@ cdef enum Setting:              # one that can be changed during a session
     SET_THRESHOLD
     SET_DELAY
     SET_MIN_AGE
+    SET_BREAK_EVEN
     SET_RESERVE
     SET_RESERVE_AGE
 
@@ -35,6 +36,7 @@ cdef struct Settings:           # of a session, as `enable_hinting` was called; 
     uint64_t threshold          # hints in a zone at which a pass is due at once; 0: as max_pages
     int64_t delay               # nanoseconds, or NEVER
     int64_t min_age             # nanoseconds; NEVER or 0: no age is asked for
+    int64_t break_even          # nanoseconds, by which `min_age` is learnt; 0: it is not
     uint64_t reserve            # granules in each zone; 0: none
     int64_t reserve_age         # nanoseconds
     int max_report_order
@@ -68,6 +70,7 @@ cdef struct WorkQueue:          # protected by `mutex`; what is atomic is also r
     int64_t work_at             # nanoseconds: when to look at the queued zones; 0: now; INT64_MAX: there are none
     atomic_i64 delay            # nanoseconds from the first hints to their report, if they stay few; or NEVER
     atomic_i64 min_age          # nanoseconds; NEVER or 0: no age is asked for
+    int64_t break_even          # nanoseconds, by which `min_age` is learnt; 0: it is not
     atomic_u64 reserve          # granules in each zone that are kept for longer; 0: none
     atomic_i64 reserve_age      # nanoseconds that they are kept for
     int64_t deadline            # nanoseconds: when a running delay is over; or NEVER
@@ -132,6 +135,7 @@ cdef inline void queue_set(WorkQueue *q, const Settings *settings) noexcept nogi
     q.max_report_order = settings.max_report_order
     q.delay = settings.delay
     q.min_age = settings.min_age
+    q.break_even = settings.break_even
     q.reserve = settings.reserve
     q.reserve_age = settings.reserve_age
     q.work_at = INT64_MAX
@@ -148,6 +152,8 @@ cdef inline void queue_change(WorkQueue *q, Setting setting, int64_t value) noex
         q.threshold = value
     elif setting == SET_MIN_AGE:
         q.min_age = value
+    elif setting == SET_BREAK_EVEN:
+        q.break_even = value
     elif setting == SET_RESERVE:
         q.reserve = value
     elif setting == SET_RESERVE_AGE:

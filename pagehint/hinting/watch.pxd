@@ -6,16 +6,18 @@ freed page could have all of a block of order 10 reported again, 4 MiB with page
 zone lock held.
 """
 from libc.stdint cimport INT64_MAX, uint64_t
-from pagehint.hinting.age cimport age_begin, has_ages, set_longest_age
+from pagehint.hinting.age cimport age_begin, age_change, has_ages, set_longest_age
 from pagehint.hinting.bitmap cimport granules_of, hint_assign, hint_assign_block
 from pagehint.hinting.hinted_zone cimport Hints, hints_of, queue_zone
+from pagehint.hinting.learning.pauses cimport pauses_end
 from pagehint.hinting.limit cimport enforce_limit
+from pagehint.hinting.queue cimport WorkQueue, queue_now
 from pagehint.sync.atomic cimport RELAXED, load_i32, store_i32, unlikely
 from pagehint.sync.lock cimport lock_acquire
 from pagehint.zone.buddy cimport NOT_FREE, free_block_around
 from pagehint.zone.extents cimport next_free_block
 from pagehint.zone.hook cimport watch_broken_by, watch_freed_by, zone_unlock
-from pagehint.zone.page_sets.run_set cimport run_set_close, run_set_drain
+from pagehint.zone.page_sets.run_set cimport run_set_close, run_set_drain, run_set_is_open
 from pagehint.zone.zeroed cimport zeroed_clear
 from pagehint.zone.zone cimport LEAF_SHIFT, NO_ORDER, PageZone
 
@@ -66,9 +68,16 @@ cdef inline void on_broken(PageZone *z, uint64_t page, int order, int source) no
     enforce_limit(z)
 
 
+cdef inline void on_broken_learning(PageZone *z, uint64_t page, int order, int source) noexcept nogil:
+    """As `on_broken`, where the age is learnt."""
+    cdef Hints *h = hints_of(z)
+    pauses_end(h, page >> z.min_order, granules_of(z, order), queue_now(<WorkQueue *> h.queue))
+    on_broken(z, page, order, source)
+
+
 cdef inline void watch_broken(PageZone *z) noexcept nogil:
     """Have `on_broken` called. Zone lock held, or no other thread knows of the zone."""
-    watch_broken_by(z, on_broken, z.min_order)
+    watch_broken_by(z, on_broken_learning if hints_of(z).learns else on_broken, z.min_order)
 
 
 cdef inline void hint_on(PageZone *z) noexcept nogil:
@@ -96,10 +105,9 @@ cdef inline void hint_off(PageZone *z) noexcept nogil:
     `on_broken` stays where the zone has zeroed granules, which are kept track of with hinting off, too.
     """
     cdef Hints *h = hints_of(z)
-    h.on = h.queued = False
+    h.on = h.queued = h.learns = False
     store_i32(&h.at_gate, False, RELAXED)
-    if z.zeroed == NULL:
-        watch_broken_by(z, on_broken, NO_ORDER)
+    watch_broken_by(z, on_broken, NO_ORDER if z.zeroed == NULL else z.min_order)
     z.notify_at = INT64_MAX
     h.min_age = h.look_at = 0
     set_longest_age(h, 0)
@@ -133,6 +141,22 @@ cdef inline void hint_again(PageZone *z) noexcept nogil:
     if queued:                  # perhaps under the threshold by now, and waiting for its hints to be ripe
         queue_zone(h)
         z.notify_at = 0
+
+
+cdef inline void go_by_settings(PageZone *z, const WorkQueue *q) noexcept nogil:
+    """Go by the settings of now: another threshold and other ages; the gate is looked at again."""
+    cdef Hints *h = hints_of(z)
+    lock_acquire(&z.lock, True)
+    h.threshold = q.threshold or q.max_pages
+    z.notify_at = INT64_MAX
+    store_i32(&h.at_gate, False, RELAXED)
+    age_change(z, q)
+    if h.on:
+        watch_broken(z)         # a learner is told of allocations
+    evaluate(z)
+    zone_unlock(z)
+    if not run_set_is_open(z):
+        run_set_drain(z)        # what is not kept any more is free
 
 
 cdef inline bint hint_free_blocks(PageZone *z, uint64_t *page, uint64_t most) noexcept nogil:

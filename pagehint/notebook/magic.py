@@ -22,7 +22,7 @@ class PagehintMagics(Magics):
         """NumPy on an arena, which gives unused memory back to the operating system.
 
         %pagehint on         make NumPy's new arrays of 64 KiB or more in an arena
-        %pagehint on 1       the same; free memory stays for one second, not for a hundredth of one
+        %pagehint on 1       the same; free memory stays for one second, not for as long as is learnt
         %pagehint off        make new arrays in the C heap again; those in the arena stay
         %pagehint status     show what the arena holds: used, free and warm, given back
         %pagehint trim       give everything back that is free, now

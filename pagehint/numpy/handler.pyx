@@ -464,7 +464,7 @@ def uninstall():
     global installed_arena
     cdef Heap *h = installed
     if h != NULL:
-        (<ArenaHeap> h.listed).memory.queue.in_children = False
+        (<ArenaHeap> h.listed).memory.queue.in_children = (<ArenaHeap> h.listed).serves_malloc
         store_heap(&installed, NULL, SEQ_CST)
         unlist(h)
         installed_arena = None

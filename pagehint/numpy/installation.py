@@ -4,17 +4,18 @@
 
     ph.numpy.install()
 
-This makes an arena as large as the memory that this process can have. Its granules go back to the operating system when
-they have been free for a hundredth of a second, the lowest 64 MiB of them for a second and a half. What a loop frees
-and uses again at once stays, and so does a little that it wants back later. More than that is made resident by another
-thread, ahead of the one that writes to it.
+This makes an arena as large as the memory that this process can have. How long its granules stay free before they go
+back to the operating system is learnt: what a loop takes again within a second stays, and what nobody wants goes soon,
+but for the lowest 64 MiB, which stay for a second and a half. What has gone back and is wanted again is made resident
+by another thread, ahead of the one that writes to it.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, Literal, SupportsIndex
 
+from pagehint._core import check_hinting
 from pagehint.arena.arena import Arena
 from pagehint.arena.base import HUGE_PAGE, BaseArena
 from pagehint.arena.counts import Counts
@@ -25,9 +26,9 @@ from pagehint.sizes import format_size, parse_size
 
 __all__ = ["MIN_AGE", "RESERVE", "RESERVE_AGE", "Counts", "install", "installed", "uninstall"]
 
-# Seconds. About 60 times what it costs to have a granule again that was not populated ahead; `benchmarks/README.md` has
-# what shorter and longer ages do to throughput and memory.
-MIN_AGE: Final = 0.01
+# A constant of 0.01 seconds keeps less warm, and a loop that is slower than that faults its memory in each time;
+# `benchmarks/README.md` has what ages do to throughput and memory.
+MIN_AGE: Final = "auto"
 
 # Bytes, and seconds for which they stay: for loops at any pace that want it again within a second. glibc keeps as much
 # at the top of its heap, without end: M_TRIM_THRESHOLD grows to 64 MiB with the arrays that are freed.
@@ -39,7 +40,8 @@ def install(
     arena: Arena | str | SupportsIndex | None = None,
     *,
     size: str | SupportsIndex | None = None,
-    min_age: float | None = None,
+    min_age: float | Literal["auto"] | None = None,
+    cost: float | None = None,
     reserve: str | SupportsIndex | None = None,
     reserve_age: float | None = None,
     pressure: bool | None = None,
@@ -56,9 +58,12 @@ def install(
     size : str or int, optional
         Bytes of a new one, or a size such as "2GiB"; with hinting on. If one of that size was made by this function and
         is installed, it stays.
-    min_age : float, optional
+    min_age : float or "auto", optional
         Of an arena that this function makes or has made: seconds for which a granule must have been free before it goes
-        back. Default: 0.01 for a new one; one that is installed keeps its age. So it is with the next three.
+        back. "auto": learnt from how long memory stays free, so that what a loop takes again stays warm, and the rest
+        goes soon. Default: "auto" for a new one; one that is installed keeps its age. So it is with the next four.
+    cost : float, optional
+        With "auto", seconds for which keeping a granule costs as much as having it come back. Default: 1.0.
     reserve : str or int, optional
         Bytes, or a size such as "16MiB", of the free memory at the lowest addresses, which must have been free for
         longer. Default: 64 MiB.
@@ -79,7 +84,8 @@ def install(
     Raises
     ------
     PageHintError
-        If another arena is installed, or this one is a guest's RAM. To install the same one again is no mistake.
+        If another arena is installed, but for that of `pagehint run`, or this one is a guest's RAM. To install the same
+        one again is no mistake.
     MemoryError
         If the kernel gives no mapping for an arena.
     ArenaClosedError
@@ -115,17 +121,34 @@ def install(
             raise TypeError("size is for an arena that is made here; the one that is given has its own")
         arena = _installed_of(size)
     elif arena is None:
-        arena = installed()
+        arena = installed() if hugepages is None or installed() not in _giving_way else None
     if arena is not None and hugepages is not None:
         raise ValueError("hugepages is for an arena that is made here; for another it is an argument of Arena")
-    settings = {"min_age": min_age, "reserve": reserve, "reserve_age": reserve_age, "pressure": pressure}
+    settings = {
+        "min_age": min_age,
+        "cost": cost,
+        "reserve": reserve,
+        "reserve_age": reserve_age,
+        "pressure": pressure,
+    }
     given = {name: value for name, value in settings.items() if value is not None}
     if arena is None:
         arena = _new(size, given, hugepages is None or hugepages)
     elif given:
         _change(arena, given)
-    handler.install(arena._numpy_heap(), arena)
+    heap = arena._numpy_heap()
+    if installed() in _giving_way and installed() is not arena:
+        uninstall()
+    handler.install(heap, arena)
     return arena
+
+
+_giving_way: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def give_way(arena: Arena) -> None:
+    """Have the next installation of another arena take the place of this one: who installs that does not know of it."""
+    _giving_way.add(arena)
 
 
 _made: weakref.WeakSet[Arena] = weakref.WeakSet()  # by `install`, which alone may change their settings
@@ -154,7 +177,9 @@ def _installed_of(size: Any) -> Arena | None:
         raise TypeError(f"install takes an Arena, or the size of a new one such as '2GiB', not {type(size).__name__}")
     arena = installed()
     wanted = -(-parse_size(size) // HUGE_PAGE) * HUGE_PAGE
-    if arena is not None and (arena not in _made or arena.size != wanted):
+    if arena is None or (arena.size != wanted and arena in _giving_way):
+        return None
+    if arena not in _made or arena.size != wanted:
         raise PageHintError(f"another arena is installed for NumPy, of {format_size(arena.size)}; uninstall it first")
     return arena
 
@@ -166,6 +191,9 @@ def _change(arena: Arena, settings: dict[str, Any]) -> None:
             " for another it is Arena.enable_hinting's"
         )
     try:
+        ages = {"min_age": arena.pages.min_age, **settings}
+        heeds = ages.pop("pressure", False)
+        check_hinting(arena.pages, arena._checked_callbacks("dontneed", None, heeds), **ages)  # all, or nothing changes
         for name, value in settings.items():
             if name == "pressure":
                 arena._heed(value)

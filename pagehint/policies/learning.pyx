@@ -40,7 +40,7 @@ cdef class LearntAge:
 
     Notes
     -----
-    2.5 KiB, whatever it is told; O(1) for each granule, O(200) to ask. `learnt_age.pxd` says how it works, and where the
+    6 KiB, whatever it is told; O(1) for each granule, O(200) to ask. `learnt_age.pxd` says how it works, and where the
     ideas come from.
 
     Examples

@@ -86,10 +86,10 @@ cdef inline bint cgroup_is_short(Cgroup *c) noexcept nogil:
     strcpy(folder, c.folder)
     while True:
         if c.version == 1:
-            if is_near(folder, 1, "memory.limit_in_bytes", "memory.usage_in_bytes"):
+            if is_near(folder, 1, "/memory.limit_in_bytes", "/memory.usage_in_bytes"):
                 return True
-        elif (is_near(folder, 2, "memory.max", "memory.current")
-                or is_near(folder, 2, "memory.high", "memory.current")):
+        elif (is_near(folder, 2, "/memory.max", "/memory.current")
+                or is_near(folder, 2, "/memory.high", "/memory.current")):
             return True
         if not level_up(c, folder):
             return False

@@ -3,7 +3,8 @@
     machine's stalls    /proc/pressure/memory: a trigger (PSI, Linux 5.2)
     cgroup's stalls     memory.pressure of this process's own cgroup of version 2: the same
     cgroup's events     memory.events.local of version 2: it has gone over its limit or high mark
-    cgroup's use        memory.usage_in_bytes of version 1: only an eighth of its limit is left
+    cgroup's use        memory.usage_in_bytes of version 1: it is in the last eighth of its limit, at each eighth of that,
+                        and memory.pressure_level, at the level "low": something is reclaimed
     cgroup's reclaim    memory.pressure_level of version 1: reclaiming is hard, at the level "medium"
 
 The last three are of this process's cgroup and of each above it.
@@ -13,19 +14,21 @@ systemd (sd_event_add_memory_pressure), and windows of 2 s are what Linux gives 
 be in hierarchies of both versions: memory is limited in one, and stalls are counted in version 2.
 
 Some of these fire too often. The machine's stalls may be those of a neighbour under a limit of its own, and a cgroup that
-reads files is always at its limit. So they only have the watcher look (`shortage.pxd`). This cgroup's own stalls, and hard
-reclaim under its limits, need no look.
+reads files is always at its limit. So they only have the watcher look (`shortage.pxd`). The kernel brings what it counts of
+a cgroup up to date every 2 seconds, so the watcher looks again for LATE after the last of them. This cgroup's own stalls,
+and hard reclaim under its limits, need no look.
 
 Each file that cannot be had is kept with its errno.
 """
 from libc.errno cimport ENODEV, ENOENT, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport strchr, strcmp, strcpy, strlen, strncmp
-from pagehint.available_memory cimport (Cgroup, Lines, O_CLOEXEC, O_RDONLY, PATH_BYTES, UNLIMITED, cgroup_find,
+from pagehint.available_memory cimport (Cgroup, Lines, O_RDONLY, PATH_BYTES, UNLIMITED, cgroup_find,
                                         cgroup_init, close, find_folder, in_first_namespace, level_up, lines_open,
-                                        next_line, open_file, read, read_limit)
+                                        next_line, open_in, read, read_limit)
 from pagehint.pressure.shortage cimport NEAR, cgroup_is_short, machine_is_short, read_field
+from pagehint.sync.clock cimport SECOND, monotonic_ns
 
 cdef extern from "<fcntl.h>" nogil:
     int O_NONBLOCK
@@ -63,6 +66,8 @@ cdef enum:
     MOST_SOURCES = 40
     NAME_BYTES = 512            # of a file's path; a longer one is cut
     EVENTS_BYTES = 512
+    STEPS = 8                   # thresholds in the last eighth of a limit
+    LATE = 3                    # seconds: more than the kernel's 2
 
 cdef enum SourceKind:
     MACHINE_STALLS
@@ -84,17 +89,10 @@ cdef struct Sources:
     pollfd polled[MOST_SOURCES]
     int n
     Cgroup cgroup               # which limits memory
+    int64_t late_until          # monotonic ns: until then the cgroup's counts may be older than the last event
 
 
 # ---- each kind
-
-cdef inline int open_in(const char *folder, const char *file, int flags) noexcept nogil:
-    """Open a file of a folder; -1, and errno says why not. A path that is too long is no file's."""
-    cdef char path[PATH_BYTES]
-    if snprintf(path, PATH_BYTES, "%s%s", folder, file) >= PATH_BYTES:
-        path[0] = 0
-    return open_file(path, flags | O_CLOEXEC)
-
 
 cdef inline Source *add_source(Sources *s, SourceKind kind, const char *folder, const char *file) noexcept nogil:
     """One more, which cannot be had yet; NULL if there is no room for it."""
@@ -185,26 +183,40 @@ cdef inline int register_eventfd(const char *folder, const char *file, const cha
     return failed
 
 
-cdef inline void add_eventfd(Sources *s, SourceKind kind, const char *folder, const char *file,
-                             const char *when) noexcept nogil:
+cdef inline Source *add_eventfd(Sources *s, SourceKind kind, const char *folder, const char *file,
+                                const char *when) noexcept nogil:
+    """NULL if it is not to be had."""
     cdef Source *one = add_source(s, kind, folder, file)
     cdef int failed
     if one == NULL:
-        return
+        return NULL
     one.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     failed = register_eventfd(folder, file, when, one.fd) if one.fd >= 0 else errno
     if failed:
         source_ends(one, failed)
+    return one if failed == 0 else NULL
 
 
 cdef inline void add_limit(Sources *s, const char *folder) noexcept nogil:
-    """What version 1 says of one level, if it has a limit."""
+    """What version 1 says of one level, if it has a limit.
+
+    Its use counts files' cached pages, and each threshold fires once: as it is crossed nothing may be short yet. So there
+    are more above it. At the limit no more are crossed; there the kernel begins to drop cached pages.
+    """
     cdef char when[32]
-    cdef uint64_t limit = UNLIMITED
-    if read_limit(folder, "memory.limit_in_bytes", &limit) or limit == UNLIMITED:
+    cdef uint64_t limit = UNLIMITED, near
+    cdef Source *use
+    cdef int step
+    if read_limit(folder, "/memory.limit_in_bytes", &limit) or limit == UNLIMITED:
         return
-    snprintf(when, sizeof(when), "%llu", <unsigned long long>(limit - limit // NEAR))
-    add_eventfd(s, CGROUP_USE, folder, "/memory.usage_in_bytes", when)
+    near = limit // NEAR
+    snprintf(when, sizeof(when), "%llu", <unsigned long long>(limit - near))
+    use = add_eventfd(s, CGROUP_USE, folder, "/memory.usage_in_bytes", when)
+    if use != NULL:
+        for step in range(1, STEPS):
+            snprintf(when, sizeof(when), "%llu", <unsigned long long>(limit - near + near // STEPS * step))
+            register_eventfd(folder, "/memory.usage_in_bytes", when, use.fd)
+        register_eventfd(folder, "/memory.pressure_level", "low", use.fd)
     add_eventfd(s, CGROUP_RECLAIM, folder, "/memory.pressure_level", "medium")
 
 
@@ -237,6 +249,7 @@ cdef inline void sources_open(Sources *s, const char *root) noexcept nogil:
     cdef Cgroup unified
     s.root = root
     s.n = 0
+    s.late_until = 0
     snprintf(folder, PATH_BYTES, "%s/proc", root)
     add_stalls(s, MACHINE_STALLS, folder, "/pressure/memory")
     if find_unified(root, &unified):
@@ -305,7 +318,18 @@ cdef inline bint sources_alarm(Sources *s) noexcept nogil:
     """Whether any source that has fired means that memory is short."""
     cdef int i
     cdef bint alarm = False
+    s.late_until = monotonic_ns() + LATE * <int64_t>SECOND
     for i in range(s.n):
         if s.all[i].fd >= 0 and s.polled[i].revents:
             alarm |= source_alarms(s, i)
     return alarm
+
+
+cdef inline bint sources_late(const Sources *s) noexcept nogil:
+    """Whether the last look may have been at counts of before the last event."""
+    return monotonic_ns() < s.late_until
+
+
+cdef inline bint sources_late_alarm(Sources *s) noexcept nogil:
+    """Whether memory is short, when no source has fired since the last look."""
+    return sources_late(s) and cgroup_is_short(&s.cgroup)

@@ -5,7 +5,8 @@
 It is one native thread in a process, with every signal blocked, and sleeps in poll(2) until one of its files says that
 memory may be short (`sources.pxd`). If it is, the limit of each memory that heeds this is nothing until no alarm has come
 for QUIET: what is free goes back whatever its age, and runs are not kept (`hinting/limit.pxd`). When it is quiet again
-limit and ages are as they were. It looks at most once in BETWEEN_LOOKS, however many events there are.
+limit and ages are as they were. It looks at most once in BETWEEN_LOOKS, however many events there are. Since what the
+kernel says of a cgroup may be two seconds late, it also looks for a while after the last event (`sources.pxd`).
 
 Its descriptors are its own, as those of the thread that populates memory: the rest of the process neither sees nor
 closes them, and forked children do not inherit them. A forked child has no watcher until its worker begins.
@@ -25,15 +26,15 @@ from pagehint.hinting.look cimport go_by_limit
 from pagehint.hinting.queue cimport WorkQueue, queue_lock, queue_unlock
 from pagehint.pressure.shortage cimport cgroup_is_short, machine_is_short
 from pagehint.pressure.sources cimport (CGROUP_STALLS, MACHINE_STALLS, Source, Sources, sources_alarm, sources_close,
-                                        sources_left, sources_open, sources_wait)
+                                        sources_late, sources_late_alarm, sources_left, sources_open, sources_wait)
 from pagehint.pressure.watcher cimport Watcher
 from pagehint.sync.clock cimport SECOND, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_mutex_init, pthread_mutex_lock,
                                       pthread_mutex_unlock, sleep_until)
 from pagehint.sync.lock cimport pthread_t, usleep
 from pagehint.sync.thread cimport name_this_thread, pthread_detach, thread_start
-from pagehint.zone.page_alloc cimport Machine, machine_drain_runs
-from pagehint.zone.page_sets.run_set cimport run_set_close
+from pagehint.zone.page_alloc cimport Machine
+from pagehint.zone.page_sets.run_set cimport run_set_give_up
 
 import os
 from typing import NamedTuple
@@ -53,6 +54,7 @@ cdef enum:
     CLOSE_RANGE_UNSHARE = 2
     QUIET = 5                   # seconds: more than two windows of a trigger, which fires once in each
     BETWEEN_LOOKS = 100000      # microseconds
+    AGAIN = 500                 # milliseconds between two looks without an event
 
 cdef Watcher watcher            # the process's
 
@@ -73,8 +75,7 @@ cdef void go_by_watcher(Machine *m, WorkQueue *q) noexcept nogil:
     if changed:
         if short_now:
             for i in range(m.nr_zones):
-                run_set_close(m.zones[i])
-            machine_drain_runs(m)
+                run_set_give_up(m.zones[i])
         go_by_limit(limit)
 
 
@@ -93,9 +94,9 @@ cdef void note_alarm(Watcher *w, bint alarm) noexcept nogil:
 
 
 cdef int milliseconds_left(const Watcher *w) noexcept nogil:
-    """For how long the watcher may wait: for ever, if memory is not short."""
+    """For how long the watcher may wait: for ever, if memory is not short, and what it has last seen is not late."""
     if not w.memory_short:
-        return -1
+        return AGAIN if sources_late(&w.sources) else -1
     return max((w.until - monotonic_ns()) // 1000000 + 1, <int64_t>0)
 
 
@@ -115,7 +116,7 @@ cdef bint watch_sources(Watcher *w) noexcept nogil:
             watcher_ends(w, "poll", errno)
             break
         pthread_mutex_lock(&w.mutex)
-        alarm = n > 0 and sources_alarm(&w.sources)
+        alarm = sources_alarm(&w.sources) if n > 0 else sources_late_alarm(&w.sources)
         pthread_mutex_unlock(&w.mutex)
         note_alarm(w, alarm)
         if n > 0:

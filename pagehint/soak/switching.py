@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pagehint as ph
@@ -26,7 +26,8 @@ def switch_hinting(shared: Shared, rng: random.Random, me: int) -> Iterator[int]
                     pages.max_pages = rng.choice((1, 2, 16, 64))
                     pages.delay = rng.choice((None, 0.0, 0.01))
                     pages.threshold = rng.choice((None, 1, 20))
-                    pages.min_age = rng.choice((None, 0.0, 0.001, 1.0))
+                    with suppress(ValueError):  # a learnt age stays what it is
+                        pages.min_age = rng.choice((None, 0.0, 0.001, 1.0))
                     time.sleep(rng.random() * 0.02)
                     if rng.random() < 0.2:
                         pages.flush_hinting()
@@ -40,6 +41,7 @@ def _hinting(shared: Shared, in_arena: bool, rng: random.Random) -> AbstractCont
         "delay": rng.choice((None, 0.0, 0.001, 0.1)),
         "threshold": rng.choice((None, 1, 2, 50)),
         "mark_free": rng.random() < 0.7,
+        **rng.choice(({}, {}, {"min_age": "auto", "cost": 0.05})),
     }
     if in_arena:
         return shared.arena.hinting(rng.choice(("dontneed", "free")), **settings)

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from pagehint.sizes import format_size
+from pagehint.stats.regret import Regret
 
 _ISOLATE = 3
 
@@ -51,11 +52,14 @@ class Explanation(Sequence[Reason]):
         table has it last. In an arena it is what is in memory, as the kernel says, and the same as
         `ArenaStatus.warm_bytes`; in a model what is hinted, or, with hinting off, every free granule. Free pages beside
         others in use are "fragmented" instead: the host cannot have these.
+    regret : Regret or None
+        As `Stats` has it.
     """
 
     warm: Reason
 
-    def __init__(self, pages: Mapping[str, int], page_size: int, warm: int) -> None:
+    def __init__(self, pages: Mapping[str, int], page_size: int, warm: int, regret: Regret | None = None) -> None:
+        self.regret = regret
         self._reasons = [
             Reason(name, pages.get(name, 0), pages.get(name, 0) * page_size, _REASONS[name]) for name in _REASONS
         ]
@@ -86,7 +90,7 @@ class Explanation(Sequence[Reason]):
     def __repr__(self) -> str:
         lines = [f"{'free memory':<26}{'pages':>14}{'':>12}  why it is there"]
         lines += [f"{r.name:<26}{r.pages:>14,}{format_size(r.bytes):>12}  {r.why}" for r in self._lines()]
-        return "\n".join(lines)
+        return "\n".join(lines if self.regret is None else [*lines, repr(self.regret)])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -94,7 +98,9 @@ class Explanation(Sequence[Reason]):
             f"<td style='text-align:left'>{escape(r.why)}</td></tr>"
             for r in self._lines()
         )
-        return f"<table><tr><th>free memory</th><th>pages</th><th>size</th><th>why it is there</th></tr>{rows}</table>"
+        regret = "" if self.regret is None else f"<pre>{escape(repr(self.regret))}</pre>"
+        heads = "<tr><th>free memory</th><th>pages</th><th>size</th><th>why it is there</th></tr>"
+        return f"<table>{heads}{rows}</table>{regret}"
 
 
 def explain_zones(
@@ -105,6 +111,7 @@ def explain_zones(
     hinting: bool,
     marked: bool,
     warm: int | None,
+    regret: Regret | None = None,
 ) -> Explanation:
     """Sort every free page of the zones into one state. O(zones * max_page_order).
 
@@ -147,4 +154,4 @@ def explain_zones(
             young = zone["hints_too_young"] << min_order
             add("too young", young)
             add("pending" if hints >= zone["threshold"] else "below threshold", hinted - young)
-    return Explanation(pages, page_size, unreported if warm is None else warm)
+    return Explanation(pages, page_size, unreported if warm is None else warm, regret)

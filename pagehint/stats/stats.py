@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from pagehint.sizes import format_size
+from pagehint.stats.regret import Regret
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Stats:
         Bytes in a page.
     locks : LockStats or None
         If asked for.
+    regret : Regret or None
+        With an age that is learnt (``min_age="auto"``): what has been reported too soon, and what other ages would have
+        cost.
     """
 
     managed_pages: int
@@ -117,11 +121,12 @@ class Stats:
     lock_contended: int
     page_size: int = field(default=4096, repr=False, compare=False)
     locks: LockStats | None = field(default=None, repr=False, compare=False)
+    regret: Regret | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts by name."""
         values = asdict(self)
-        del values["page_size"], values["locks"]
+        del values["page_size"], values["locks"], values["regret"]
         return values
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -137,8 +142,10 @@ class Stats:
         return rows
 
     def __repr__(self) -> str:
-        return "Stats\n" + "\n".join(f"  {name:<24}{text}" for name, text in self._rows())
+        lines = ["Stats", *(f"  {name:<24}{text}" for name, text in self._rows())]
+        return "\n".join(lines if self.regret is None else [*lines, repr(self.regret)])
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._rows())
-        return f"<table>{rows}</table>"
+        regret = "" if self.regret is None else f"<pre>{escape(repr(self.regret))}</pre>"
+        return f"<table>{rows}</table>{regret}"

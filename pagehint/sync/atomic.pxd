@@ -87,6 +87,8 @@ cdef extern from *:
     uint64_t fetch_and64 "__atomic_fetch_and" (uint64_t *p, uint64_t mask, int order) noexcept nogil
     uint32_t load32 "__atomic_load_n" (const uint32_t *p, int order) noexcept nogil
     void store32 "__atomic_store_n" (uint32_t *p, uint32_t value, int order) noexcept nogil
+    uint16_t load16 "__atomic_load_n" (const uint16_t *p, int order) noexcept nogil
+    void store16 "__atomic_store_n" (uint16_t *p, uint16_t value, int order) noexcept nogil
     int32_t load_i32 "__atomic_load_n" (const int32_t *p, int order) noexcept nogil
     void store_i32 "__atomic_store_n" (int32_t *p, int32_t value, int order) noexcept nogil
     int32_t fetch_add_i32 "__atomic_fetch_add" (int32_t *p, int32_t value, int order) noexcept nogil

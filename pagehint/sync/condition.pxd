@@ -25,6 +25,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
+    int PTHREAD_CANCEL_DISABLE
+    int pthread_setcancelstate(int state, int *former)
 
 cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
     """Initialise a condition variable whose timeouts are moments of the monotonic clock."""
@@ -37,12 +39,16 @@ cdef inline void cond_init(pthread_cond_t *cond) noexcept nogil:
 cdef inline void sleep_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t until) noexcept nogil:
     """Sleep until signalled or until the moment `until`; NEVER is no timeout. Mutex held.
 
-    May return without either, as POSIX allows: the caller looks again at what it waits for.
+    May return without either, as POSIX allows: the caller looks again at what it waits for. A thread is not cancelled here:
+    it has come from a free, say, and the mutex would stay locked.
     """
     cdef timespec ts
+    cdef int former
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &former)
     if until == NEVER:
         pthread_cond_wait(cond, mutex)
     else:
         ts.tv_sec = until // SECOND
         ts.tv_nsec = until % SECOND
         pthread_cond_timedwait(cond, mutex, &ts)
+    pthread_setcancelstate(former, NULL)

@@ -92,7 +92,7 @@ class Operations:
 
     operations: ClassVar[Mapping[str, Arguments]] = OPERATIONS
     delays: tuple[float | None, ...]  # of which the operations take one
-    ages: tuple[float | None, ...]
+    ages: tuple[float | str | None, ...]
     reserve_age: float
 
     def __init__(self, layout: ZoneLayout, *, pcp: bool) -> None:

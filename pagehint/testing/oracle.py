@@ -160,6 +160,8 @@ class OracleAllocator(OracleMemory):
     ) -> None:
         if self.hinting_enabled:
             raise ph.HintingActiveError("on already")
+        if isinstance(min_age, str):
+            raise ValueError(f"the oracle learns no age: min_age must be seconds or None, not {min_age!r}")
         self.callbacks, self.clock = callbacks, clock or time.monotonic
         self._most, self._limit, self._delay = callbacks.max_pages, threshold, delay
         top = min(10, self.max_page_order) if max_report_order is None else max_report_order

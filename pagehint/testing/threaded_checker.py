@@ -83,7 +83,7 @@ class ThreadedChecker(Checker):
 
     operations: ClassVar = {**OPERATIONS, "change_pause": {"pause": (0.0, 0.001, 0.005)}}
     delays = (None, 0.0, 0.001)
-    ages = (None, 0.001, 0.01)
+    ages = (None, 0.001, "auto")
     reserve_age = 0.005
 
     def __init__(
@@ -188,7 +188,8 @@ class ThreadedChecker(Checker):
             host.live = False
             assert refusal(self.pages, "enable_hinting", callbacks) is ph.HintingActiveError
             return
-        self._host, self.most, self.min_age = host, most, options["min_age"] or 0.0
+        self._host, self.most = host, most
+        self.min_age = 0.0 if options["min_age"] in (None, "auto") else options["min_age"]
         # Nothing is reporting now. What is free already is reported if `mark_free`, or once it has been touched.
         self.untold[:] = options["mark_free"]
         self.untold |= self.not_in_buddy()

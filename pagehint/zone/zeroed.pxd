@@ -13,7 +13,7 @@ which page on.
 from libc.stdint cimport uint16_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memset
-from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, RELAXED, fetch_and64, fetch_or64, load64, store64
+from pagehint.sync.atomic cimport ACQUIRE, ACQ_REL, RELAXED, fetch_and64, fetch_or64, load16, load64, store16, store64
 
 cdef struct Zeroed:
     uint64_t nr_granules
@@ -82,13 +82,16 @@ cdef inline void zeroed_note_run(Zeroed *k, uint64_t page, uint64_t n, int min_o
     cdef uint64_t granule = page >> min_order
     zeroed_note(k, granule, ((page + n - 1) >> min_order) - granule + 1)
     if granule < k.nr_granules:
-        k.noted_to[granule] = k.used_to[granule]
+        store16(&k.noted_to[granule], k.used_to[granule], RELAXED)
 
 
 cdef inline bint was_zero_from(const Zeroed *k, uint64_t page, int min_order) noexcept nogil:
-    """Whether a run that begins at `page` read as zero in the granule that it begins in. The caller still has it."""
+    """Whether a run that begins at `page` read as zero in the granule that it begins in. The caller still has it.
+
+    Another thread that takes other pages of it notes a later page, from which on fewer read as zero.
+    """
     cdef uint64_t granule = page >> min_order
-    return granule < k.nr_granules and k.noted_to[granule] <= page - (granule << min_order)
+    return granule < k.nr_granules and load16(&k.noted_to[granule], RELAXED) <= page - (granule << min_order)
 
 
 cdef inline bint was_zeroed(const Zeroed *k, uint64_t granule) noexcept nogil:

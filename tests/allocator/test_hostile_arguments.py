@@ -113,6 +113,7 @@ CALLS = {
     "PageAllocator.threshold=": (setter("threshold"), lambda w: {"value": 2}),
     "PageAllocator.delay=": (setter("delay"), lambda w: {"value": 2}),
     "PageAllocator.min_age=": (setter("min_age"), lambda w: {"value": 2}),
+    "PageAllocator.cost=": (setter("cost"), lambda w: {"value": 2}),
     "PageAllocator.reserve=": (setter("reserve"), lambda w: {"value": "4MiB"}),
     "PageAllocator.reserve_age=": (setter("reserve_age"), lambda w: {"value": 2}),
     "PageAllocator.stats": (lambda w: w.pages.stats, lambda w: {}),
@@ -128,6 +129,9 @@ CALLS = {
     "Zone.free_bitmap": (lambda w: w.pages.zones[0].free_bitmap, lambda w: {}),
     "Zone.figures": (lambda w: w.pages.zones[0].figures, lambda w: {}),
     "Stats.to_dict": (lambda w: w.pages.stats().to_dict, lambda w: {}),
+    "Regret.to_dict": (lambda w: w.pages.stats().regret.to_dict, lambda w: {}),
+    "Regret.cost_of": (lambda w: w.pages.stats().regret.cost_of, lambda w: {"age": 0.5}),
+    "Regret.within": (lambda w: w.pages.stats().regret.within, lambda w: {"seconds": 0.5}),
     "Explanation.to_dict": (lambda w: w.pages.explain().to_dict, lambda w: {}),
     "Arena": (lambda w: ph.Arena, lambda w: {"size": "2MiB"}),
     "Arena.address": (lambda w: w.arena.address, lambda w: {"pfn": 1}),
@@ -144,7 +148,7 @@ CALLS = {
 
 
 # They hold what they are given, and do nothing with it; a zone can only be made by its allocator, and says so.
-PLAIN = {ph.Stats, ph.LockStats, ph.Watermarks, ph.Explanation, ph.Zone}
+PLAIN = {ph.Stats, ph.LockStats, ph.Regret, ph.Watermarks, ph.Explanation, ph.Zone}
 
 
 # Whoever needs it off; everybody else has it on.
@@ -284,6 +288,18 @@ SPECIAL["PageAllocator.threshold=", "value"] = HOSTILE["threshold"]
 
 
 SPECIAL["PageAllocator.min_age=", "value"] = HOSTILE["delay"]
+
+
+HOSTILE["cost"] = ([0, 1, "1", *HOSTILE["delay"][0]], [None])  # only beside an age that is learnt
+
+
+SPECIAL["PageAllocator.cost=", "value"] = (
+    [0, 1e-7, *HOSTILE["delay"][0]],
+    [value for value in HOSTILE["delay"][1] if value not in (0, 1e-300)],
+)
+
+
+HOSTILE["age"] = SPECIAL["Regret.within", "seconds"] = ([-1, NAN, *NO_NUMBERS], [0, 0.25, 1, Fraction(1, 3)])
 
 
 SPECIAL["PageAllocator.delay=", "value"] = HOSTILE["min_age"] = HOSTILE["delay"]

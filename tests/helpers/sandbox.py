@@ -31,6 +31,7 @@ NUMBERS = {
     "openat": (257, 56),
     "poll": (7, 73),  # arm64 has ppoll only
     "pread64": (17, 67),
+    "process_vm_readv": (310, 270),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "read": (0, 63),

@@ -23,7 +23,7 @@ class World:
         self.pages.offline(1024 + 512, 128)
         self.callbacks = ph.PageHintingCallbacks(lambda blocks: None, 4)
         if hinting:
-            self.pages.enable_hinting(self.callbacks, workqueue="manual", delay=None, clock=0.0)
+            self.pages.enable_hinting(self.callbacks, workqueue="manual", delay=None, min_age="auto", clock=0.0)
         self.arena = ph.Arena("4MiB")
         self.array = self.arena.empty(1000)
         self.table = np.arange(4, dtype=np.uint64)
@@ -41,7 +41,7 @@ class World:
             found += [stats, pages.hinting_enabled, repr(pages.last_error), pages.pagetypeinfo(), pages.zoneinfo()]
             found += [(zone.free_blocks().tolist(), zone.hint_bitmap.tolist()) for zone in pages.zones]
             if pages.hinting_enabled:
-                found += [pages.max_pages, pages.threshold, pages.delay]
+                found += [pages.max_pages, pages.threshold, pages.delay, pages.min_age, pages.cost]
         return [
             *found,
             self.arena.limit,

@@ -178,6 +178,25 @@ def test_an_installed_arena_keeps_a_little_warm_for_a_loop_at_any_pace():
         ph.numpy.uninstall()
 
 
+def test_an_installed_arena_learns_how_long_to_keep_what_a_loop_uses():
+    made = ph.numpy.install(min_age="auto", cost=0.3)
+    try:
+        assert (made.pages.min_age, made.pages.cost, made.pages.reserve) == ("auto", 0.3, ph.numpy.RESERVE)
+        for _ in range(200):
+            array = np.ones(8 * MIB, "u1")
+            del array
+            time.sleep(0.002)
+        regret = made.pages.stats().regret
+        assert sum(regret.short_pauses) > 100
+        assert sum(regret.too_soon) < sum(regret.short_pauses) / 4
+        assert ph.numpy.install(min_age="auto", cost=0.3) is made
+        assert ph.numpy.install(cost=0.2).pages.cost == 0.2
+        wait_for(lambda: made.resident_bytes < 2 * MIB)
+    finally:
+        ph.numpy.uninstall()
+    made.pages.disable_hinting()
+
+
 def test_ages_for_an_arena_that_is_not_made_here_are_refused(arena):
     for options in ({"min_age": 1.0}, {"reserve": "1MiB"}, {"reserve_age": 1.0}):
         with pytest.raises(ValueError, match="made here"):
@@ -208,6 +227,13 @@ def test_installing_again_with_an_age_changes_that_of_the_arena_that_was_made(un
     with pytest.raises(ValueError, match="min_age"):
         ph.numpy.install(min_age=-1)
     assert made.pages.min_age == 2
+    for bad in ({"min_age": 3.0, "cost": 1.0}, {"min_age": 3.0, "reserve": "much"}, {"min_age": "auto", "cost": 0.0}):
+        with pytest.raises(ValueError, match=r"cost|size"):
+            ph.numpy.install(**bad)
+        assert made.pages.min_age == 2
+    ph.numpy.install(min_age="auto", cost=0.5)
+    assert (made.pages.min_age, made.pages.cost) == ("auto", 0.5)
+    ph.numpy.install(min_age=2)
     assert ph.numpy.install(reserve="16MiB", reserve_age=3) is made
     assert (made.pages.min_age, made.pages.reserve, made.pages.reserve_age) == (2, 16 * MIB, 3)
     made.disable_hinting()

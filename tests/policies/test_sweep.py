@@ -122,19 +122,25 @@ def test_a_policy_that_fails_ends_the_sweep_and_leaves_what_is_done(folders, tmp
     assert [row["policy"] for row in table_in(output)] == ["age:1s"]
 
 
-def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
+def slow_sweep(folders, output):
+    """A sweep in a process of its own, whose second policy has begun, and takes a minute."""
     program = f"""if True:
-        import sys, time
+        import time
         from pagehint.policies import Policy, sweep
         class Slow(Policy):
             name = "slow"
             def start(self, recording):
                 print("started", flush=True)
                 time.sleep(60)
-        sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(tmp_path / "out.parquet")!r}, jobs=1)
+        sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(output)!r}, jobs=1)
     """
     process = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"started\n"
+    return process
+
+
+def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
+    process = slow_sweep(folders, tmp_path / "out.parquet")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
@@ -147,18 +153,7 @@ def test_ctrl_c_leaves_what_is_done(folders, tmp_path):
 def test_a_sweep_that_was_killed_lost_everything(folders, tmp_path):
     """As by a scheduler at its time limit, or for want of memory: no handler runs."""
     output = tmp_path / "out.parquet"
-    program = f"""if True:
-        import time
-        from pagehint.policies import Policy, sweep
-        class Slow(Policy):
-            name = "slow"
-            def start(self, recording):
-                print("started", flush=True)
-                time.sleep(60)
-        sweep({[str(each) for each in folders]}, ["age:1s", Slow()], {str(output)!r}, jobs=1)
-    """
-    process = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"started\n"
+    process = slow_sweep(folders, output)
     process.kill()
     process.communicate(timeout=60)
     assert [(row["recording"], row["policy"]) for row in table_in(output)] == [("r2", "age:1s")]

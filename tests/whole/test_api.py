@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pagehint as ph
+from pagehint import observing
 
 HERE = Path(__file__).parent
 INSTALLED = Path(ph.__file__).parent
@@ -38,12 +39,14 @@ MODULE = {
     "PageAllocator",
     "PageHintError",
     "PageHintingCallbacks",
+    "Regret",
     "SnapshotError",
     "Stats",
     "Watermarks",
     "Zone",
     "ZoneSpec",
     "get_include",
+    "memory",
     "policies",
     "qemu",
     "replay",
@@ -51,12 +54,16 @@ MODULE = {
     "virtio",
 }
 
-MODULES = {"policies", "qemu", "traces", "virtio"}
+MODULES = {"memory", "policies", "qemu", "traces", "virtio"}
 
 FUNCTIONS = {
     ph.replay: "(trace, policies=('linux', 'threshold', 'age:1s'), *, before=None, after=None, events=None, begin=None,"
     " resident=False, name='recording', break_evens=(0.1, 1.0, 5.0), progress=None, **options)",
     ph.get_include: "()",
+    ph.memory.owners: "()",
+    ph.memory.release: "()",
+    ph.memory.watch: "()",
+    observing.answer: "()",
 }
 
 METHODS = {
@@ -85,7 +92,7 @@ METHODS = {
         "zoneinfo": "(self)",
         "verify": "(self)",
         "enable_hinting": "(self, callbacks, *, workqueue='thread', threshold=None, delay=2.0, max_report_order=None,"
-        " mark_free=True, min_age=None, reserve=None, reserve_age=1.5, clock=None)",
+        " mark_free=True, min_age=None, cost=None, reserve=None, reserve_age=1.5, clock=None)",
         "flush_hinting": "(self)",
         "disable_hinting": "(self)",
         "hinting": "(self, callbacks, **options)",
@@ -118,6 +125,7 @@ CONSTRUCTORS = {
     ph.ZoneSpec: "(name, start_pfn, spanned_pages, node=0, holes=(), span_limit=4294967296)",
     ph.Watermarks: "(min, low, high)",
     ph.Arena: "(size=None, hugepages=True)",
+    observing.Collector: "(look=None)",
 }
 
 PROPERTIES = {
@@ -131,6 +139,7 @@ PROPERTIES = {
         "threshold",
         "delay",
         "min_age",
+        "cost",
         "reserve",
         "reserve_age",
         "page_size",
@@ -277,6 +286,22 @@ def test_properties(kind, names):
     assert found - READONLY == names
 
 
+def test_the_plugins_for_dask():
+    if "CI" not in os.environ:
+        pytest.importorskip("distributed")
+    from pagehint import dask
+
+    assert dask.__all__ == ["PageHintNanny", "PageHintWorker"]
+    signatures = {name: untyped(inspect.signature(getattr(dask, name))) for name in dask.__all__}
+    assert signatures == {
+        "PageHintNanny": "(malloc=False, size=None, min_age=None, cost=None, hugepages=None)",
+        "PageHintWorker": "(size=None, min_age=None, cost=None, hugepages=None, *, idle=5.0)",
+    }
+    for kind in (dask.PageHintNanny, dask.PageHintWorker):
+        assert {*members(kind)} <= {"name", "restart", "setup", "teardown"}
+        assert all(value.__doc__ for value in (kind, kind.setup, kind.teardown))
+
+
 def test_nothing_else_is_public():
     for kind in (ph.PageAllocator, ph.Zone, ph.PageHintingCallbacks, ph.Arena):
         extra = set(members(kind)) - set(METHODS.get(kind, ())) - PROPERTIES[kind] - READONLY
@@ -302,7 +327,7 @@ def test_attributes_of_instances():
 
 def test_the_fields_of_stats():
     fields = [field.name for field in dataclasses.fields(ph.Stats)]
-    assert fields == [*STATS, "page_size", "locks"]
+    assert fields == [*STATS, "page_size", "locks", "regret"]
     stats = ph.PageAllocator("4MiB").stats()
     assert list(stats.to_dict()) == STATS
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -342,7 +367,7 @@ def test_importing_brought_what_reads_recordings():
     asked = "import sys, pagehint; print(*[name for name in sys.modules if name.startswith('pagehint.')])"
     rooms = {name.split(".")[1] for name in run("-c", asked).split()}
     assert "_core" in rooms
-    assert not {"policies", "traces"} & rooms
+    assert not {"dask", "memory", "policies", "traces"} & rooms
     assert run("-c", "import pagehint; print(pagehint.replay is pagehint.policies.replay)") == "True\n"
 
 

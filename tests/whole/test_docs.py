@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import started
 
 from pagehint.cli.command_line import make_parser
 
@@ -143,6 +144,19 @@ def test_the_page_on_comparing_policies_runs_and_prints_what_it_says(tmp_path: P
     shown = blocks(text, "text")
     assert len(shown) > 5
     assert [block for block in shown if block not in printed or len(block) < 20] == [], printed
+
+
+def test_the_service_that_keeps_its_memory_runs(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(blocks(document("docs/services.md"), "python")[0])
+    done = started.run("--malloc", tmp_path / "service.py", 2, "owners")
+    assert (done.stderr, done.returncode) == ("", 0)
+    said = [line.partition(":")[0] for line in done.stdout.splitlines() if "MiB, at most" in line]
+    assert (said[0], said[1].partition(" in ")[0], *said[2:]) == (
+        "ready",
+        "2 requests",
+        "five seconds later",
+        "released",
+    )
 
 
 # ---- each rule, broken once

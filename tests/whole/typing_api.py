@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pagehint as ph
-from pagehint import testing
+from pagehint import observing, testing
+from pagehint.observing.holdings import Holdings
+from pagehint.observing.metrics import this_process
 
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType
@@ -176,7 +178,8 @@ def hint(pages: ph.PageAllocator) -> None:
         clock=None,
     )
     pages.flush_hinting()
-    assert assert_type(pages.min_age, float | None) is None
+    assert assert_type(pages.min_age, float | Literal["auto"] | None) is None
+    assert assert_type(pages.cost, float | None) is None
     assert assert_type(pages.reserve, int | None) == 64 << 20
     assert assert_type(pages.reserve_age, float) == 1.5
     pages.reserve, pages.reserve_age = None, 2.0
@@ -367,6 +370,22 @@ def policies(folder: Path) -> None:
     assert len(curve.kept) == 2
 
 
+def process_memory() -> None:
+    with ph.memory.watch() as left:
+        found = assert_type(ph.memory.owners(), ph.memory.Owners)
+    assert_type(left, ph.memory.Watch)
+    assert_type(left.after, ph.memory.Owners | None)
+    assert assert_type(found.owners["unknown"].in_use, int) <= found.anonymous_rss
+    assert_type(ph.memory.release().errors, Mapping[str, str])
+
+
+def observed() -> None:
+    observing.answer()
+    [holdings] = assert_type(this_process(), list[Holdings])
+    assert assert_type(holdings.resident, int) > 0
+    assert [family.name for family in observing.Collector(lambda: [holdings]).collect()]
+
+
 def main() -> None:
     fuzz()
     for pages in allocators():
@@ -380,6 +399,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recordings(Path(folder))
         policies(Path(folder))
+    process_memory()
+    observed()
     assert ph.get_include()
 
 

@@ -32,7 +32,7 @@ alone has it, is by Karlin, Manasse, Rudolph and Sleator (1988). (For a stretch 
 more for each, since these may pay off before and cost afterwards.)
 
 An event takes a few operations and no division. To decide takes a pass over the bins; it is done when somebody asks, at
-most 16 times in a slot. Bytes: `sizeof(LearntAge)`, 2.5 KiB a zone. Times are nanoseconds, from 0 on, of a clock that
+most 16 times in a slot. Bytes: `sizeof(LearntAge)`, under 6 KiB a zone. Times are nanoseconds, from 0 on, of a clock that
 does not go back. Whoever calls holds the lock that protects the struct.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
@@ -53,6 +53,13 @@ cdef enum:
     MEMORY_GROUPS = 32
     DECISION_SHIFT = 4          # of a slot: between two decisions
 
+cdef struct Regret:                 # since the beginning, and not faded
+    uint64_t short_pauses[NR_BINS]  # that have ended
+    uint64_t too_soon[NR_BINS]      # of these, of granules that had been reported
+    uint64_t long_pauses            # that have lasted for the break-even age, ended or not
+    uint64_t reported               # granules
+    double kept                     # nanoseconds of a granule: from free to the report, or to the end of a short pause
+
 cdef struct LearntAge:
     int64_t break_even              # nanoseconds
     int64_t age                     # nanoseconds: a granule that has just become free is to be reported at this age
@@ -72,6 +79,7 @@ cdef struct LearntAge:
     double nr_all, nr_squared       # weight of all pauses, and of each times the pauses of its slot
     double nr_long                  # weight of the long pauses
     double bins[NR_BINS]            # weight of the short pauses
+    Regret regret
     uint32_t young[NR_SLOTS]        # granules that are free and not counted, by the slot in which they became free
     double saved[NR_SLOTS]          # nanoseconds: what the reported ones of these pay off if their pause is long, or less
 
@@ -181,6 +189,7 @@ cdef inline void begin_slot(LearntAge *l, int64_t now) noexcept nogil:
         i = l.first_young & (NR_SLOTS - 1)
         l.nr_long += l.weight * l.young[i]
         l.nr_counted += l.young[i]
+        l.regret.long_pauses += l.young[i]
         pay_off(l, l.saved[i])
         l.young[i], l.saved[i] = 0, 0
         l.first_young += 1
@@ -207,6 +216,8 @@ cdef inline void learn_reported(LearntAge *l, int64_t since, int64_t now) noexce
     """A granule is reported for the first time in its pause, which began at `since`."""
     cdef uint64_t slot = <uint64_t>since >> l.slot_shift
     learn_time(l, now)
+    l.regret.reported += 1
+    l.regret.kept += now - since
     if slot >= l.first_young:
         l.saved[slot & (NR_SLOTS - 1)] += max(<int64_t>0, l.break_even - (now - since))
 
@@ -230,14 +241,28 @@ cdef inline bint learn_taken(LearntAge *l, int64_t since, int64_t now, bint repo
     l.changed = True
     if pause >= l.break_even:
         l.nr_long += l.weight
+        l.regret.long_pauses += 1
         return True
     l.bins[bin_of(l, pause)] += l.weight
+    l.regret.short_pauses[bin_of(l, pause)] += 1
     if reported:                    # at an age of `pause` at most
+        l.regret.too_soon[bin_of(l, pause)] += 1
         l.saved[i] = max(0.0, l.saved[i] - l.break_even)
         l.account += l.break_even - pause
     else:
+        l.regret.kept += pause
         pay_off(l, pause)
     return True
+
+
+cdef inline void learn_lost(LearntAge *l, int64_t since) noexcept nogil:
+    """Forget a granule that became free at `since` and has been reported: what follows is another pause of it."""
+    cdef uint64_t slot = <uint64_t>since >> l.slot_shift
+    cdef int i = slot & (NR_SLOTS - 1)
+    l.nr_free -= l.nr_free > 0
+    if slot >= l.first_young and l.young[i]:
+        l.young[i] -= 1
+        l.saved[i] = max(0.0, l.saved[i] - l.break_even)
 
 
 cdef inline int64_t least_age(const LearntAge *l) noexcept nogil:
@@ -260,11 +285,14 @@ cdef inline int64_t learnt_age(LearntAge *l, int64_t now) noexcept nogil:
 
 
 cdef inline bint is_old_enough(const LearntAge *l, int64_t age) noexcept nogil:
-    """Whether a granule that has been free for so long is to be reported."""
+    """Whether a granule that has been free for so long is to be reported. Without the zone lock, a guess.
+
+    Whoever makes the zone begin to learn anew may be changing all of it then.
+    """
     cdef int bin
     if age >= l.break_even or age < l.least_age:
         return age >= l.break_even
-    bin = bin_of(l, age)
+    bin = min(bin_of(l, age), <int>NR_BINS - 1)
     return not l.keeps[bin >> 6] >> (bin & 63) & 1
 
 

@@ -47,13 +47,19 @@ cdef inline bint run_set_take(RunSet *s, uint64_t n, uint64_t *page) noexcept no
     return False
 
 
-cdef inline int zone_give_run(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
-    """Free a run."""
-    cdef int rc
-    lock_acquire(&z.lock, True)
-    rc = check_run(z, page, n)
+cdef inline int run_give(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """Free a run, if it is one. Zone lock held."""
+    cdef int rc = check_run(z, page, n)
     if rc == OK:
         run_free_allocated(z, page, n)
+    return rc
+
+
+cdef inline int zone_give_run(PageZone *z, uint64_t page, uint64_t n) noexcept nogil:
+    """As `run_give`, and takes the zone lock."""
+    cdef int rc
+    lock_acquire(&z.lock, True)
+    rc = run_give(z, page, n)
     zone_unlock(z)
     return rc
 
@@ -83,11 +89,12 @@ cdef inline void run_set_drain(PageZone *z) noexcept nogil:
 cdef inline int place_for(RunSet *s, uint64_t run) noexcept nogil:
     """The place where a run is, or one that is empty, or that of the one to give way."""
     cdef int i, place = load_i32(&s.next, RELAXED)
+    cdef uint64_t there
     for i in range(RUNS):
-        if load64(&s.runs[i], RELAXED) == 0:
-            place = i
-    for i in range(RUNS):
-        if load64(&s.runs[i], RELAXED) == run:
+        there = load64(&s.runs[i], RELAXED)
+        if there == run:
+            return i
+        if there == 0:
             place = i
     return place
 
@@ -124,6 +131,12 @@ cdef inline void run_set_close(PageZone *z) noexcept nogil:
     """Keep no more runs. What is in the set is still found there until it is emptied."""
     if z.run_set != NULL:
         store_i32(&z.run_set.open, False, SEQ_CST)
+
+
+cdef inline void run_set_give_up(PageZone *z) noexcept nogil:
+    """Keep no more runs, and free those that are kept."""
+    run_set_close(z)
+    run_set_drain(z)
 
 
 cdef inline bint run_set_is_open(const PageZone *z) noexcept nogil:
