@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from hosts import RecordingHost
 
 from pagehint.testing.oracle import OracleAllocator
 from pagehint.traces.record import record
+
+# Who starts the tests in the background of a script has Ctrl-C ignored in them and in whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `nightly` is 20,000 steps of each state machine; the default is for everybody's every run.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]

@@ -81,16 +81,15 @@ def test_what_it_refuses(args, capsys):
     assert capsys.readouterr().err.endswith(" (see pagehint status --help)\n")
 
 
-# CI may have started us with Ctrl-C ignored. And what other tests run is not to be seen.
-HEEDING = """
-import pathlib, signal, sys
+# What other tests run is not to be seen.
+ALONE = """
+import pathlib, sys
 from pagehint.cli import main
 from pagehint.observing import places
 places.TEMPORARY = pathlib.Path("/nowhere")
-signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
-COMMAND = [sys.executable, "-P", "-c", HEEDING, "status", "--watch", "0.05"]
+COMMAND = [sys.executable, "-P", "-c", ALONE, "status", "--watch", "0.05"]
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -131,7 +131,6 @@ def test_ctrl_c_ends_it_cleanly():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
     )
     children = wait_for(lambda: workers_of(process.pid))
     process.send_signal(signal.SIGINT)

@@ -37,7 +37,6 @@ def run_code(code, *, interrupt=False, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may have started us with it ignored
         start_new_session=True,
         **options,
     )

@@ -417,7 +417,7 @@ def test_a_bar_is_shown(capfd):
 
 
 def test_ctrl_c_ends_a_long_replay_and_says_how_far_it_came():
-    """The signal comes by processor time, so surely while the operations are carried out, however busy the machine is."""
+    """The signal comes by processor time: surely while operations are carried out, however busy the machine is."""
     code = """
         import signal
         import numpy as np
