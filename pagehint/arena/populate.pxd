@@ -29,7 +29,6 @@ others fault their pages in themselves. On machines with several NUMA nodes the 
 populating thread.
 """
 from libc.errno cimport EAGAIN, EINVAL, ENOSYS, EPERM, errno
-from libc.limits cimport UINT_MAX
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport madvise
 from pagehint.arena.resident cimport mincore
@@ -40,8 +39,8 @@ from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       sleep_until)
 from pagehint.sync.lock cimport pthread_t
-from pagehint.sync.thread cimport (name_this_thread, pthread_attr_destroy, pthread_attr_init, pthread_attr_t,
-                                   thread_start)
+from pagehint.sync.thread cimport (name_this_thread, own_descriptors, pthread_attr_destroy, pthread_attr_init,
+                                   pthread_attr_t, thread_start)
 from pagehint.zone.zeroed cimport Zeroed, was_zeroed
 from pagehint.zone.zone cimport PageZone
 
@@ -53,7 +52,6 @@ cdef extern from "<sched.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
-    long syscall(long number, ...)
 
 cdef extern from "<pthread.h>" nogil:
     int PTHREAD_EXPLICIT_SCHED      # SCHED_OTHER
@@ -65,8 +63,6 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     # Not all headers have these.
     POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, of Linux 5.14
-    SYS_CLOSE_RANGE = 436       # of Linux 5.9
-    CLOSE_RANGE_UNSHARE = 2
     FIRST_WINDOW = 8            # granules; each is twice as large as the one before it
     LAST_WINDOW = 32
     LOOK_AGAIN = 100000         # nanoseconds between looks at a probe: less than the time in which a granule is filled
@@ -235,9 +231,7 @@ cdef inline void *populate_for_ever(void *arg) noexcept nogil:
     cdef Populator *p = <Populator *> arg
     cdef bint unshared
     name_this_thread("pagehint-ahead")
-    # Descriptors of its own, from none on. So the files that it reads are never seen, closed or mistaken by the rest of the
-    # process, a daemon that closes all of them for instance, nor do forked children inherit them.
-    unshared = syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE) == 0
+    unshared = own_descriptors() == 0
     pthread_mutex_lock(&p.mutex)
     p.refused |= not unshared
     while True:

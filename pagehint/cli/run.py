@@ -10,12 +10,11 @@ from pathlib import Path
 from pagehint.cli.arguments import address, age, memory_size, seconds
 from pagehint.cli.command import Command
 from pagehint.extras import require
-from pagehint.malloc.library import LEAST_THRESHOLD, THRESHOLD
+from pagehint.malloc.library import THRESHOLD
 from pagehint.running.interpreter import environment, python, require_hook
 from pagehint.running.settings import Settings
 from pagehint.running.summary import summary
 from pagehint.running.supervise import end_as, supervise
-from pagehint.sizes import format_size
 
 _DESCRIPTION = """\
 Run a program, and every Python that it starts (multiprocessing, subprocess,
@@ -86,11 +85,9 @@ class Run(Command):
             parser.error("there is no program: name a script, or -m and a module")
         if args.malloc_threshold is not None and not args.malloc:
             parser.error("--malloc-threshold is for --malloc")
-        if args.malloc_threshold is not None and args.malloc_threshold < LEAST_THRESHOLD:
-            parser.error(f"--malloc-threshold must be at least {format_size(LEAST_THRESHOLD)}")
         if args.metrics is not None:
             require("prometheus_client", "--metrics", "metrics")
-        malloc = args.malloc_threshold or THRESHOLD if args.malloc else None
+        malloc = THRESHOLD if args.malloc and args.malloc_threshold is None else args.malloc_threshold
         try:
             args.settings = Settings.checked(
                 size=args.size, min_age=args.min_age, cost=args.cost, hugepages=args.hugepages, malloc=malloc

@@ -13,7 +13,6 @@ child has a thread and a socket of its own from the time on when it has a worker
 at once.
 """
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENAMETOOLONG, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.limits cimport UINT_MAX
 from libc.stdint cimport UINT64_MAX, int64_t
 from libc.stdio cimport rename, snprintf, sscanf
 from libc.string cimport memcpy, memset, strrchr
@@ -27,7 +26,7 @@ from pagehint.sync.clock cimport SECOND, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_init,
                                       pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sleep_until)
 from pagehint.sync.lock cimport lock_acquire, lock_release, pthread_t, usleep
-from pagehint.sync.thread cimport name_this_thread, pthread_detach, thread_start
+from pagehint.sync.thread cimport name_this_thread, own_descriptors, pthread_detach, thread_start
 from pagehint.zone.page_alloc cimport Machine
 
 import os
@@ -70,12 +69,8 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
     ssize_t read(int fd, void *buffer, size_t n)
     int unlink(const char *path)
-    long syscall(long number, ...)
 
 cdef enum:
-    # Not all headers have these.
-    SYS_CLOSE_RANGE = 436       # of Linux 5.9
-    CLOSE_RANGE_UNSHARE = 2
     VERSION = 1                 # of an answer
     PATH = 100                  # bytes of a path, at most, with what is put before the name while the socket is new
     PATIENCE = 1                # seconds for a question, and for an answer to be taken
@@ -248,11 +243,12 @@ cdef int make_socket(Answerer *a) noexcept nogil:
 
 cdef void *answer_for_ever(void *arg) noexcept nogil:
     cdef Answerer *a = <Answerer *> arg
-    cdef int listening = -1, fd
+    cdef int listening = -1, refused, fd
     name_this_thread("pagehint-status")
+    refused = own_descriptors()
     pthread_mutex_lock(&a.mutex)
-    if syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE):
-        nobody_answers(a, "close_range", errno)
+    if refused:
+        nobody_answers(a, "close_range", refused)
     elif not a.leaving:
         listening = make_socket(a)
     pthread_mutex_unlock(&a.mutex)

@@ -14,7 +14,6 @@ closes them, and forked children do not inherit them. A forked child has no watc
 The watcher never needs the GIL. It holds no lock while it waits, but for its mutex while it looks.
 """
 from libc.errno cimport EACCES, EINTR, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS, errno
-from libc.limits cimport UINT_MAX
 from libc.stdint cimport int64_t
 from pagehint.allocator.fork cimport each_memory
 from pagehint.allocator.memory cimport Memory
@@ -32,7 +31,7 @@ from pagehint.sync.clock cimport SECOND, monotonic_ns
 from pagehint.sync.condition cimport (cond_init, pthread_cond_broadcast, pthread_mutex_init, pthread_mutex_lock,
                                       pthread_mutex_unlock, sleep_until)
 from pagehint.sync.lock cimport pthread_t, usleep
-from pagehint.sync.thread cimport name_this_thread, pthread_detach, thread_start
+from pagehint.sync.thread cimport name_this_thread, own_descriptors, pthread_detach, thread_start
 from pagehint.zone.page_alloc cimport Machine
 from pagehint.zone.page_sets.run_set cimport run_set_give_up
 
@@ -45,13 +44,7 @@ from pagehint.refusals import say_once
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
 
-cdef extern from "<unistd.h>" nogil:
-    long syscall(long number, ...)
-
 cdef enum:
-    # Not all headers have these.
-    SYS_CLOSE_RANGE = 436       # of Linux 5.9
-    CLOSE_RANGE_UNSHARE = 2
     QUIET = 5                   # seconds: more than two windows of a trigger, which fires once in each
     BETWEEN_LOOKS = 100000      # microseconds
     AGAIN = 500                 # milliseconds between two looks without an event
@@ -138,9 +131,11 @@ cdef void watcher_ends(Watcher *w, const char *call, int failed) noexcept nogil:
 
 cdef void *watch_for_ever(void *arg) noexcept nogil:
     cdef Watcher *w = <Watcher *> arg
+    cdef int refused
     name_this_thread("pagehint-watch")
-    if syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE):
-        watcher_ends(w, "close_range", errno)
+    refused = own_descriptors()
+    if refused:
+        watcher_ends(w, "close_range", refused)
     else:
         while watch_sources(w):
             usleep(BETWEEN_LOOKS)

@@ -9,8 +9,9 @@ from typing import Any, Final, SupportsIndex
 from pagehint._core import check_hinting
 from pagehint.arena.arena import Arena
 from pagehint.errors import PageHintError
+from pagehint.malloc.library import LEAST_THRESHOLD
 from pagehint.numpy.installation import MIN_AGE, install
-from pagehint.sizes import parse_size
+from pagehint.sizes import format_size, parse_size
 
 VARIABLE: Final = "PAGEHINT_RUN"  # so it stands in pagehint_hook.py and pagehint.pth, which are outside the package
 VERSION: Final = 1  # of the text; another one is refused
@@ -31,7 +32,7 @@ class Settings:
     hugepages : bool, optional
         Whether to ask for them.
     malloc : int, optional
-        Bytes of malloc's requests from which on the arena serves these, too; None: no such requests.
+        Bytes of malloc's requests from which on the arena serves these, too: 4 KiB or more; None: no such requests.
     accounts : str, optional
         The folder where each process says what its arena has done, for a summary.
     """
@@ -42,6 +43,12 @@ class Settings:
     hugepages: bool | None = None
     malloc: int | None = None
     accounts: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.malloc is not None and self.malloc < LEAST_THRESHOLD:
+            raise ValueError(
+                f"malloc's threshold must be at least {format_size(LEAST_THRESHOLD)}, not {self.malloc} bytes"
+            )
 
     @classmethod
     def checked(
@@ -58,7 +65,7 @@ class Settings:
         Raises
         ------
         ValueError, TypeError
-            As by `install`, and by `parse_size` for `malloc`.
+            As by `install`, and by `parse_size` for `malloc`; ValueError, too, for one under 4 KiB.
         """
         ages: dict[str, Any] = {"min_age": MIN_AGE if min_age is None else min_age, "cost": cost}
         with Arena(1 if size is None else size) as arena:
@@ -84,7 +91,8 @@ class Settings:
         Raises
         ------
         PageHintError
-            If it is anything that `to_text` does not write: another version, an unknown name, a value of another type.
+            If it is anything that `to_text` does not write: another version, an unknown name, a value of another type,
+            a threshold that is too small.
         """
         try:
             found = json.loads(text)
@@ -98,7 +106,10 @@ class Settings:
         for name, value in found.items():
             if name not in _TYPES or type(value) not in _TYPES[name]:
                 raise PageHintError(f"{name[:30]!r} cannot be {str(value)[:30]!r} in the settings of an arena")
-        return cls(**found)
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise PageHintError(str(error)) from None
 
     def install(self) -> Arena:
         """Install such an arena for NumPy in this process; see `pagehint.numpy.install`, also for the errors."""

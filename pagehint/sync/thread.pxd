@@ -3,6 +3,8 @@
 Every signal is blocked in them from their first instruction on. So a signal goes to a thread of the program, or waits
 until one asks for it (sigwait, signalfd, ppoll); it never comes to a thread that the program does not know of.
 """
+from libc.errno cimport errno
+from libc.limits cimport UINT_MAX
 from posix.signal cimport sigset_t
 from pagehint.sync.lock cimport pthread_self, pthread_t
 
@@ -23,8 +25,14 @@ cdef extern from "<signal.h>" nogil:
     int sigfillset(sigset_t *)
     int pthread_sigmask(int, const sigset_t *, sigset_t *)
 
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
 
 cdef enum:
+    # Not all headers have these.
+    SYS_CLOSE_RANGE = 436       # of Linux 5.9
+    CLOSE_RANGE_UNSHARE = 2
     PYTHON_STACK = 1 << 20      # bytes, at least, for a thread that calls Python: musl's default is an eighth of it
 
 
@@ -49,3 +57,12 @@ cdef inline int thread_start(pthread_t *thread, pthread_attr_t *attr, void *(*ru
 cdef inline void name_this_thread(const char *name) noexcept nogil:
     """What debuggers and `top` call the thread: at most 15 characters."""
     pthread_setname_np(pthread_self(), name)
+
+
+cdef inline int own_descriptors() noexcept nogil:
+    """Give this thread file descriptors of its own, of which there are none yet; 0, or an errno where that is refused.
+
+    So the files that it opens are never seen, closed or mistaken by the rest of the process, a daemon that closes all of
+    them for instance, nor do forked children inherit them.
+    """
+    return errno if syscall(SYS_CLOSE_RANGE, 0, UINT_MAX, CLOSE_RANGE_UNSHARE) else 0

@@ -46,6 +46,8 @@ def test_every_option_reaches_the_arena(tmp_path):
         (["--metrics", "localhost:65536", "x.py"], "not an address"),
         (["--metrics", "localhost:-1", "x.py"], "not an address"),
         (["--metrics", "::1:9464", "x.py"], "not an address"),
+        (["--malloc-threshold", "1MiB", "x.py"], "--malloc-threshold is for --malloc"),
+        (["--malloc", "--malloc-threshold", "4095", "x.py"], "must be at least 4 KiB, not 4095 bytes"),
         (["--trace"], "expected one argument"),
         (["--potato", "x.py"], "unrecognized arguments: --potato"),
         (["--sum", "x.py"], "unrecognized arguments: --sum"),

@@ -283,7 +283,9 @@ def test_a_time_that_cannot_be_is_refused(idle, error):
         PageHintWorker(idle=idle)
 
 
-@pytest.mark.parametrize(("malloc", "error"), [(0, ValueError), ("much", ValueError), (1.5, TypeError)])
+@pytest.mark.parametrize(
+    ("malloc", "error"), [(0, ValueError), (4095, ValueError), ("much", ValueError), (1.5, TypeError)]
+)
 def test_a_threshold_that_cannot_be_is_refused(malloc, error):
     with pytest.raises(error):
         PageHintNanny(malloc)

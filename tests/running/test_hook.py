@@ -173,6 +173,7 @@ def test_numpy_that_cannot_be_imported_fails_as_ever_and_the_next_time_counts(tm
         ('{"version": 1, "min_age": NaN}', "min_age"),
         ('{"version": 1, "cost": -1}', "cost"),
         ('{"version": 1, "hugepages": 1}', "hugepages"),
+        ('{"version": 1, "malloc": 4095}', "at least 4 KiB"),
         ('{"version": 1, "accounts": null}', "accounts"),
         ("\udcff\n\x1b[31m", "no settings"),
     ],
