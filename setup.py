@@ -15,6 +15,9 @@ debug = os.environ.get("PAGEHINT_DEBUG", "0") not in ("", "0")
 # For tools that name lines (.ci/sanitize, .ci/coverage): those of the Cython source, each with code of its own.
 lines = os.environ.get("PAGEHINT_LINES", "0") not in ("", "0")
 
+# For CI: whatever the compiler warns of is an error.
+warnings = os.environ.get("PAGEHINT_WARNINGS", "0") not in ("", "0")
+
 # Whether a module has fast paths. The others (hotplug, forks, checks of arguments, queues to a host) are compiled with
 # -O1, which takes a third of the time. The longest come first, so that all processors are busy until the end.
 MODULES = {
@@ -56,8 +59,10 @@ HOT_FLAGS = [
 ]
 # Without it every count of bits is a function call. x86-64 processors have had the instruction since 2008.
 MACHINE_FLAGS = ["-mpopcnt"] if platform.machine() == "x86_64" else []
-# What debuggers and profilers know without it are the functions; it takes a tenth of the time.
-DEBUG_FLAGS = ["-g1" if debug or lines else "-g0"]
+# What debuggers and profilers know without -g1 are the functions; it takes a tenth of the time.
+COMMON_FLAGS = ["-std=gnu11", "-pthread", "-g1" if debug or lines else "-g0"]
+if warnings:
+    COMMON_FLAGS += ["-Wall", "-Werror", "-Wno-unused-function"]  # Cython leaves functions that nobody calls
 
 
 def optimization(hot: bool) -> str:
@@ -78,7 +83,7 @@ def preloaded() -> Extension:
         ["pagehint/malloc/preload.c"],
         define_macros=[("_GNU_SOURCE", "1")],
         # The compiler knows malloc, and would make a call of one of these functions out of the code of another.
-        extra_compile_args=["-std=gnu11", "-O2", "-fno-builtin", "-fvisibility=hidden", *DEBUG_FLAGS, "-pthread"],
+        extra_compile_args=[*COMMON_FLAGS, "-O2", "-fno-builtin", "-fvisibility=hidden"],
         extra_link_args=["-pthread", "-ldl"],
         depends=["pagehint/malloc/preload.h"],
     )
@@ -97,7 +102,7 @@ def extensions() -> list[Extension]:
                 ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
             ]
             + ([("PAGEHINT_DEBUG", "1")] if debug else []),
-            extra_compile_args=["-std=gnu11", optimization(hot), *HOT_FLAGS, *MACHINE_FLAGS, *DEBUG_FLAGS, "-pthread"],
+            extra_compile_args=[*COMMON_FLAGS, optimization(hot), *HOT_FLAGS, *MACHINE_FLAGS],
             extra_link_args=["-pthread"],
             depends=["pagehint/pagehint.h", "pagehint/malloc/preload.h"],
         )
@@ -111,7 +116,6 @@ def generate(modules: list[Extension], processes: int | None) -> list[Extension]
         modules,
         nthreads=processes or 0,
         emit_linenums=lines,
-        cache=os.environ.get("CYTHON_CACHE_DIR", False),  # as Cython's own command does
         compiler_directives={"language_level": 3, "warn.unused": False},
     )
 

@@ -1,8 +1,9 @@
-"""pagehint and the yardstick under one interface, so that a row is written once and both do the same work."""
+"""pagehint and the yardsticks under one interface, so that a row is written once and all do the same work."""
 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pagehint as ph
-from benchmarks.build import build_yardstick
+from benchmarks.build import build_leaf_buddy, build_linked_list
 from benchmarks.traces import Ops
 
 TOP = 10
@@ -63,6 +64,25 @@ class PageHint:
         return np.stack([blocks["pfn"], blocks["order"].astype(np.uint64)], axis=1)
 
 
+class PageHintEach(PageHint):
+    """pagehint, one block a call: what a compiled program costs that allocates now one, now another."""
+
+    def __init__(self, gib: int, *, pcp: bool, hinting: bool = False) -> None:
+        super().__init__(gib, pcp=pcp, hinting=hinting)
+        self.alloc = self.alloc_each
+        self.free = partial(self.consumer.free_each, self.pages)
+        self.run_ops = partial(self.consumer.ops_each, self.pages)
+
+    def alloc_each(self, count: int, order: int) -> Pfns:
+        pfns = np.empty(count, np.uint64)
+        self.consumer.alloc_each(self.pages, pfns, order)
+        return pfns
+
+    def is_whole(self) -> bool:
+        blocks = self.free_blocks()
+        return bool((blocks[:, 1] == TOP).all()) and len(blocks) << TOP == self.pages.stats().managed_pages
+
+
 class LinkedList:
     """`linked_list_buddy.c`, the yardstick."""
 
@@ -104,7 +124,7 @@ class LinkedList:
     @classmethod
     def build(cls, directory: Path) -> None:
         """Compile the yardstick and load it."""
-        cls.library = library = ctypes.CDLL(str(build_yardstick(directory)))
+        cls.library = library = ctypes.CDLL(str(build_linked_list(directory)))
         handle, array, count, order = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
         for name, result, arguments in (
             ("create", handle, [count]),
@@ -118,6 +138,63 @@ class LinkedList:
             function = getattr(library, f"buddy_{name}")
             function.restype = result
             function.argtypes = arguments
+
+
+class LeafBuddy:
+    """`leaf_buddy.c` with its lock, with or without its caches: the same layout as pagehint's, in plain C."""
+
+    libraries: dict[bool, ctypes.CDLL]  # by whether it has caches
+
+    def __init__(self, gib: int, *, pcp: bool) -> None:
+        self.library = self.libraries[pcp]
+        self.handle = self.library.buddy_create(gib * PAGES_PER_GIB)
+        if self.handle is None:
+            raise MemoryError(f"no memory for a leaf buddy of {gib} GiB")
+
+    def __del__(self) -> None:
+        self.library.buddy_destroy(self.handle)
+
+    def alloc(self, count: int, order: int) -> Pfns:
+        pfns = np.empty(count, np.uint64)
+        if self.library.buddy_alloc(self.handle, 0, order, pfns.ctypes.data, count) != count:
+            raise MemoryError(f"{count} blocks of order {order}")
+        return pfns
+
+    def free(self, pfns: Pfns, order: int) -> None:
+        assert pfns.flags.c_contiguous
+        self.library.buddy_free(self.handle, 0, order, pfns.ctypes.data, len(pfns))
+
+    def run_ops(self, ops: Ops, table: Pfns) -> None:
+        if self.library.buddy_run_ops(self.handle, 0, ops.ctypes.data, len(ops), table.ctypes.data) != len(ops):
+            raise MemoryError("an operation found no block")
+
+    def pairs(self, count: int) -> None:
+        if self.library.buddy_pairs(self.handle, 0, count) != count:
+            raise MemoryError("no page")
+
+    def is_whole(self) -> bool:
+        self.library.buddy_drain(self.handle)
+        return bool(self.library.buddy_is_whole(self.handle))
+
+    @classmethod
+    def build(cls, directory: Path) -> None:
+        """Compile both, and load them."""
+        handle, array, count, number = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
+        cls.libraries = {cached: ctypes.CDLL(str(build_leaf_buddy(directory, cached))) for cached in (False, True)}
+        for library in cls.libraries.values():
+            for name, result, arguments in (
+                ("create", handle, [count]),
+                ("destroy", None, [handle]),
+                ("alloc", count, [handle, number, number, array, count]),
+                ("free", None, [handle, number, number, array, count]),
+                ("run_ops", count, [handle, number, array, count, array]),
+                ("pairs", count, [handle, number, count]),
+                ("drain", None, [handle]),
+                ("is_whole", number, [handle]),
+            ):
+                function = getattr(library, f"buddy_{name}")
+                function.restype = result
+                function.argtypes = arguments
 
 
 def contenders(gib: int, *, pcp: bool = False) -> dict[str, Buddy]:

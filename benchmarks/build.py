@@ -1,4 +1,4 @@
-"""Compile the compiled consumer and the yardstick, with the machine's C compiler (`CC`, else `cc`)."""
+"""Compile the compiled consumer and the yardsticks, with the machine's C compiler (`CC`, else `cc`)."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def load_module(target: Path) -> Any:
     return module
 
 
-def build_yardstick(directory: Path) -> Path:
+def build_leaf_buddy(directory: Path, cached: bool) -> Path:
+    """Build `leaf_buddy.c` with a lock, and with its caches or without."""
+    target = directory / f"leaf_buddy{'_cached' if cached else ''}.so"
+    return compile_shared(
+        HERE / "leaf_buddy.c", target, "-O3", "-Wall", "-Werror", "-DLOCK", *(["-DCACHE"] if cached else [])
+    )
+
+
+def build_linked_list(directory: Path) -> Path:
     """Build `linked_list_buddy.c`."""
     return compile_shared(HERE / "linked_list_buddy.c", directory / "linked_list_buddy.so", "-O3", "-Wall", "-Werror")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.buddies import LinkedList, PageHint
+from benchmarks.buddies import LeafBuddy, LinkedList, PageHint
 from benchmarks.build import build_consumer
 
 SIZES = "1,16,256"
@@ -88,6 +88,7 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The compiled consumer. With it is built whatever else must be compiled."""
     directory = tmp_path_factory.mktemp("compiled")
     LinkedList.build(directory)
+    LeafBuddy.build(directory)
     PageHint.consumer = build_consumer(directory)
     return PageHint.consumer
 

@@ -6,7 +6,7 @@ The first half uses what `pagehint/_core.pxd` offers to everybody. The second lo
 from cpython.pycapsule cimport PyCapsule_New
 import numpy as np
 
-from libc.stdint cimport int32_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.mman cimport MADV_DONTNEED, madvise
 
 from pagehint cimport (E_ALIGN, E_FREE, E_INSIDE, E_NOMEM, E_NO_ZONE, E_SIZE, E_WITHHELD, MT_MOVABLE, Machine, OK,
@@ -22,6 +22,10 @@ cdef extern from "<sched.h>" nogil:
 cdef extern from *:
     uint64_t swap64 "__atomic_exchange_n" (uint64_t *p, uint64_t value, int order) noexcept nogil
     int SEQ_CST "__ATOMIC_SEQ_CST"
+
+cdef packed struct Op:          # as `OP_DTYPE`
+    uint32_t slot
+    uint16_t order, op
 
 cdef enum:
     FEW = 8                     # pages held at a time
@@ -103,6 +107,42 @@ def free_bulk(PageAllocator pages, uint64_t[::1] pfns, uint64_t batch, int order
         while at < n and rc == OK:
             rc = machine_free_bulk(m, &pfns[at], NULL, order, min(batch, n - at), &refused)
             at += batch
+    accept(rc)
+
+
+def alloc_each(PageAllocator pages, uint64_t[::1] pfns, int order=0):
+    """Fill the array with blocks, one a call."""
+    cdef Machine *m = &pages.memory.m
+    cdef uint64_t i, n = pfns.shape[0]
+    cdef int rc = OK
+    with nogil:
+        for i in range(n):
+            rc |= machine_alloc(m, m.default_zone, order, MT_MOVABLE, WAIT, &pfns[i])
+    accept(rc)
+
+
+def free_each(PageAllocator pages, const uint64_t[::1] pfns, int order=0):
+    """Free the blocks of the array, one a call."""
+    cdef Machine *m = &pages.memory.m
+    cdef uint64_t i, n = pfns.shape[0]
+    cdef int rc = OK
+    with nogil:
+        for i in range(n):
+            rc |= machine_free(m, pfns[i], order, WAIT)
+    accept(rc)
+
+
+def ops_each(PageAllocator pages, const Op[::1] ops, uint64_t[::1] table):
+    """As `PageAllocator.run_ops`, by one call an operation."""
+    cdef Machine *m = &pages.memory.m
+    cdef uint64_t i, n = ops.shape[0]
+    cdef int rc = OK
+    with nogil:
+        for i in range(n):
+            if ops[i].op:
+                rc |= machine_free(m, table[ops[i].slot], ops[i].order, WAIT)
+            else:
+                rc |= machine_alloc(m, m.default_zone, ops[i].order, MT_MOVABLE, WAIT, &table[ops[i].slot])
     accept(rc)
 
 
