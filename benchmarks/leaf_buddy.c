@@ -171,9 +171,9 @@ static inline void give(struct buddy *b, uint64_t page, int order)
     list_push(b, i, order);
 }
 
-/* ---- one call a block */
+/* ---- one call a block: not inlined, as a compiler would make next to nothing of a page that is taken and given back */
 
-static inline uint64_t take_one(struct buddy *b, struct cache *c, int order)
+static __attribute__((noinline)) uint64_t take_one(struct buddy *b, struct cache *c, int order)
 {
     uint64_t page;
 #ifdef CACHE
@@ -195,7 +195,7 @@ static inline uint64_t take_one(struct buddy *b, struct cache *c, int order)
     return page;
 }
 
-static inline void give_one(struct buddy *b, struct cache *c, uint64_t page, int order)
+static __attribute__((noinline)) void give_one(struct buddy *b, struct cache *c, uint64_t page, int order)
 {
 #ifdef CACHE
     if (order == 0) {
