@@ -17,7 +17,18 @@ PACKAGE, COMMAND, HOOK = "pagehint", "pagehint_command", "pagehint_hook"
 # From the ground up: rooms, and files that are in none. Each floor may use those below it. Files of one room may use
 # each other, and so may the files of the lowest floor.
 FLOORS = (
-    ("sizes", "numbers", "errors", "extras", "refusals", "layout", "process_memory", "available_memory", HOOK),
+    (
+        "sizes",
+        "columns",
+        "numbers",
+        "errors",
+        "extras",
+        "refusals",
+        "layout",
+        "process_memory",
+        "available_memory",
+        HOOK,
+    ),
     ("sync",),
     ("zone",),
     ("hinting",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from pagehint.columns import aligned
 from pagehint.sizes import format_size
 
 
@@ -15,12 +16,7 @@ def signed(nr_bytes: int) -> str:
 
 def as_text(title: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """Return a table with its first column on the left, the others on the right, and the notes below it."""
-    widths = [max(map(len, column)) for column in zip(title, *rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in (title, *rows)
-    ]
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+    return "\n".join([*aligned([title, *rows], names=True), *notes])
 
 
 def as_html(title: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:

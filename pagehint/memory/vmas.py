@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pagehint.errors import PageHintError
+from pagehint.process_memory import kibibytes
 
 _SMAPS: Final = Path("/proc/self/smaps")
 _ROLLUP: Final = Path("/proc/self/smaps_rollup")  # Linux 4.14
@@ -33,12 +34,23 @@ def read_vmas() -> list[Vma]:
     """Return the mappings, by address; PageHintError if they cannot be read."""
     vmas = []
     head = None
-    for line in _read(_SMAPS).splitlines():
+    try:
+        lines = _SMAPS.read_bytes().splitlines()
+    except OSError as error:
+        raise PageHintError(f"{_SMAPS} cannot be read, which says what memory this process has: {error}") from error
+    for line in lines:
         if line.startswith(b"Anonymous:") and head is not None:
             start, end, permissions, offset, path = head.groups()
-            kibibytes = int(line.split()[1])
+            anonymous = int(line.split()[1]) << 10
             vmas.append(
-                Vma(int(start, 16), int(end, 16), permissions.decode(), int(offset, 16), _text(path), kibibytes << 10)
+                Vma(
+                    int(start, 16),
+                    int(end, 16),
+                    permissions.decode(),
+                    int(offset, 16),
+                    path.decode(errors="replace"),
+                    anonymous,
+                )
             )
         else:
             head = _HEAD.fullmatch(line) or head
@@ -56,21 +68,6 @@ def anonymous_rss() -> int:
         If neither /proc/self/smaps_rollup nor /proc/self/smaps can be read.
     """
     try:
-        lines = _read(_ROLLUP).splitlines()
-    except PageHintError:
-        lines = []
-    for line in lines:
-        if line.startswith(b"Anonymous:"):
-            return int(line.split()[1]) << 10
-    return sum(vma.anonymous for vma in read_vmas())
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PageHintError(f"{path} cannot be read, which says what memory this process has: {error}") from error
-
-
-def _text(path: bytes) -> str:
-    return path.decode(errors="replace")
+        return kibibytes(_ROLLUP, "Anonymous:") << 10
+    except OSError:
+        return sum(vma.anonymous for vma in read_vmas())

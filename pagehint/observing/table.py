@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pagehint.columns import aligned
 from pagehint.observing.asking import Process
 from pagehint.observing.holdings import Holding
 from pagehint.sizes import format_size
@@ -27,12 +28,8 @@ def overview(processes: Sequence[Process]) -> str:
     if not processes:
         return NOBODY
     rows = [("process", "resident", *(head for head, _ in _COLUMNS)), *(_row(each) for each in processes)]
-    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
     ends = ["command", *(_end(each) for each in processes)]
-    lines = []
-    for row, end in zip(rows, ends, strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, end]))
+    lines = [f"{line}  {end}" for line, end in zip(aligned(rows), ends, strict=True)]
     return "\n".join([*lines, _NOTE])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from textwrap import wrap
 
+from pagehint.columns import aligned
 from pagehint.policies.scores import Score
 
 MIB = 1 << 20
@@ -72,11 +73,7 @@ def as_text(facts: Sequence[str], scores: Sequence[Score]) -> str:
     lines = [*(part for fact in facts for part in wrap(fact, WIDTH, subsequent_indent="  ")), ""]
     if scores:
         table = [*_headings(scores), *_rows(scores)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            lines.append(" ".join([row[0].ljust(len(first)), *rest]).rstrip())
-        lines += ["", *LEGEND.splitlines()]
+        lines += [*aligned(table, names=True, between=" "), "", *LEGEND.splitlines()]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pagehint.columns import aligned
 from pagehint.running.account import Balance
 from pagehint.running.sample import Process
 from pagehint.sizes import format_size
@@ -21,9 +22,7 @@ def summary(ended: Sequence[tuple[Process, Balance | None]], first: int) -> str:
         return "pagehint: no process of the program has imported NumPy, so none had an arena"
     lines = sorted(ended, key=lambda each: each[0].pid != first)  # else in their order
     rows = [_HEAD, *(_row(process, balance, process.pid == first) for process, balance in lines)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*table, _NOTE])
+    return "\n".join([*aligned(rows), _NOTE])
 
 
 def _row(process: Process, balance: Balance | None, program: bool) -> tuple[str, ...]:
