@@ -156,12 +156,14 @@ def main(arguments: list[str]) -> int:
             parser.error(f"{peer} is not installed: pip install 'pagehint[bench]'")
     if options.plot:
         rest = [f"--sizes={PLOT_SIZES}", *rest]
+    os.environ.pop("PYTEST_ADDOPTS", None)  # pytest-benchmark measures nothing in the workers of pytest-xdist
     before = machine()
     with tempfile.TemporaryDirectory() as directory:
         report = options.json or Path(directory) / "report.json"
         fixed = ["-q", "--benchmark-quiet", f"--benchmark-json={report}"]
         status = pytest.main([str(Path(__file__).parent), *fixed, *rest])
         if not report.exists() or not report.stat().st_size:
+            print("benchmarks.compare: nothing was measured", file=sys.stderr)
             return int(status) or 1
         rows = collect(json.loads(report.read_text())["benchmarks"])
     title = f"{before}, at the end {os.getloadavg()[0]:.2f}"
